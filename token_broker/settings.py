@@ -4,6 +4,7 @@
 variable is a field here: its alias is the variable's name, its description the line in `.env.example`.
 """
 
+import base64
 import contextlib
 import difflib
 import ipaddress
@@ -12,15 +13,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
+    EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -51,6 +55,7 @@ __all__ = [
     "ResourceSettings",
     "Settings",
     "SettingsError",
+    "SinkName",
     "StrategyName",
     "UpstreamName",
     "doubts",
@@ -62,6 +67,7 @@ __all__ = [
 
 StrategyName = Literal["ga", "direct_deployment", "project", "unified", "websocket_proxy"]
 UpstreamName = Literal["voice_live", "openai_realtime"]
+SinkName = Literal["zep", "zep_cloud", "http"]
 
 VOICE_LIVE_FIRST_VERSION = "2025-10-01"
 # What a browser sends in `Host`: it writes names with other letters as xn--…
@@ -83,6 +89,7 @@ _READ_BY_LIBRARIES = (
     "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET", "AZURE_CLIENT_CERTIFICATE_PATH", "AZURE_FEDERATED_TOKEN_FILE",
     "AZURE_TOKEN_CREDENTIALS", "SSL_CERT_FILE", "SSL_CERT_DIR",
 )  # fmt: skip
+_WEBHOOK_SECRET_BYTES = 24  # of the specification
 _MAX_HEDGE_DELAY_MS = 60_000
 _UNUSABLE_KEY = "has blanks or characters that no header can carry; copy it once more"
 _IN_QUOTES = "is in quotes, which `docker --env-file` passes on; write the value without them"
@@ -125,6 +132,22 @@ class SettingsError(ValueError):
     def __init__(self, lines: list[str]) -> None:
         super().__init__("\n".join(lines))
         self.lines = lines
+
+
+class _EmptySinks(PydanticBaseSettingsSource):
+    """`BROKER_MEMORY_SINKS=` means none, and an unset one does not; every other variable may be empty for unset."""
+
+    def __init__(self, settings_cls: type[BaseSettings], source: type[EnvSettingsSource]) -> None:
+        super().__init__(settings_cls)
+        self._source = source(settings_cls, env_ignore_empty=False)
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        del field
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        written = self._source.env_vars.get("BROKER_MEMORY_SINKS")
+        return {"BROKER_MEMORY_SINKS": ()} if written is not None and not written.strip() else {}
 
 
 class Settings(BaseSettings):
@@ -396,8 +419,22 @@ class Settings(BaseSettings):
         alias="BROKER_DATABASE_URL",
         description="sqlite+aiosqlite:///… (one process) or postgresql+asyncpg://… (several)",
     )
-    zep_api_key: SecretStr | None = Field(None, alias="ZEP_API_KEY", description="set: turns go to Zep")
+    memory_sinks: Annotated[tuple[SinkName, ...] | None, NoDecode, BeforeValidator(_split)] = Field(
+        None,
+        alias="BROKER_MEMORY_SINKS",
+        description="where turns go, too: zep, zep_cloud, http, or several; unset: zep if ZEP_API_KEY is set; empty: "
+        "nowhere (docs/memory.md)",
+    )
+    zep_api_key: SecretStr | None = Field(None, alias="ZEP_API_KEY", description="the key of zep and zep_cloud")
     zep_api_url: str | None = Field(None, alias="ZEP_API_URL", description="Zep's base URL where it is not the cloud")
+    memory_http_url: str | None = Field(
+        None, alias="BROKER_MEMORY_HTTP_URL", description="where the sink http posts signed events (docs/memory.md)"
+    )
+    memory_http_secret: SecretStr | None = Field(
+        None,
+        alias="BROKER_MEMORY_HTTP_SECRET",
+        description="what it signs with: whsec_ and base64 of at least 24 bytes; several, separated by blanks",
+    )
     retention_days: int = Field(
         0, ge=0, le=36_500, alias="BROKER_RETENTION_DAYS", description="turns older than this are deleted; 0 keeps them"
     )
@@ -473,10 +510,16 @@ class Settings(BaseSettings):
         description="the same, in bytes; whichever is reached first",
     )
     delivery_timeout_s: _Seconds = Field(
-        10, alias="BROKER_DELIVERY_TIMEOUT_S", description="longest delivery to Zep; a lease lasts three times as long"
+        10,
+        alias="BROKER_DELIVERY_TIMEOUT_S",
+        description="longest delivery to a sink; a lease lasts three times as long",
     )
     delivery_concurrency: int = Field(
-        8, ge=1, le=256, alias="BROKER_DELIVERY_CONCURRENCY", description="sessions delivered at once by one process"
+        8,
+        ge=1,
+        le=256,
+        alias="BROKER_DELIVERY_CONCURRENCY",
+        description="sessions delivered at once by one process to one sink",
     )
     delivery_attempts: int = Field(
         20,
@@ -709,6 +752,13 @@ class Settings(BaseSettings):
         return self.azure_auth != "key"
 
     @property
+    def sinks(self) -> tuple[SinkName, ...]:
+        """Where turns go beside the store, in the order of their names' bits in the store."""
+        if self.memory_sinks is not None:
+            return self.memory_sinks
+        return ("zep",) if self.zep_api_key is not None else ()
+
+    @property
     def wants_traces(self) -> bool:
         """Whether traces are on."""
         return self.otel == "on" or (self.otel == "auto" and self.otlp_endpoint is not None)
@@ -746,8 +796,9 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments override the environment, which overrides `.env`. There is no other source."""
-        del settings_cls, file_secret_settings
-        return init_settings, env_settings, dotenv_settings
+        del file_secret_settings
+        empty = (_EmptySinks(settings_cls, source) for source in (EnvSettingsSource, DotEnvSettingsSource))
+        return init_settings, env_settings, next(empty), dotenv_settings, next(empty)
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
@@ -902,7 +953,8 @@ def _line(loc: tuple[int | str, ...], message: str) -> str:
 
 def _faults(settings: Settings) -> list[str]:
     """Faults that pydantic's check of single fields does not find."""
-    return [*_endpoint_faults(settings), *_auth_faults(settings), *_store_faults(settings), *_list_faults(settings)]
+    parts = (_endpoint_faults, _auth_faults, _store_faults, _sink_faults, _list_faults)
+    return [fault for part in parts for fault in part(settings)]
 
 
 def _endpoint_faults(settings: Settings) -> list[str]:
@@ -1007,11 +1059,77 @@ def _store_faults(settings: Settings) -> list[str]:
     return faults
 
 
+def _sink_faults(settings: Settings) -> list[str]:
+    sinks, faults = set(settings.sinks), []
+    if {"zep", "zep_cloud"} <= sinks:
+        faults.append("BROKER_MEMORY_SINKS: has zep and zep_cloud; one key is of one of them, so name that one")
+    if sinks & {"zep", "zep_cloud"} and settings.zep_api_key is None:
+        faults.append("ZEP_API_KEY: missing; BROKER_MEMORY_SINKS names a sink that needs it")
+    if "zep_cloud" in sinks and find_spec("zep_cloud") is None:
+        faults.append("BROKER_MEMORY_SINKS: zep_cloud needs its package: pip install 'voice-token-broker[zep-cloud]'")
+    if "http" in sinks:
+        faults += [
+            f"{name}: missing; the sink http of BROKER_MEMORY_SINKS needs it"
+            for name, value in (
+                ("BROKER_MEMORY_HTTP_URL", settings.memory_http_url),
+                ("BROKER_MEMORY_HTTP_SECRET", settings.memory_http_secret),
+            )
+            if value is None
+        ]
+    if settings.memory_http_url is not None and (why := _hook_url_fault(settings.memory_http_url)):
+        faults.append(f"BROKER_MEMORY_HTTP_URL: {why}")
+    if settings.memory_http_secret is not None and not _is_webhook_secret(settings.memory_http_secret):
+        faults.append(
+            "BROKER_MEMORY_HTTP_SECRET: should be whsec_ and the base64 of 24 random bytes or more; "
+            'echo "whsec_$(openssl rand -base64 32)" makes one'
+        )
+    return faults
+
+
+def _hook_url_fault(url: str) -> str | None:
+    """What is wrong with the URL of a hook; never repeats it, since its query may be a secret."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        return "is not a URL"
+    if parts.scheme not in {"http", "https"} or not host or any(char.isspace() for char in url):
+        return "should be a URL such as https://memory.example.com/events"
+    if parts.username is not None or parts.password is not None or parts.fragment:
+        return "must carry no user, password or fragment"
+    if parts.scheme == "http" and not (is_loopback(host) or _is_private(host)):
+        return "is plain http to the internet: what was said would be readable on the way; use https"
+    return None
+
+
+def _is_private(host: str) -> bool:
+    """Whether a host is of a closed network, by its name or address."""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith((".internal", ".local", ".svc"))
+
+
+def _is_webhook_secret(secret: SecretStr) -> bool:
+    """Whether all of it is secrets as Standard Webhooks has them, separated by blanks."""
+    parts = secret.get_secret_value().split()
+    for part in parts:
+        encoded = part.removeprefix("whsec_")
+        try:
+            key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+        except ValueError:
+            return False
+        if encoded == part or len(key) < _WEBHOOK_SECRET_BYTES:
+            return False
+    return bool(parts)
+
+
 def _list_faults(settings: Settings) -> list[str]:
     faults = []
     for name, values in (
         ("BROKER_TOKEN_STRATEGIES", settings.token_strategies),
         ("BROKER_PROXY_UPSTREAMS", settings.proxy_upstreams),
+        ("BROKER_MEMORY_SINKS", settings.sinks),
     ):
         if len(set(values)) != len(values):
             faults.append(f"{name}: has a name twice; each may be there once")

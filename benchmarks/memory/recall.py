@@ -71,7 +71,7 @@ async def say(database: Database, user: str, sessions: Sequence[Sequence[str]]) 
     for number, said in enumerate(sessions):
         who = owner(f"recalled-{user}-{number:04}", principal=user, epoch=number)
         batch = [ArrivedTurn(turn(f"r{n}", text, by=who, sequence=n), arrivals.next()) for n, text in enumerate(said)]
-        work = partial(insert_turns, batch=batch, now_s=time.time(), unknown=[(who, "elena")], queue=False)
+        work = partial(insert_turns, batch=batch, now_s=time.time(), unknown=[(who, "elena")], sinks=[])
         await database.write(work)
     return owner(f"recalled-{user}-asks", principal=user, epoch=len(sessions))
 

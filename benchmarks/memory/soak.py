@@ -1,10 +1,10 @@
 """`kill -9` of the broker at random moments under load, many times; then every acknowledged turn is looked for.
 
-    python -m benchmarks.memory.soak [--kills 200] [--store sqlite|postgresql] [--sink zep|local] [--seed 1]
+    python -m benchmarks.memory.soak [--kills 200] [--store sqlite|postgresql] [--sinks zep,http] [--seed 1]
 
 Eight writers say one turn after the other, each again until it is acknowledged. Afterwards each acknowledged turn has
-to be in the store once, in order, and at a fake for Zep at least once, in order; without Zep, in SQLite's index of
-words, which has to be sound. Exits 1 where one is missing.
+to be in the store once, in order, and at each sink (fakes for Zep and for a receiver of webhooks) at least once, in
+order; without a sink (`--sinks ""`), in SQLite's index of words, which has to be sound. Exits 1 where one is missing.
 """
 
 import argparse
@@ -12,49 +12,56 @@ import asyncio
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 from tests.memory.support.killing import Report, kill_and_check
+from tests.memory.support.receiver import running_receiver
 from tests.memory.support.zep import running_zep
 from tests.support.databases import postgres_server, sqlite_url
 
 
-async def soak(folder: Path, database_url: str, sink: str, kills: int, seed: int) -> Report:
+async def soak(folder: Path, database_url: str, sinks: Sequence[str], kills: int, seed: int) -> Report:
     load: dict[str, Any] = {"kills": kills, "writers": 8, "seed": seed, "longest_life_s": 1, "pause_s": 0}
-    if sink == "local":
-        return await kill_and_check(folder, database_url, None, **load)
-    async with running_zep() as zep:
-        return await kill_and_check(folder, database_url, zep, **load)
+    async with AsyncExitStack() as stack:
+        zep = await stack.enter_async_context(running_zep()) if "zep" in sinks else None
+        receiver = await stack.enter_async_context(running_receiver()) if "http" in sinks else None
+        return await kill_and_check(folder, database_url, zep, receiver=receiver, **load)
 
 
-def run(store: str, sink: str, kills: int, seed: int) -> Report:
+def run(store: str, sinks: Sequence[str], kills: int, seed: int) -> Report:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if store == "sqlite":
-            return asyncio.run(soak(folder, sqlite_url(folder), sink, kills, seed))
+            return asyncio.run(soak(folder, sqlite_url(folder), sinks, kills, seed))
         with postgres_server(fsync=True) as server:
-            return asyncio.run(soak(folder, asyncio.run(server.create()), sink, kills, seed))
+            return asyncio.run(soak(folder, asyncio.run(server.create()), sinks, kills, seed))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--store", choices=["sqlite", "postgresql"], action="append")
-    parser.add_argument("--sink", choices=["zep", "local"], default="zep")
+    parser.add_argument("--sinks", default="zep,http", help="zep, http, both, or none")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    sinks = [name for name in arguments.sinks.split(",") if name]
+    if unknown := set(sinks) - {"zep", "http"}:
+        parser.error(f"--sinks: no fake for {', '.join(sorted(unknown))}")
     for store in arguments.store or ["sqlite", "postgresql"]:
         began_s = time.monotonic()
         try:
-            report = run(store, arguments.sink, arguments.kills, arguments.seed)
+            report = run(store, sinks, arguments.kills, arguments.seed)
         except AssertionError as error:
             print(f"{store}: FAILED: {error}")
             sys.exit(1)
-        ends = {"zep": "all delivered", "local": "all words indexed" if store == "sqlite" else "none delivered"}
+        indexed = "all words indexed" if store == "sqlite" else "none delivered"
+        ends = f"all delivered to {' and '.join(sinks)}" if sinks else indexed
         print(
             f"{store}: {report.kills} kills in {time.monotonic() - began_s:.0f} s, {report.turns} turns acknowledged, "
-            f"all there once and in order, {ends[arguments.sink]}; {report.repeated_requests} requests and "
+            f"all there once and in order, {ends}; {report.repeated_requests} requests and "
             f"{report.repeated_deliveries} deliveries were repeated"
         )
 

@@ -35,13 +35,12 @@ from tests.memory.support.stores import opened
 from tests.memory.support.turns import owner, turn
 from tests.support.databases import PostgresServer, postgres_server, sqlite_url
 from tests.support.machine import StolenTime
-from token_broker.memory.delivery.local import LocalSink
 from token_broker.memory.delivery.worker import DeliveryPolicy, DeliveryWorker
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.ingest.group_commit import ArrivalClock
 from token_broker.memory.store.turn_writes import insert_turns
-from token_broker.memory.types import ArrivedTurn
+from token_broker.memory.types import ArrivedTurn, DeliveryBatch, Notice, SinkErasure, SinkName
 from token_broker.settings import Settings
 
 SESSIONS = 256
@@ -186,7 +185,33 @@ async def fill(database: Database, count: int) -> None:
             for n in numbers
         ]
         unknown = [(who, "elena") for who in owners.values()] if start < _FILLED_SESSIONS else []
-        await database.write(partial(insert_turns, batch=batch, now_s=time.time(), unknown=unknown, queue=False))
+        await database.write(partial(insert_turns, batch=batch, now_s=time.time(), unknown=unknown, sinks=[]))
+
+
+class NullSink:
+    """A sink that takes everything at once."""
+
+    name: SinkName = "zep"
+    max_turns = 30
+    max_bytes: int | None = None
+    keeps_batches = False
+    takes_notices = False
+
+    async def deliver(self, batch: DeliveryBatch) -> None:
+        """Takes it."""
+
+    async def tell(self, notice: Notice) -> None:
+        """Takes it."""
+
+    async def erase(self, erasure: SinkErasure) -> None:
+        """Has nothing."""
+
+    async def is_done(self, task: str) -> bool:
+        """It has no tasks."""
+        return bool(task)
+
+    async def aclose(self) -> None:
+        """Has nothing open."""
 
 
 async def drain(url: str, count: int) -> Result:
@@ -196,9 +221,9 @@ async def drain(url: str, count: int) -> Result:
         for number in range(count // 30):
             who = owner(f"drained-{drained}-{number:05}")
             batch = [ArrivedTurn(turn(f"d{n}", content(n), by=who, sequence=n + 1), arrivals.next()) for n in range(30)]
-            work = partial(insert_turns, batch=batch, now_s=time.time(), unknown=[(who, "elena")], queue=True)
+            work = partial(insert_turns, batch=batch, now_s=time.time(), unknown=[(who, "elena")], sinks=["zep"])
             await database.write(work)
-        worker = DeliveryWorker(database, LocalSink(), DeliveryPolicy(), clock=time.time)
+        worker = DeliveryWorker(database, NullSink(), DeliveryPolicy(), clock=time.time)
         began_s, running = time.perf_counter(), asyncio.create_task(worker.run())
         while worker.counts.delivered < count // 30 * 30:  # noqa: ASYNC110  # it tells nobody, and need not
             await asyncio.sleep(0.005)

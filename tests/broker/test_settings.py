@@ -13,6 +13,7 @@ from token_broker.settings import Settings, SettingsError, doubts, unknown_varia
 
 ROOT = Path(__file__).parents[2]
 LONG = "k" * 32
+WEBHOOK_SECRET = f"whsec_{'a' * 43}="
 
 
 def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
@@ -34,6 +35,17 @@ def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
         ({"BROKER_PUBLIC_URL": "https://sprech-bücher.example"}, "BROKER_PUBLIC_URL"),  # browsers send xn--…
         ({"BROKER_PUBLIC_URL": "https://*.example.com"}, "BROKER_PUBLIC_URL"),
         ({"ZEP_API_URL": "zep"}, "ZEP_API_URL"),
+        ({"BROKER_MEMORY_SINKS": "zep"}, "ZEP_API_KEY"),
+        ({"BROKER_MEMORY_SINKS": "redis"}, "BROKER_MEMORY_SINKS"),
+        ({"BROKER_MEMORY_SINKS": "zep,zep", "ZEP_API_KEY": "secret-of-zep"}, "BROKER_MEMORY_SINKS"),
+        ({"BROKER_MEMORY_SINKS": "zep,zep_cloud", "ZEP_API_KEY": "secret-of-zep"}, "BROKER_MEMORY_SINKS"),
+        ({"BROKER_MEMORY_SINKS": "http", "BROKER_MEMORY_HTTP_SECRET": WEBHOOK_SECRET}, "BROKER_MEMORY_HTTP_URL"),
+        ({"BROKER_MEMORY_SINKS": "http", "BROKER_MEMORY_HTTP_URL": "https://x.example"}, "BROKER_MEMORY_HTTP_SECRET"),
+        ({"BROKER_MEMORY_HTTP_SECRET": "whsec_c2hvcnQtc2VjcmV0"}, "BROKER_MEMORY_HTTP_SECRET"),
+        ({"BROKER_MEMORY_HTTP_SECRET": "a-long-secret-that-is-no-base64-of-anything"}, "BROKER_MEMORY_HTTP_SECRET"),
+        ({"BROKER_MEMORY_HTTP_URL": "http://memory.example.com/?secret=1"}, "BROKER_MEMORY_HTTP_URL"),
+        ({"BROKER_MEMORY_HTTP_URL": "https://ann:secret@memory.example.com/"}, "BROKER_MEMORY_HTTP_URL"),
+        ({"BROKER_MEMORY_HTTP_URL": "memory.example.com/secret"}, "BROKER_MEMORY_HTTP_URL"),
         ({"AZURE_VOICELIVE_KEY": "two words-secret"}, "AZURE_VOICELIVE_KEY"),
         ({"AZURE_VOICELIVE_KEY": "schlüssel-secret"}, "AZURE_VOICELIVE_KEY"),
         ({"AZURE_VOICELIVE_AUTH": "key"}, "AZURE_VOICELIVE_KEY"),
@@ -497,3 +509,35 @@ def test_three_agents_are_built_in() -> None:
     )
     assert file["agents"]["sage"]["inherits"] == "elena"
     assert len({agent.instructions for agent in book.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("variables", "sinks"),
+    [
+        ({}, ()),
+        ({"ZEP_API_KEY": "z"}, ("zep",)),
+        ({"ZEP_API_KEY": "z", "BROKER_MEMORY_SINKS": ""}, ()),
+        ({"ZEP_API_KEY": "z", "BROKER_MEMORY_SINKS": " "}, ()),
+        ({"ZEP_API_KEY": "z", "BROKER_MEMORY_SINKS": "zep_cloud"}, ("zep_cloud",)),
+        (
+            {
+                "ZEP_API_KEY": "z",
+                "BROKER_MEMORY_SINKS": "http, zep_cloud",
+                "BROKER_MEMORY_HTTP_URL": "http://memory:8000/events?tenant=1",
+                "BROKER_MEMORY_HTTP_SECRET": f"{WEBHOOK_SECRET} {WEBHOOK_SECRET}",
+            },
+            ("http", "zep_cloud"),
+        ),
+    ],
+)
+def test_sinks_of_variables(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], sinks: tuple[str, ...]) -> None:
+    assert load(monkeypatch, **variables).sinks == sinks
+
+
+@pytest.mark.parametrize(("line", "sinks"), [("BROKER_MEMORY_SINKS=", ()), ("BROKER_MEMORY_SINKS=zep", ("zep",))])
+def test_sinks_of_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, sinks: tuple[str, ...]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text(f"ZEP_API_KEY=z\n{line}\n")
+    assert Settings.load().sinks == sinks
+    monkeypatch.setenv("BROKER_MEMORY_SINKS", "")
+    assert Settings.load().sinks == ()

@@ -181,6 +181,9 @@ RUN = {
     "curl --silent https://<the broker's URL>/api/v1/voice/status": r'"voicelive_configured":true',
     "token-broker outbox list": r"0 queued, 0 dead",
     "token-broker outbox retry": r"0 queued again",
+    "token-broker export --user ann --out ann.jsonl": r"No session of this user is stored: is it right\?",
+    "token-broker forget --user ann": r"0 turns forgotten\n(.*\n)*files: done",
+    "token-broker forget --session ID": r"0 turns forgotten",
     "token-broker block --principal easyauth:aad:6f1d0a52-3c1b-4a55-9d5e-0c7f3b8e2d11": (
         r"principal easyauth:aad:6f1d.* (is blocked, everywhere within two seconds|was blocked already)"
     ),

@@ -11,9 +11,11 @@ from pydantic import SecretStr
 from tests.doctor.support import settings_for
 from tests.memory.support.zep import KEY as ZEP_KEY
 from tests.memory.support.zep import running_zep
+from tests.memory.support.zep_cloud import KEY as CLOUD_KEY
+from tests.memory.support.zep_cloud import running_zep_cloud
 from tests.support.databases import PostgresServer
 from token_broker.doctor.checks import CheckStatus
-from token_broker.doctor.stores import examine_database, examine_zep, judge_revision, judge_zep
+from token_broker.doctor.stores import examine_database, examine_sinks, examine_zep, judge_revision, judge_zep
 from token_broker.memory.store.tables import SCHEMA_REVISION
 
 
@@ -104,13 +106,12 @@ async def nowhere() -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def test_unused_zep_is_not_asked(nowhere: httpx.AsyncClient) -> None:
-    assert await examine_zep(settings_for(None), nowhere) is None
+async def test_unused_sinks_are_not_asked(nowhere: httpx.AsyncClient) -> None:
+    assert await examine_sinks(settings_for(None), nowhere) == []
 
 
 async def test_silent_zep_fails_and_hides_its_key(nowhere: httpx.AsyncClient) -> None:
     check = await examine_zep(settings_for(None, zep_api_key=SecretStr("canary-zep")), nowhere)
-    assert check is not None
     assert (check.status, "none is lost" in check.remediation) == (CheckStatus.FAILED, True)
     assert "canary" not in str(check)
 
@@ -119,11 +120,58 @@ async def test_zep_key_is_tried_on_an_unknown_session() -> None:
     async with running_zep() as zep, httpx.AsyncClient() as client:
         right = await examine_zep(settings_for(None, zep_api_key=SecretStr(ZEP_KEY), zep_api_url=zep.base_url), client)
         wrong = await examine_zep(settings_for(None, zep_api_key=SecretStr("other"), zep_api_url=zep.base_url), client)
-        assert zep.sessions == {}
-    assert right is not None
-    assert wrong is not None
+        assert (zep.users, zep.sessions, zep.messages) == ({}, {}, {})
+        assert "POST /sessions" in zep.requests
     assert (right.status, wrong.status) == (CheckStatus.OK, CheckStatus.FAILED)
     assert "ZEP_API_KEY" in wrong.remediation
+
+
+async def test_zep_cloud_routes_are_tried() -> None:
+    async with running_zep_cloud() as zep, httpx.AsyncClient() as client:
+        settings = settings_for(
+            None, memory_sinks=("zep_cloud",), zep_api_key=SecretStr(CLOUD_KEY), zep_api_url=zep.base_url
+        )
+        (check,) = await examine_sinks(settings, client)
+        assert (check.name, check.status) == ("zep_cloud", CheckStatus.OK)
+        assert (zep.users, zep.threads, zep.messages) == ({}, {}, {})
+
+
+async def test_zep_of_other_version_is_told() -> None:
+    """Today's Zep Cloud answers the routes of zep-python with 404s of its own shape."""
+    async with running_zep_cloud() as zep, httpx.AsyncClient() as client:
+        settings = settings_for(None, zep_api_key=SecretStr(CLOUD_KEY), zep_api_url=zep.base_url)
+        check = await examine_zep(settings, client)
+    assert check.status is CheckStatus.FAILED
+    assert "BROKER_MEMORY_SINKS=zep_cloud" in check.remediation
+
+
+async def test_all_404_in_shape_of_zep_is_told() -> None:
+    def refuse(_request: httpx.Request) -> httpx.Response:
+        return httpx.Response(404, json={"message": "not found"})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(refuse)) as client:
+        check = await examine_zep(settings_for(None, zep_api_key=SecretStr("key")), client)
+    assert check.status is CheckStatus.FAILED
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(204, "ok"), (405, "ok"), (401, "ok"), (301, "failed"), (410, "failed"), (503, "warning")],
+)
+async def test_http_sink_is_looked_at(status: int, expected: str) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.method == "OPTIONS"
+        return httpx.Response(status, headers={"location": "https://elsewhere.example.com"})
+
+    settings = settings_for(
+        None,
+        memory_sinks=("http",),
+        memory_http_url="https://memory.example.com/events",
+        memory_http_secret=SecretStr(f"whsec_{'a' * 43}="),
+    )
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        (check,) = await examine_sinks(settings, client)
+    assert (check.name, check.status.value) == ("http sink", expected)
 
 
 @pytest.mark.parametrize(

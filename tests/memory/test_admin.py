@@ -5,8 +5,9 @@ from functools import partial
 import pytest
 
 from tests.memory.conftest import MakeSettings
+from tests.memory.support.faults import Fault
 from tests.memory.support.turns import SESSION, owner, turn
-from tests.memory.support.zep import Fault, Zep
+from tests.memory.support.zep import Zep
 from tests.support.waiting import eventually
 from token_broker.memory.maintenance import open_maintenance
 from token_broker.memory.service import Memory

@@ -44,7 +44,7 @@ async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
 
 async def put(database: SqliteDatabase, count: int = 1, content: str = "hello") -> None:
     batch = [ArrivedTurn(turn(content=content), arrivals.next()) for _ in range(count)]
-    await database.write(partial(insert_turns, batch=batch, now_s=1.0, unknown=[(owner(), "elena")], queue=False))
+    await database.write(partial(insert_turns, batch=batch, now_s=1.0, unknown=[(owner(), "elena")], sinks=[]))
 
 
 def log_of(database: SqliteDatabase) -> Path:

@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner, Result
 from pydantic import SecretStr
 
+from tests.memory.support.stores import MAKE_DEAD
 from tests.memory.support.turns import SESSION, turn
 from tests.support.broker import environment, run_command
 from tests.support.databases import sqlite_url
 from token_broker.cli.main import main
 from token_broker.memory.service import Memory
-from token_broker.memory.types import Delivery
 from token_broker.settings import Settings
 
 FEW, MANY = 3, 1100  # the second more than two transactions' worth
@@ -42,7 +42,8 @@ async def dead_letters(count: int, folder: Path) -> dict[str, str]:
         await memory.ready()
         await memory.append([turn(f"t{number}", sequence=number) for number in range(count)])
     with sqlite3.connect(folder / "memory.db") as connection:
-        connection.execute("UPDATE turns SET delivery = ?, dead_reason = 'refused'", (Delivery.DEAD,))
+        for statement in MAKE_DEAD:
+            connection.execute(statement)
     connection.close()
     return environment(folder, None, BROKER_DATABASE_URL=url)
 
@@ -83,7 +84,7 @@ async def test_retry_in_pipe_writes_one_line(tmp_path: Path) -> None:
     finished = await run_command("outbox", "retry", env=env, cwd=tmp_path)
     assert (finished.code, finished.out, finished.err) == (0, f"{MANY} queued again\n", "")
     listed = await run_command("outbox", "list", env=env, cwd=tmp_path)
-    assert listed.out == f"{MANY} queued, 0 dead\n"
+    assert listed.out == f"{MANY} queued, 0 dead\nzep: {MANY} queued, 0 dead\n"
 
 
 async def test_long_retry_on_terminal_shows_progress(tmp_path: Path, script: Path) -> None:
@@ -122,10 +123,11 @@ async def test_forget_reports_unknown_session(tmp_path: Path, monkeypatch: pytes
     env = await dead_letters(FEW, tmp_path)
     run = partial(run_here, "forget", "--session", env=env, monkeypatch=monkeypatch)
     unknown = await run("another-session-01")
-    assert (unknown.exit_code, unknown.stdout) == (0, "0 turns forgotten\n")
+    receipt = "files: done; backups of the database: not touched\n"
+    assert (unknown.exit_code, unknown.stdout) == (0, f"0 turns forgotten\n{receipt}")
     assert "is the id right?" in unknown.stderr
     known = await run(SESSION)
-    assert (known.exit_code, known.stdout, known.stderr) == (0, f"{FEW} turns forgotten\n", "")
+    assert (known.exit_code, known.stdout, known.stderr) == (0, f"{FEW} turns forgotten\n{receipt}", "")
 
 
 # --- the shell
@@ -145,7 +147,7 @@ async def shell(commands: str, script: Path, env: dict[str, str]) -> str:
 COMPLETIONS = [
     ("do", ["doctor"]),
     ("outbox re", ["retry"]),
-    ("outbox retry --s", ["--session"]),
+    ("outbox retry --s", ["--session", "--sink"]),
     ("simulate --kind d", ["direct"]),
 ]
 

@@ -10,58 +10,18 @@ import pytest
 from pydantic import SecretStr
 
 from tests.memory.conftest import MakeSettings
+from tests.memory.support.delivering import Clock, Delivering, a_talk
+from tests.memory.support.faults import Fault
 from tests.memory.support.turns import SESSION, owner, turn
-from tests.memory.support.zep import KEY, Fault, Zep
+from tests.memory.support.zep import KEY, Zep
 from tests.support.waiting import eventually
 from token_broker.memory.delivery.worker import DeliveryPolicy, DeliveryWorker
 from token_broker.memory.delivery.zep import ZepMemory
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.ingest.group_commit import ArrivalClock
 from token_broker.memory.service import Memory
 from token_broker.memory.store.dead_letters import list_dead
-from token_broker.memory.store.outbox import OutboxStatus, read_status
-from token_broker.memory.store.turn_writes import insert_turns
-from token_broker.memory.types import ArrivedTurn, DeliveryBatch, Turn
-from token_broker.security.tokens import Owner
-
-
-class Clock:
-    """A time that goes only when it is told to."""
-
-    def __init__(self) -> None:
-        self.now_s = 1_000_000_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-class Delivering:
-    """A worker driven by hand, on a store and a Zep."""
-
-    def __init__(self, database: Database, zep: Zep, clock: Clock, **policy: float) -> None:
-        self.database, self.clock = database, clock
-        self.sink = ZepMemory(SecretStr(KEY), zep.base_url, timeout_s=5)
-        self.worker = DeliveryWorker(database, self.sink, DeliveryPolicy(**policy), clock=clock)  # type: ignore[arg-type]
-        self._arrivals = ArrivalClock(clock)
-
-    async def queue(self, *turns: Turn) -> None:
-        batch = [ArrivedTurn(said, self._arrivals.next()) for said in turns]
-        unknown = [(said.owner, said.agent_id) for said in turns]
-        work = partial(insert_turns, batch=batch, now_s=self.clock(), unknown=unknown, queue=True)
-        await self.database.write(work)
-
-    async def rounds(self, *, seconds: float = 0, step_s: float = 1) -> None:
-        """Works through what is due, again and again while the time goes on."""
-        end_s = self.clock.now_s + seconds
-        while True:
-            while await self.worker.round():
-                await self.worker.idle()
-            if self.clock.now_s >= end_s:
-                return
-            self.clock.now_s += step_s
-
-    async def read_status(self) -> OutboxStatus:
-        return await self.database.read(read_status)
+from token_broker.memory.store.outbox import OutboxStatus
+from token_broker.memory.types import DeliveryBatch
 
 
 @pytest.fixture
@@ -72,13 +32,9 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def delivering(database: Database, zep: Zep, clock: Clock) -> AsyncIterator[Delivering]:
-    delivering = Delivering(database, zep, clock, max_attempts=5)
+    delivering = Delivering(database, ZepMemory(SecretStr(KEY), zep.base_url, timeout_s=5), clock, max_attempts=5)
     yield delivering
     await delivering.sink.aclose()
-
-
-def a_talk(count: int, *, by: Owner | None = None) -> list[Turn]:
-    return [turn(f"t{number:03}", by=by, sequence=number) for number in range(1, count + 1)]
 
 
 async def test_talk_arrives_in_ordered_batches(delivering: Delivering, zep: Zep) -> None:
@@ -182,33 +138,33 @@ async def test_crash_before_settling_repeats_nothing(
 async def test_stopped_worker_still_settles(delivering: Delivering, database: Database, zep: Zep, clock: Clock) -> None:
     delivered = asyncio.Event()
 
-    class Telling:
+    class Telling(ZepMemory):
         async def deliver(self, batch: DeliveryBatch) -> None:
             await delivering.sink.deliver(batch)
             delivered.set()
 
-        async def erase(self, principal: str, session_id: str) -> None: ...
-
-    worker = DeliveryWorker(database, Telling(), DeliveryPolicy(), clock=clock)
+    telling = Telling(SecretStr(KEY), zep.base_url, timeout_s=5)
+    worker = DeliveryWorker(database, telling, DeliveryPolicy(), clock=clock)
     await delivering.queue(*a_talk(3))
     running = asyncio.create_task(worker.run())
     await delivered.wait()
     running.cancel()
     await asyncio.wait({running})
+    await telling.aclose()
     assert (await delivering.read_status()).queued == 0
 
 
-async def test_broken_sink_loses_no_turn(delivering: Delivering, database: Database, clock: Clock) -> None:
-    class Broken:
+async def test_broken_sink_loses_no_turn(delivering: Delivering, database: Database, clock: Clock, zep: Zep) -> None:
+    class Broken(ZepMemory):
         async def deliver(self, batch: DeliveryBatch) -> None:
             raise KeyError(batch.session_id)
 
-        async def erase(self, principal: str, session_id: str) -> None: ...
-
-    worker = DeliveryWorker(database, Broken(), DeliveryPolicy(), clock=clock)
+    broken = Broken(SecretStr(KEY), zep.base_url, timeout_s=5)
+    worker = DeliveryWorker(database, broken, DeliveryPolicy(), clock=clock)
     await delivering.queue(*a_talk(2))
     assert await worker.round() == 1
     await worker.idle()
+    await broken.aclose()
     assert (await delivering.read_status()).queued == 2
     assert worker.last_failure == "the sink broke (KeyError)"
 
@@ -218,7 +174,9 @@ async def test_refused_erasure_is_retried(delivering: Delivering, zep: Zep, zep_
 
     await delivering.queue(*a_talk(2, by=owner(principal="ann")))
     await delivering.rounds()
-    maintenance = Maintenance(delivering.database, erase=True, lease_s=30, session_token_s=7200, clock=delivering.clock)
+    maintenance = Maintenance(
+        delivering.database, sinks=["zep"], lease_s=30, session_token_s=7200, clock=delivering.clock
+    )
     zep.faults.append(Fault("status", status=503, times=3))
     assert await maintenance.erase_user("ann") == 2
     await delivering.rounds(seconds=300, step_s=10)

@@ -31,7 +31,7 @@ async def database(tmp_path: Any) -> AsyncIterator[Obstinate]:
 
 @pytest.fixture
 async def writer(database: Obstinate) -> AsyncIterator[GroupWriter]:
-    writer = GroupWriter(database, queue=False, gather_s=0, clock=lambda: 1000.0, on_stored=lambda _sessions: None)
+    writer = GroupWriter(database, gather_s=0, clock=lambda: 1000.0, on_stored=lambda _sessions: None)
     running = asyncio.create_task(writer.run())
     yield writer
     running.cancel()

@@ -120,7 +120,7 @@ async def test_question_that_repeats_an_old_one_is_kept(make_settings: MakeSetti
 async def test_mark_waits_for_a_store_that_is_away(tmp_path: Path) -> None:
     async with opened(connect(SecretStr(sqlite_url(tmp_path)), timeout_s=10, patience_s=5)) as real:
         database = Obstinate(real)
-        writer = GroupWriter(database, queue=False, gather_s=0, clock=lambda: 1000.0, on_stored=lambda _sessions: None)
+        writer = GroupWriter(database, gather_s=0, clock=lambda: 1000.0, on_stored=lambda _sessions: None)
         buffer = IngestBuffer(writer, max_turns=100, max_bytes=1_000_000)
         tasks = [asyncio.create_task(work()) for work in (writer.run, buffer.run)]
         database.error = StoreAwayError("disk full")
@@ -137,7 +137,7 @@ async def test_mark_waits_for_a_store_that_is_away(tmp_path: Path) -> None:
 
 async def test_full_buffer_counts_what_it_loses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with opened(connect(SecretStr(sqlite_url(tmp_path)), timeout_s=10, patience_s=5)) as real:
-        writer = GroupWriter(real, queue=False, gather_s=0, clock=lambda: 1000.0, on_stored=lambda _sessions: None)
+        writer = GroupWriter(real, gather_s=0, clock=lambda: 1000.0, on_stored=lambda _sessions: None)
         buffer = IngestBuffer(writer, max_turns=1, max_bytes=1_000_000)
         assert buffer.offer(said("A story.", "a"))
         assert not buffer.mark_interrupted(Interruption(owner(), "a"))
@@ -149,7 +149,7 @@ async def test_refused_turn_does_not_take_the_mark_with_it(tmp_path: Path) -> No
     async with opened(connect(SecretStr(sqlite_url(tmp_path)), timeout_s=10, patience_s=5)) as real:
         database = Obstinate(real)
         database.refuses = "bad"
-        writer = GroupWriter(database, queue=False, gather_s=0, clock=lambda: 1000.0, on_stored=lambda _sessions: None)
+        writer = GroupWriter(database, gather_s=0, clock=lambda: 1000.0, on_stored=lambda _sessions: None)
         buffer = IngestBuffer(writer, max_turns=100, max_bytes=1_000_000)
         buffer.offer(said("A story.", "a"))
         buffer.offer(said("Spoilt.", "bad"))

@@ -14,6 +14,7 @@ from websockets.typing import Subprotocol
 
 from tests.memory.support.app import bearer
 from tests.memory.support.killing import SIGNING_KEY, free_port, kill_and_check, process
+from tests.memory.support.receiver import running_receiver
 from tests.memory.support.turns import owner, turn
 from tests.memory.support.zep import Zep
 from tests.relay.support.azure import scripted_azure
@@ -28,6 +29,12 @@ async def test_acknowledged_turns_survive_kills(database_url: str, zep: Zep, tmp
     report = await kill_and_check(tmp_path, database_url, zep, kills=2)
     assert report.kills == 2
     assert report.turns > 3 * 4
+
+
+async def test_two_sinks_survive_kills(database_url: str, zep: Zep, tmp_path: Path) -> None:
+    async with running_receiver() as receiver:
+        report = await kill_and_check(tmp_path, database_url, zep, receiver=receiver, kills=1)
+    assert report.turns > 2 * 4
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

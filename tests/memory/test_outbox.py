@@ -13,7 +13,6 @@ from token_broker.memory.store.dead_letters import list_dead, purge_dead, retry_
 from token_broker.memory.store.erasure import mark_erased
 from token_broker.memory.store.outbox import (
     Claim,
-    Erasure,
     Settlement,
     claim,
     claim_erasures,
@@ -26,7 +25,7 @@ from token_broker.memory.store.outbox import (
 )
 from token_broker.memory.store.turn_reads import list_turns
 from token_broker.memory.store.turn_writes import insert_turns
-from token_broker.memory.types import BUCKETS, ArrivedTurn, Backlog, Turn, bucket_of
+from token_broker.memory.types import BUCKETS, ArrivedTurn, Backlog, SinkErasure, Turn, bucket_of
 
 NOW = 1_000_000_000
 LEASE = NOW + 30_000_000
@@ -36,11 +35,13 @@ arrivals = ArrivalClock()
 async def queue(database: Database, *turns: Turn, now_us: int = NOW) -> None:
     unknown = [(said.owner, said.agent_id) for said in turns]
     batch = [ArrivedTurn(said, arrivals.next()) for said in turns]
-    await database.write(partial(insert_turns, batch=batch, now_s=now_us / 1e6, unknown=unknown, queue=True))
+    await database.write(partial(insert_turns, batch=batch, now_s=now_us / 1e6, unknown=unknown, sinks=["zep"]))
 
 
 async def take(database: Database, *, now_us: int = NOW, limit: int = 10, session_id: str = SESSION) -> list[Claim]:
-    work = partial(claim, bucket=bucket_of(session_id), limit=limit, now_us=now_us, lease_until_us=now_us + 30_000_000)
+    work = partial(
+        claim, sink="zep", bucket=bucket_of(session_id), limit=limit, now_us=now_us, lease_until_us=now_us + 30_000_000
+    )
     return await database.write(work)
 
 
@@ -64,10 +65,10 @@ async def test_claim_is_exclusive_and_ordered(database: Database) -> None:
     assert await take(database) == []
 
 
-async def test_claim_has_at_most_thirty_turns(database: Database) -> None:
-    await queue(database, *(turn(f"t{number:02}", sequence=number) for number in range(40)))
+async def test_claim_has_at_most_fifty_turns(database: Database) -> None:
+    await queue(database, *(turn(f"t{number:02}", sequence=number) for number in range(60)))
     (held,) = await take(database)
-    assert [said.turn_id for said in held.turns] == [f"t{number:02}" for number in range(30)]
+    assert [said.turn_id for said in held.turns] == [f"t{number:02}" for number in range(50)]
 
 
 async def test_settling_leaves_the_rest_queued(database: Database) -> None:
@@ -85,7 +86,7 @@ async def test_settled_session_leaves_outbox(database: Database) -> None:
     await queue(database, turn("t1"))
     (held,) = await take(database)
     assert await give_back(database, held, Settlement(NOW, delivered=["t1"]))
-    assert await database.read(partial(due_buckets, now_us=LEASE * 2)) == []
+    assert await database.read(partial(due_buckets, sink="zep", now_us=LEASE * 2)) == []
     assert (await database.read(read_status)).queued == 0
 
 
@@ -141,7 +142,7 @@ async def test_turn_during_delivery_stays_queued(database: Database) -> None:
 async def test_concurrent_claims_share_sessions(database: Database) -> None:
     same_bucket = [key for key in (f"session-number-{n:04}" for n in range(2000)) if bucket_of(key) == 5][:12]
     await queue(database, *(turn("t1", by=owner(key)) for key in same_bucket))
-    work = partial(claim, bucket=5, limit=4, now_us=NOW, lease_until_us=LEASE)
+    work = partial(claim, sink="zep", bucket=5, limit=4, now_us=NOW, lease_until_us=LEASE)
     claims = await asyncio.gather(*(database.write(work) for _ in range(6)))
     taken = sorted(held.session_id for some in claims for held in some)
     assert taken == sorted(same_bucket)
@@ -150,7 +151,7 @@ async def test_concurrent_claims_share_sessions(database: Database) -> None:
 async def test_due_buckets(database: Database) -> None:
     await queue(database, turn("t1"), turn("t1", by=owner("another-session-01")))
     expected = {bucket_of(SESSION), bucket_of("another-session-01")}
-    assert set(await database.read(partial(due_buckets, now_us=NOW))) == expected
+    assert set(await database.read(partial(due_buckets, sink="zep", now_us=NOW))) == expected
     assert all(0 <= bucket < BUCKETS for bucket in expected)
 
 
@@ -188,14 +189,14 @@ async def test_erasure_waits_for_delivery(
 ) -> None:
     await queue(database, turn("t1"))
     (held,) = await take(database)
-    await erase_session(database, SESSION, now_us=NOW, sink=True)
-    early = partial(claim_erasures, limit=9, now_us=held.lease_until_us - 1, lease_until_us=LEASE * 2)
+    await erase_session(database, SESSION, now_us=NOW, sinks=["zep"])
+    early = partial(claim_erasures, sink="zep", limit=9, now_us=held.lease_until_us - 1, lease_until_us=LEASE * 2)
     assert await database.write(early) == []
     assert await take(database) == []
     assert not await give_back(database, held, Settlement(NOW, delivered=["t1"]))
-    on_time = partial(claim_erasures, limit=9, now_us=held.lease_until_us, lease_until_us=LEASE * 2)
+    on_time = partial(claim_erasures, sink="zep", limit=9, now_us=held.lease_until_us, lease_until_us=LEASE * 2)
     (erasure,) = await database.write(on_time)
-    assert erasure == Erasure("anonymous", SESSION)
+    assert erasure == SinkErasure("zep", "anonymous", SESSION, agent_id="elena", before_us=NOW)
     await database.write(partial(finish_erasure, erasure=erasure))
     assert await database.write(early) == []
 
@@ -205,21 +206,21 @@ async def test_erased_session_is_not_delivered(database: Database) -> None:
     await queue(database, turn("t1"))
     (held,) = await take(database)
     await give_back(database, held, Settlement(NOW, dead=["t1"], reason="no"))
-    await database.write(partial(mark_erased, session_id=SESSION, now_us=NOW, erase=False))
+    await database.write(partial(mark_erased, session_id=SESSION, now_us=NOW, sinks=[]))
     assert await database.write(partial(retry_dead, now_us=NOW)) == 1
     assert await take(database) == []
     assert (await database.read(read_status)).queued == 0
 
 
 async def test_user_under_erasure_is_not_delivered(database: Database) -> None:
-    await database.write(partial(request_erasure, principal="ann", session_id="", due_at_us=NOW))
+    await database.write(partial(request_erasure, erasure=SinkErasure("zep", "ann", ""), due_at_us=NOW))
     await queue(database, turn("t1", by=owner(principal="ann")))
     assert await take(database) == []
-    (erasure,) = await database.write(partial(claim_erasures, limit=9, now_us=NOW, lease_until_us=LEASE))
+    (erasure,) = await database.write(partial(claim_erasures, sink="zep", limit=9, now_us=NOW, lease_until_us=LEASE))
     await database.write(partial(postpone_erasure, erasure=erasure, due_at_us=NOW + 9, reason="zep: 503"))
     assert await take(database, now_us=NOW + 3_000_000) == []
-    (again,) = await database.write(partial(claim_erasures, limit=9, now_us=NOW + 9, lease_until_us=LEASE))
-    assert again == Erasure("ann", "", 1)
+    (again,) = await database.write(partial(claim_erasures, sink="zep", limit=9, now_us=NOW + 9, lease_until_us=LEASE))
+    assert again == SinkErasure("zep", "ann", "", failures=1)
     await database.write(partial(finish_erasure, erasure=again))
     assert len(await take(database, now_us=NOW + 6_000_000)) == 1
 

@@ -42,7 +42,7 @@ async def fill(database: Database, contents: list[str], by: Owner | None = None)
             ArrivedTurn(turn(f"t{n}", content, by=by, sequence=n), arrivals.next())
             for n, content in enumerate(contents[start : start + 100], start)
         ]
-        work = partial(insert_turns, batch=batch, now_s=1.0, unknown=[(by, "elena")], queue=False)
+        work = partial(insert_turns, batch=batch, now_s=1.0, unknown=[(by, "elena")], sinks=[])
         await database.write(work)
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tests.memory.conftest import MakeSettings
+from tests.memory.support.faults import Fault
 from tests.memory.support.turns import SESSION, owner, turn
-from tests.memory.support.zep import Fault, Zep
+from tests.memory.support.zep import Zep
 from tests.support.machine import retry_if_host_busy
 from tests.support.waiting import eventually
 from token_broker.memory.context import TOLD_CHARS

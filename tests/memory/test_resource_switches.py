@@ -9,7 +9,7 @@ from token_broker.memory.store_errors import StoreAwayError
 
 
 def maintenance_of(database: Database) -> Maintenance:
-    return Maintenance(database, erase=False, lease_s=1, session_token_s=1)
+    return Maintenance(database, sinks=[], lease_s=1, session_token_s=1)
 
 
 async def test_switch_reaches_who_watches(database: Database) -> None:

@@ -104,7 +104,7 @@ async def test_older_store_is_upgraded_with_its_data(
 ) -> None:
     said = [ArrivedTurn(turn("t1", "mein Böötchen, my boat"), 1)]
     await database.write(
-        partial(insert_turns, batch=said, now_s=1.0, unknown=[(owner(), "elena")], queue=False),
+        partial(insert_turns, batch=said, now_s=1.0, unknown=[(owner(), "elena")], sinks=[]),
     )
     await database.close()
     later = tmp_path / "migrations"

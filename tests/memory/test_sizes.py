@@ -8,6 +8,7 @@ from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
 
 from tests.memory.conftest import MakeSettings
+from tests.memory.support.stores import make_dead
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.test_quotas import ANN, calling, refusal
 from tests.support.waiting import eventually
@@ -102,8 +103,7 @@ async def test_retention_makes_room(make_settings: MakeSettings) -> None:
 async def test_purged_dead_letters_make_room(make_settings: MakeSettings) -> None:
     async with Memory.open(make_settings(session_bytes=2 * SIZE)) as memory:
         await memory.append([turn("t0", "x" * 100), turn("t1", "x" * 100)])
-        dead = "UPDATE turns SET delivery = 2, dead_reason = 'r' WHERE turn_id = 't0'"
-        await memory._database.write(lambda c: c.execute(text(dead)).rowcount)
+        await make_dead(memory._database, "t0")
         assert await memory._database.write(purge_dead) == 1
         assert await memory.append([turn("t2", "x" * 100)]) == [Outcome.STORED]
 

@@ -1,6 +1,7 @@
 """The store's statements, on SQLite and on PostgreSQL: once, in order, and only into one's own session."""
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -11,6 +12,7 @@ from tests.memory.support.turns import SESSION, owner, turn
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.ingest.group_commit import ArrivalClock
 from token_broker.memory.store.erasure import (
+    Marked,
     delete_erased,
     delete_idle_sessions,
     delete_older_turns,
@@ -23,16 +25,16 @@ from token_broker.memory.store.turn_reads import last_turns, last_turns_of, list
 from token_broker.memory.store.turn_words import read_words
 from token_broker.memory.store.turn_writes import insert_turns, last_arrival, save_sessions
 from token_broker.memory.store_errors import NotOwnerError
-from token_broker.memory.types import ArrivedTurn, Outcome, Turn, arrival_at
+from token_broker.memory.types import ArrivedTurn, Outcome, SinkName, Turn, arrival_at
 
 arrivals = ArrivalClock()
 S, D, F, E = Outcome.STORED, Outcome.DUPLICATE, Outcome.FOREIGN, Outcome.ERASED
 
 
-async def put(database: Database, *turns: Turn, known: bool = False, queue: bool = False) -> list[Outcome]:
+async def put(database: Database, *turns: Turn, known: bool = False, sinks: Sequence[SinkName] = ()) -> list[Outcome]:
     unknown = [] if known else [(said.owner, said.agent_id) for said in turns]
     batch = [ArrivedTurn(said, arrivals.next()) for said in turns]
-    return await database.write(partial(insert_turns, batch=batch, now_s=1.0, unknown=unknown, queue=queue))
+    return await database.write(partial(insert_turns, batch=batch, now_s=1.0, unknown=unknown, sinks=sinks))
 
 
 async def words_of(database: Database, session_ids: list[str]) -> list[str]:
@@ -186,7 +188,7 @@ async def test_tickets_are_kept_until_expired(database: Database) -> None:
 
 
 async def test_erased_session_leaves_nothing(database: Database) -> None:
-    await put(database, turn("t1", "a secret about marmalade"), queue=True)
+    await put(database, turn("t1", "a secret about marmalade"), sinks=["zep"])
     await put(database, turn("o1", "marmalade too", by=owner("another-session-01")))
     both = [SESSION, "another-session-01"]
     assert await words_of(database, both) == ["t1", "o1"]
@@ -202,7 +204,7 @@ async def test_erased_session_leaves_nothing(database: Database) -> None:
 
 async def test_erasure_uses_short_transactions(database: Database) -> None:
     await put(database, *(turn(f"t{number}", "x" * 1000) for number in range(9)), turn("long", "x" * 9000))
-    assert await database.write(partial(mark_erased, session_id=SESSION, now_us=1, erase=False)) == 10
+    assert await database.write(partial(mark_erased, session_id=SESSION, now_us=1, sinks=[])) == Marked(10)
     assert await ids(database) == [], "nobody reads what is not deleted yet"
     assert await database.read(partial(unfinished_erasures, limit=9)) == [SESSION]
     chunk = partial(delete_erased, session_id=SESSION, max_turns=5, max_bytes=4000)
@@ -227,12 +229,14 @@ async def test_tombstone_outlives_sweep(database: Database) -> None:
 
 async def test_foreign_session_is_not_erased(database: Database) -> None:
     await put(database, turn("t1", by=owner(principal="ann")))
-    work = partial(mark_erased, session_id=SESSION, now_us=1, erase=False)
+    work = partial(mark_erased, session_id=SESSION, now_us=1, sinks=[])
     with pytest.raises(NotOwnerError):
         await database.write(partial(work, principal="mallory"))
     assert await ids(database, principal="ann") == ["t1"]
-    assert await database.write(partial(work, principal="ann")) == 1
-    assert await database.write(partial(work, principal="mallory")) == 0, "there is nothing left to be anybody's"
+    assert await database.write(partial(work, principal="ann")) == Marked(1)
+    assert await database.write(partial(work, principal="mallory")) == Marked(0), (
+        "there is nothing left to be anybody's"
+    )
 
 
 def _stored(connection: Connection, session_id: str) -> int:
@@ -244,7 +248,7 @@ async def test_erasure_catches_turn_under_way(database: Database) -> None:
     for number in range(10):
         key = f"session-raced-{number:02}"
         erasing = asyncio.create_task(erase_session(database, key))
-        writes = [put(database, turn(f"t{n}", by=owner(key)), queue=True) for n in range(5)]
+        writes = [put(database, turn(f"t{n}", by=owner(key)), sinks=["zep"]) for n in range(5)]
         outcomes = await asyncio.gather(*writes)
         await erasing
         await erase_session(database, key)
@@ -258,7 +262,7 @@ async def test_old_turns_and_idle_sessions_go(database: Database) -> None:
     mixed = ArrivedTurn(turn("old", by=owner("another-session-01")), arrival_at(1003))
     for item in [*old, mixed]:
         unknown = [(item.turn.owner, "elena")]
-        await database.write(partial(insert_turns, batch=[item], now_s=1.0, unknown=unknown, queue=False))
+        await database.write(partial(insert_turns, batch=[item], now_s=1.0, unknown=unknown, sinks=[]))
     await put(database, turn("new", by=owner("another-session-01")))
     forget = partial(delete_older_turns, before_arrival=arrival_at(2000), limit=3, max_bytes=10_000)
     assert [await database.write(forget) for _ in range(3)] == [3, 1, 0]
@@ -295,6 +299,6 @@ async def test_last_arrival(database: Database) -> None:
 @pytest.mark.parametrize("count", [1, 250])
 async def test_batch_of_any_size_is_stored(database: Database, count: int) -> None:
     outcomes = await put(
-        database, *(turn(f"t{n}", by=owner(f"session-of-test-{n % 7}")) for n in range(count)), queue=True
+        database, *(turn(f"t{n}", by=owner(f"session-of-test-{n % 7}")) for n in range(count)), sinks=["zep"]
     )
     assert outcomes == [S] * count

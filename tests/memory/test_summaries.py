@@ -72,7 +72,7 @@ async def test_summary_is_made_once_and_told_first(make_settings: MakeSettings) 
         lines = (await memory.recall.block(later)).split("\n")[2:-1]
         assert lines[0] == "summary: They want to rent a boat."
         assert "boat" not in await memory.recall.block(owner("session-of-bob-001", principal="bob"))
-        assert await memory.erase_session(SESSION, principal="ann") == 1
+        assert (await memory.erase_session(SESSION, principal="ann"))[0] == 1
         assert "boat" not in await memory.recall.block(later)
 
 

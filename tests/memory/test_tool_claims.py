@@ -100,7 +100,7 @@ async def test_erased_session_keeps_no_output(database: Database) -> None:
 
 async def test_sweep_deletes_old_claims(database: Database) -> None:
     claims = ToolClaims(database)
-    operator = Maintenance(database, erase=False, lease_s=1, session_token_s=1)
+    operator = Maintenance(database, sinks=[], lease_s=1, session_token_s=1)
     await claims.claim(CALL, timeout_s=8)
     await operator.sweep(0)
     assert await count(database) == 1

@@ -29,7 +29,7 @@ ANN = owner(principal="ann")
 
 async def put(database: Database, *contents: str, by: Owner = ANN, at_s: float = 1000) -> None:
     said = [ArrivedTurn(turn(content=text, by=by), arrival_at(at_s + n)) for n, text in enumerate(contents)]
-    work = partial(insert_turns, batch=said, now_s=1.0, unknown=[(by, "elena")], queue=False)
+    work = partial(insert_turns, batch=said, now_s=1.0, unknown=[(by, "elena")], sinks=[])
     await database.write(work)
 
 
@@ -131,7 +131,7 @@ async def test_searches_leave_the_loop_free(database: Database) -> None:
     for number in range(10):
         by = owner(f"session-of-ann-{number:03}", principal="ann", epoch=number)
         said = [ArrivedTurn(turn(f"t{n}", f"the harbour word{n}", by=by), arrivals.next()) for n in range(500)]
-        await database.write(partial(insert_turns, batch=said, now_s=1.0, unknown=[(by, "elena")], queue=False))
+        await database.write(partial(insert_turns, batch=said, now_s=1.0, unknown=[(by, "elena")], sinks=[]))
     slices: list[float] = []
 
     async def watch() -> None:

@@ -11,12 +11,13 @@ import trustme
 from pydantic import SecretStr
 
 from strategies.outbound_proxy import parse_proxy
+from tests.memory.support.faults import Fault
 from tests.memory.support.turns import SESSION, owner
-from tests.memory.support.zep import KEY, Fault, Zep, running_zep
+from tests.memory.support.zep import KEY, Zep, running_zep
 from tests.support.forward_proxy import LOGIN, run_forward_proxy
 from tests.support.tls import tls_files
-from token_broker.memory.delivery.zep import ZepMemory, retry_after_s, zep_user_id
-from token_broker.memory.types import Delivery, DeliveryBatch, Failure, Position, SinkError, StoredTurn
+from token_broker.memory.delivery.zep import ZepMemory, retry_after_s, split_text, zep_user_id
+from token_broker.memory.types import Delivery, DeliveryBatch, Failure, Position, SinkErasure, SinkError, StoredTurn
 
 
 @pytest.fixture
@@ -88,6 +89,27 @@ async def test_uncertain_turns_are_not_repeated(sink: ZepMemory, zep: Zep) -> No
     assert (await failure_of(sink, batch_of("t1", "t2"))).uncertain
     await sink.deliver(batch_of("t1", "t2", "t3", uncertain=True))
     assert zep.turn_ids(SESSION) == ["t1", "t2", "t3"]
+
+
+async def test_long_turns_are_split_in_order(sink: ZepMemory, zep: Zep) -> None:
+    long = replace(stored("t2", 2), content="word " * 2_000)
+    sent = DeliveryBatch(SESSION, "anonymous", None, [stored("t1"), long, stored("t3", 3)], uncertain=False)
+    await sink.deliver(sent)
+    assert list(dict.fromkeys(zep.turn_ids(SESSION))) == ["t1", "t2", "t3"]
+    assert all(len(message["content"]) <= 2_500 for message in zep.messages[SESSION])
+    before = len(zep.messages[SESSION])
+    del zep.messages[SESSION][-3:]  # of five messages, as a call that broke off leaves them
+    await sink.deliver(replace(sent, uncertain=True))
+    assert len(zep.messages[SESSION]) == before
+
+
+@pytest.mark.parametrize("text", ["", "short", "word " * 999, "x" * 5_001, "üöß" * 1_700, "a" * 2_500, "a" * 2_501])
+def test_split_text_keeps_every_word(text: str) -> None:
+    parts = split_text(text, 2_500)
+    assert all(len(part) <= 2_500 for part in parts)
+    assert len(parts) == 1 or all(part.endswith("…") for part in parts[:-1])
+    whole = "".join(part.strip("…") for part in parts) if " " not in text else " ".join(p.strip("…") for p in parts)
+    assert whole == text
 
 
 async def test_lookup_reads_all_pages(sink: ZepMemory, zep: Zep) -> None:
@@ -176,8 +198,8 @@ async def test_lost_session_is_made_again(sink: ZepMemory, zep: Zep) -> None:
 
 async def test_erased_session_is_made_again(sink: ZepMemory, zep: Zep) -> None:
     await sink.deliver(batch_of("t1", principal="ann"))
-    await sink.erase("ann", SESSION)
-    await sink.erase("ann", SESSION)  # what is not there is forgotten
+    await sink.erase(SinkErasure("zep", "ann", SESSION))
+    await sink.erase(SinkErasure("zep", "ann", SESSION))  # what is not there is forgotten
     assert zep.messages == {}
     await sink.deliver(batch_of("t2", principal="ann"))
     assert zep.turn_ids(SESSION) == ["t2"]
@@ -185,7 +207,7 @@ async def test_erased_session_is_made_again(sink: ZepMemory, zep: Zep) -> None:
 
 async def test_user_erasure_includes_sessions(sink: ZepMemory, zep: Zep) -> None:
     await sink.deliver(batch_of("t1", principal="entra:tenant:ann"))
-    await sink.erase("entra:tenant:ann", "")
+    await sink.erase(SinkErasure("zep", "entra:tenant:ann", ""))
     assert (zep.users, zep.sessions, zep.messages) == ({}, {}, {})
 
 

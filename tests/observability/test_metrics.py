@@ -155,7 +155,7 @@ async def test_turns_are_counted_in_the_memory(azure: RunningSimulator, start_br
     seen = await scrape(broker.client)
     assert seen.of("token_broker_memory_stored_turns_total") == 1
     assert seen.of("token_broker_memory_duplicate_turns_total") == 1
-    assert seen.of("token_broker_memory_delivered_turns_total") == 1
+    assert seen.of("token_broker_memory_delivered_turns_total", sink="local") == 1
     assert seen.of("token_broker_memory_commits_total") >= 1
     assert seen.of("token_broker_memory_store_up") == 1
 

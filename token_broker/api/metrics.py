@@ -272,15 +272,9 @@ def _usage(relay: RelayStatus) -> Iterator[Metric]:
 def memory_metrics(memory: MemoryStatus) -> Iterator[Metric]:
     """The memory's metrics."""
     yield _gauge("memory_store_up", "1 while the store answers.", memory.store == "open")
-    yield _gauge("memory_queued_turns", "Turns that wait for delivery, over all replicas.", memory.queued)
+    yield from _sink_metrics(memory)
     yield _gauge(
-        "memory_oldest_queued_age_seconds", "Age of the oldest turn that waits, over all replicas.", memory.oldest_age_s
-    )
-    yield _gauge(
-        "memory_dead_letters", "Turns that could not be delivered and are kept, over all replicas.", memory.dead
-    )
-    yield _gauge(
-        "memory_outbox_age_seconds", "How long ago the three above were read from the store.", memory.outbox_age_s
+        "memory_outbox_age_seconds", "How long ago the four above were read from the store.", memory.outbox_age_s
     )
     yield _gauge(
         "memory_blocked", "Principals and sessions that the operator has blocked, over all replicas.", memory.blocked
@@ -310,10 +304,6 @@ def memory_metrics(memory: MemoryStatus) -> Iterator[Metric]:
     yield _counter("memory_overflowed_turns", "Proxied turns lost, since the buffer was full.", memory.overflowed)
     yield _counter("memory_commits", "Commits.", memory.commits)
     yield _counter("memory_failed_commits", "Commits that failed.", memory.failed_commits)
-    yield _counter("memory_delivered_turns", "Turns delivered.", memory.delivered)
-    yield _counter(
-        "memory_delivery_failures", "Deliveries that failed and come again, or are dead.", memory.delivery_failures
-    )
     yield _counter("memory_recalls", "Recalls asked for.", memory.recalls)
     yield _counter("memory_late_recalls", "Recalls that took longer than their budget.", memory.recalls_late)
     yield _counter("memory_failed_recalls", "Recalls that failed.", memory.recalls_failed)
@@ -332,6 +322,30 @@ def _by_resource(name: str, text: str, relay: RelayStatus, value: Callable[[Reso
     for resource, use in relay.resources.items():
         family.add_metric([resource], value(use))
     return family
+
+
+def _sink_metrics(memory: MemoryStatus) -> Iterator[Metric]:
+    """By sink; where there is none the store is the memory, and the one series is `local`."""
+    gauges = {
+        "queued": ("queued_turns", "Turns that wait for delivery, over all replicas."),
+        "oldest_age_s": ("oldest_queued_age_seconds", "Age of the oldest turn that waits, over all replicas."),
+        "dead": ("dead_letters", "Turns that could not be delivered and are kept, over all replicas."),
+        "pending_erasures": ("pending_erasures", "Erasures that the sink has not carried out, over all replicas."),
+        "rests_for_s": ("sink_rests_seconds", "How long the sink is left alone, since it failed or asked for it."),
+    }
+    counters = {
+        "delivered": ("delivered_turns", "Turns delivered."),
+        "delivery_failures": ("delivery_failures", "Deliveries that failed and come again, or are dead."),
+        "dropped_notices": ("dropped_notices", "Notices that the sink refused for good."),
+    }
+    for field, (name, text) in (gauges | counters).items():
+        kind = CounterMetricFamily if field in counters else GaugeMetricFamily
+        family = kind(f"token_broker_memory_{name}", text, labels=["sink"])
+        for sink in memory.sinks:
+            family.add_metric([sink.sink], float(getattr(sink, field)))
+        if not memory.sinks:
+            family.add_metric(["local"], float(getattr(memory, field, 0)))
+        yield family
 
 
 def _gauge(name: str, text: str, value: float | None) -> Metric:

@@ -25,6 +25,7 @@ from token_broker.memory.turn_schemas import (
     EnrichAnswer,
     EnrichBatch,
     Erased,
+    SinkErased,
     Transcript,
     TurnAnswer,
     TurnPage,
@@ -184,16 +185,17 @@ class _PageResponse(Response):
 
 
 async def erase_turns(request: Request[MemoryState]) -> Response:
-    """`DELETE …/sessions/{session_id}/turns`: 200 once it can't be read; Zep is asked soon after, until it complies."""
+    """`DELETE …/sessions/{session_id}/turns`: 200 once it can't be read; the sinks are asked until they comply."""
     session_id = request.path_params["session_id"]
     reader = await _admit_reader(request, session_id)
     try:
-        forgotten = await request.state["memory"].erase_session(session_id, principal=reader.id)
+        forgotten, receipt = await request.state["memory"].erase_session(session_id, principal=reader.id)
     except NotOwnerError:
         raise _not_yours() from None
     except StoreError as error:
         raise _store_problem(error) from None
-    return _json(Erased(session_id=session_id, turns=forgotten), 200)
+    sinks = [SinkErased(sink=one.sink, state=one.state) for one in receipt]
+    return _json(Erased(session_id=session_id, turns=forgotten, sinks=sinks), 200)
 
 
 def _writer(request: Request[MemoryState]) -> Caller:
@@ -408,7 +410,8 @@ MEMORY_OPERATIONS = (
         summary="Forget a session",
         description=(
             "Once it is answered nobody reads the session or writes into it any more, its id stays taken, and its "
-            "talks end. Its rows are deleted soon after, and Zep is asked to forget it until it has."
+            "talks end. Its rows are deleted soon after, and each sink is asked to forget it until it has. "
+            "Send it again to see how far the sinks have come."
         ),
         parameters=(_SESSION,),
         answers=(ResponseSpec(200, "The session is forgotten.", Erased),),

@@ -46,6 +46,7 @@ class ConfigurationError(click.ClickException):
 _LAZY_COMMANDS = {
     "block": ("token_broker.cli.memory", "block"),
     "doctor": ("token_broker.doctor.command", "doctor_command"),
+    "export": ("token_broker.cli.memory", "export"),
     "forget": ("token_broker.cli.memory", "forget"),
     "outbox": ("token_broker.cli.memory", "outbox"),
     "resources": ("token_broker.cli.azure_resources", "resources"),
@@ -111,6 +112,7 @@ def demo() -> None:
                 auth="none",
                 # A store of its own: talks with the simulator must not get into a real one.
                 database_url=SecretStr("sqlite+aiosqlite:///var/demo.db"),
+                memory_sinks=(),
                 zep_api_key=None,
                 # A demo is shown from one address, often by many people at once: limits would end it.
                 rate_limit_per_minute=0,

@@ -1,61 +1,73 @@
-"""`token-broker outbox`, `forget`, `block` and `unblock`: an operator's work on the memory."""
+"""`token-broker outbox`, `export`, `forget`, `block` and `unblock`: an operator's work on the memory."""
 
 import asyncio
 import contextlib
 import json
+import os
 import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from token_broker.memory.delivery.erase_now import erase_now
 from token_broker.memory.drivers.sqlite import sqlite_path
-from token_broker.memory.maintenance import Maintenance, Progress, open_maintenance
+from token_broker.memory.maintenance import Maintenance, Progress, SinkReceipt, open_maintenance
 from token_broker.memory.store_errors import BlocklistFullError, StoreError
-from token_broker.memory.types import BlockKind, DeadLetter
+from token_broker.memory.types import SINK_BITS, BlockKind, DeadLetter
 from token_broker.observability.logging import configure_logging
 from token_broker.security.tokens import ANONYMOUS
 from token_broker.sessions.schemas import SESSION_ID_PATTERN
-from token_broker.settings import SettingsError, load_settings
+from token_broker.settings import SettingsError, SinkName, load_settings
 
-__all__ = ["block", "forget", "outbox", "run_on_store", "unblock"]
+__all__ = ["block", "export", "forget", "outbox", "run_on_store", "unblock"]
 
 T = TypeVar("T")
 
 _WIDTH_IN_A_PIPE = 200
 _MAX_PRINCIPAL_CHARS = 1000
 _session = click.option("--session", "session_id", help="Only this session's.")
+_sink = click.option("--sink", type=click.Choice(list(SINK_BITS)), help="Only this sink's.")
 
 
 @click.group()
 def outbox() -> None:
-    """Turns on their way to Zep, and the dead letters that it refused."""
+    """Turns on their way to the sinks, and the dead letters that these refused."""
 
 
 @outbox.command("list")
 @_session
+@_sink
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="So many at most.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
-def list_letters(session_id: str | None, limit: int, *, as_json: bool) -> None:
-    """Show how many turns wait, and each dead letter with its reason."""
+def list_letters(session_id: str | None, sink: SinkName | None, limit: int, *, as_json: bool) -> None:
+    """Show how many turns wait for each sink, and each dead letter with its reason."""
 
     async def look(maintenance: Maintenance) -> tuple[dict[str, Any], list[DeadLetter]]:
         status = await maintenance.outbox_status()
-        letters = await maintenance.dead_letters(limit, session_id=session_id)
-        return {"queued": status.queued, "dead": status.dead}, letters
+        letters = await maintenance.dead_letters(limit, session_id=session_id, sink=sink)
+        by_sink = {
+            name: {"queued": one.queued, "dead": one.dead, "pending_erasures": one.erasures}
+            for name, one in status.by_sink.items()
+        }
+        return {"queued": status.queued, "dead": status.dead, "sinks": by_sink}, letters
 
     counts, letters = run_on_store(look)
     if as_json:
         click.echo(json.dumps({**counts, "dead_letters": [_shown(letter) for letter in letters]}, indent=2))
         return
     click.echo(f"{counts['queued']} queued, {counts['dead']} dead")
+    for name, one in counts["sinks"].items():
+        erasures = f", {one['pending_erasures']} to erase" if one["pending_erasures"] else ""
+        click.echo(f"{name}: {one['queued']} queued, {one['dead']} dead{erasures}")
     if not letters:
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("session", "turn", "role", "reason")
+    table = Table("sink", "session", "turn", "role", "reason")
     for letter in letters:
         table.add_row(*(str(value) for value in _shown(letter).values()))
     Console(width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE, highlight=False, markup=False).print(table)
@@ -63,38 +75,123 @@ def list_letters(session_id: str | None, limit: int, *, as_json: bool) -> None:
 
 @outbox.command()
 @_session
-def retry(session_id: str | None) -> None:
+@_sink
+def retry(session_id: str | None, sink: SinkName | None) -> None:
     """Queue dead letters again; the running broker delivers them."""
     with _bar("Queueing again") as tell:
-        count = run_on_store(lambda maintenance: maintenance.retry_dead(session_id=session_id, tell=tell))
+        count = run_on_store(lambda maintenance: maintenance.retry_dead(session_id=session_id, sink=sink, tell=tell))
     click.echo(f"{count} queued again")
 
 
 @outbox.command()
 @_session
+@_sink
 @click.confirmation_option("--yes", prompt="Dead letters are deleted for good. Go on?", help="Do not ask.")
-def purge(session_id: str | None) -> None:
+def purge(session_id: str | None, sink: SinkName | None) -> None:
     """Delete dead letters for good."""
-    click.echo(f"{run_on_store(lambda maintenance: maintenance.purge_dead(session_id=session_id))} deleted")
+    deleted = run_on_store(lambda maintenance: maintenance.purge_dead(session_id=session_id, sink=sink))
+    click.echo(f"{deleted} deleted")
 
 
 @click.command()
 @click.option("--session", "session_id", help="The session to erase.")
 @click.option("--user", help="The user to erase: a principal's id, or the label that was sent as user_id.")
-def forget(session_id: str | None, user: str | None) -> None:
-    """Erase a session, or all sessions of a user: here at once, and in Zep by the running broker."""
-    if (session_id is None) == (user is None):
-        raise click.UsageError("Name one: --session, or --user.")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(0, 3600),
+    default=60,
+    show_default=True,
+    help="Seconds to wait for the sinks.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the receipt as JSON.")
+def forget(session_id: str | None, user: str | None, wait_s: float, *, as_json: bool) -> None:
+    """Erase a session, or all that a user has said until now, here and in every sink; print a receipt.
+
+    Exit code 0 only if all is done. Repeat it to go on, and to see how far it has come.
+    """
+    named = _one_of(session_id, user)
+
+    async def work(maintenance: Maintenance) -> tuple[int, list[SinkReceipt], bool | None]:
+        if session_id is not None:
+            erased = await maintenance.erase_session(session_id)
+        else:
+            erased = await maintenance.erase_user(user or "")
+        await maintenance.finish_erasures()  # what an earlier attempt has left
+        scrubbed = await maintenance.scrub_files()
+
+        async def is_over() -> bool:
+            return all(one.state == "done" for one in await maintenance.receipt(**named))
+
+        await erase_now(maintenance.database, load_settings(), is_over, wait_s=wait_s)
+        return erased, await maintenance.receipt(**named), scrubbed
+
+    erased, receipts, scrubbed = run_on_store(work)
+    files = {True: "done", False: "cannot", None: "accepted"}[scrubbed]
+    why = {
+        "done": "",
+        "cannot": "somebody reads the database all the time; repeat it",
+        "accepted": "PostgreSQL overwrites deleted rows with its next vacuum",
+    }[files]
+    done = files != "cannot" and all(receipt.state == "done" for receipt in receipts)
+    if as_json:
+        parts = [{"part": "store", "state": "done", "detail": f"{erased} turns"}]
+        parts += [{"part": one.sink, "state": one.state, "detail": one.detail} for one in receipts]
+        parts += [{"part": "files", "state": files, "detail": why}]
+        parts += [{"part": "backups", "state": "cannot", "detail": "delete those of the database yourself"}]
+        click.echo(json.dumps({"turns": erased, "done": done, "receipt": parts}, indent=2))
+    else:
+        click.echo(f"{erased} turns forgotten")
+        for one in receipts:
+            click.echo(f"{one.sink}: {one.state}{f' ({one.detail})' if one.detail else ''}")
+        click.echo(f"files: {files}{f' ({why})' if why else ''}; backups of the database: not touched")
+    if not erased:
+        said = f"No turn of this {'session' if user is None else 'user'} was stored: is the id right?"
+        click.echo(said, err=True)
+    if not done:
+        sys.exit(1)
+
+
+@click.command()
+@click.option("--session", "session_id", help="The session to export.")
+@click.option("--user", help="The user to export: a principal's id, or the label that was sent as user_id.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="A new file to write to; else stdout.")
+def export(session_id: str | None, user: str | None, out: Path | None) -> None:
+    """Write all that is stored of a session, or of a user, as JSON Lines: sessions, turns, and what belongs to them."""
+    named = _one_of(session_id, user)
 
     async def work(maintenance: Maintenance) -> int:
-        if session_id is not None:
-            return await maintenance.erase_session(session_id)
-        return await maintenance.erase_user(user or "")
+        written = 0
+        target: Any = contextlib.nullcontext(sys.stdout)
+        if out is not None:  # a new file, which nobody else may read
+            file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            target = os.fdopen(file, "w", encoding="utf-8")
+        with target as lines:
+            async for line in maintenance.export(**named):
+                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+                written += 1
+        return written
 
-    erased = run_on_store(work)
-    click.echo(f"{erased} turns forgotten")
-    if not erased:
-        click.echo(f"No turn of this {'session' if user is None else 'user'} was stored: is the id right?", err=True)
+    try:
+        written = run_on_store(work)
+    except BrokenPipeError:  # whoever reads has seen enough
+        sys.stderr.close()
+        sys.exit(1)
+    except FileExistsError:
+        raise click.BadParameter("exists already; an export does not overwrite.", param_hint="--out") from None
+    except OSError as error:
+        raise click.ClickException(f"--out: {error.strerror}") from None
+    if not written:
+        click.echo(f"No session of this {'id' if user is None else 'user'} is stored: is it right?", err=True)
+
+
+def _one_of(session_id: str | None, user: str | None) -> dict[str, str]:
+    """The one that is named, by its keyword."""
+    if session_id is not None and user is None:
+        return {"session_id": session_id}
+    if user and session_id is None:
+        return {"user": user}
+    raise click.UsageError("Name one: --session, or --user.")
 
 
 @click.command()
@@ -178,7 +275,13 @@ def run_on_store(work: Callable[[Maintenance], Awaitable[T]]) -> T:
 
 def _shown(letter: DeadLetter) -> dict[str, Any]:
     turn = letter.turn
-    return {"session_id": letter.session_id, "turn_id": turn.turn_id, "role": turn.role, "reason": letter.reason}
+    return {
+        "sink": letter.sink,
+        "session_id": letter.session_id,
+        "turn_id": turn.turn_id,
+        "role": turn.role,
+        "reason": letter.reason,
+    }
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from token_broker.doctor.checks import Check, CheckStatus, Report, about_resourc
 from token_broker.doctor.configuration import examine_configuration
 from token_broker.doctor.hosts import STEP_S
 from token_broker.doctor.outside import examine_broker
-from token_broker.doctor.stores import examine_database, examine_zep
+from token_broker.doctor.stores import examine_database, examine_sinks
 from token_broker.doctor.tenant import examine_tenant
 from token_broker.doctor.verdicts import judge_hook
 from token_broker.hooks.sender import HookSender, hook_client
@@ -63,8 +63,8 @@ async def run_doctor(
 
         async def examine_stores() -> None:
             tell(await examine_database(settings))
-            if (zep := await examine_zep(settings, client)) is not None:
-                tell(zep)
+            for check in await examine_sinks(settings, client):
+                tell(check)
 
         async def examine_sign_in() -> None:
             if (tenant := await examine_tenant(settings, client)) is not None:

@@ -12,19 +12,19 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
 from token_broker.hooks.sender import HookSender
-from token_broker.memory.delivery.local import LocalFacts, LocalSink
+from token_broker.memory.delivery.local import LocalFacts
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.drivers.sqlite import DiskSpace, free_bytes_of, reusable_bytes, sqlite_path
 from token_broker.memory.ingest.buffer import IngestBuffer
 from token_broker.memory.ingest.group_commit import GroupWriter, give_up
-from token_broker.memory.maintenance import Maintenance
-from token_broker.memory.memory_status import MemoryStatus, StoreState
+from token_broker.memory.maintenance import Maintenance, SinkReceipt
+from token_broker.memory.memory_status import MemoryStatus, SinkStatus, StoreState
 from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.repositories import StoredBlocklist, StoredSessions, StoredTickets
 from token_broker.memory.resource_switches import ResourceSwitches
@@ -32,14 +32,13 @@ from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreUn
 from token_broker.memory.summaries import Summaries
 from token_broker.memory.tool_claims import ToolClaims
 from token_broker.memory.turn_search import TurnSearch
-from token_broker.memory.types import Outcome, Sink, Turn, backoff_s
+from token_broker.memory.types import FactSource, OutboxStatus, Outcome, SinkName, Turn, backoff_s, to_us
+from token_broker.security.limits import BoundedDict
 from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
 
 if TYPE_CHECKING:
     from token_broker.memory.delivery.worker import DeliveryWorker
-    from token_broker.memory.delivery.zep import ZepMemory
-    from token_broker.memory.store.outbox import OutboxStatus
     from token_broker.memory.store.turn_reads import Page
 
 __all__ = ["Memory"]
@@ -51,6 +50,10 @@ _STATUS_EVERY_S = 5.0
 _SWEEP_EVERY_S = 600.0
 _ERASURES_EVERY_S = 60.0
 _RESTART_S = 1.0
+_NONE = OutboxStatus()
+_LOOK_EVERY_S = 1.5
+_ERASED_LOOKS_BACK_S = 60.0  # a replica's clock may be behind, and a store may have been away
+_ERASED_AT_ONCE = 10_000
 _FLUSH_S = 5.0  # at shutdown, for the proxy's turns to reach the store
 
 
@@ -66,10 +69,11 @@ class Memory:
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self._has_zep = settings.zep_api_key is not None
-        self._zep: ZepMemory | None = None
-        self._worker: DeliveryWorker | None = None
         self._summaries: Summaries | None = None
+        self._sinks = settings.sinks
+        self._recalls_from_sink = not {"zep", "zep_cloud"}.isdisjoint(settings.sinks)
+        self._facts: FactSource | None = None  # the sink that recall asks, once it is open
+        self._workers: dict[SinkName, DeliveryWorker] = {}
         self._outbox: OutboxStatus | None = None
         self._outbox_read_at_s = 0.0
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -94,7 +98,7 @@ class Memory:
             self._disk = DiskSpace(folder, settings.min_free_disk_bytes, free_bytes=free_bytes)
         self._writer = GroupWriter(
             self._database,
-            queue=self._has_zep,
+            sinks=self._sinks,
             gather_s=settings.group_commit_ms / 1000,
             clock=clock,
             on_stored=self._stored,
@@ -116,11 +120,11 @@ class Memory:
         self.tool_claims = ToolClaims(self._database)
         local = LocalFacts(self._database, TurnSearch(self._database))
         self.recall = BoundedRecall(
-            self._database, lambda: self._zep if self._has_zep else local, budget_s=settings.recall_budget_s
+            self._database, lambda: self._facts if self._recalls_from_sink else local, budget_s=settings.recall_budget_s
         )
         self._maintenance = Maintenance(
             self._database,
-            erase=self._has_zep,
+            sinks=self._sinks,
             lease_s=3 * settings.delivery_timeout_s,
             session_token_s=settings.session_token_ttl_s,
             clock=clock,
@@ -182,21 +186,25 @@ class Memory:
         wanted = partial(list_turns, session_id=session_id, principal=principal, limit=limit, after=after)
         return await self._database.read(wanted, pool="bulk")
 
-    async def erase_session(self, session_id: str, *, principal: str) -> int:
-        """Erases `principal`'s session; how many turns it had. Raises StoreError, NotOwnerError.
+    async def erase_session(self, session_id: str, *, principal: str) -> "tuple[int, list[SinkReceipt]]":
+        """Erases `principal`'s session; how many turns it had, and a receipt by sink. Raises StoreError, NotOwnerError.
 
         From here on nobody reads it or writes into it, and its talks end. Its rows are deleted soon after, in short
-        transactions, and the sink is asked to erase it.
+        transactions, and the sinks are asked to erase it.
         """
-        erased = await self._maintenance.mark_erased(session_id, principal=principal)
+        marked = await self._maintenance.mark_erased(session_id, principal=principal)
+        self._forget(session_id, principal)
+        self._erasing.set()
+        for worker in self._workers.values():
+            worker.nudge()
+        return marked.turns, await self._maintenance.receipt(session_id=session_id)
+
+    def _forget(self, session_id: str, principal: str) -> None:
+        """Drops what this process knows of an erased session, and ends its talks."""
         self._writer.evict(session_id)
         self.sessions.evict(session_id)
         self.recall.cache.clear()
-        self._erasing.set()
         self._end_talks_of(Owner(session_id, principal, 0))
-        if self._worker is not None:
-            self._worker.nudge()
-        return erased
 
     def sum_up(self, sender: HookSender, url_of: Callable[[str], str | None]) -> Summaries:
         """Has the talks summed up whose agents have a hook for it; the task ends with the memory."""
@@ -226,8 +234,9 @@ class Memory:
     def status(self) -> MemoryStatus:
         """The memory's status, without waiting for the store."""
         now_s = self._clock()
-        outbox, worker, counts = self._outbox, self._worker, self._writer.counts
+        outbox, counts = self._outbox, self._writer.counts
         oldest_us = outbox.oldest_us if outbox else None
+        by_sink = [self._sink_status(name, now_s) for name in dict.fromkeys([*self._sinks, *(outbox or _NONE).by_sink])]
         failing = self._writer.failing
         disk_is_short = self._disk is not None and self._disk.is_short()
         if disk_is_short and failing is None:
@@ -236,7 +245,7 @@ class Memory:
         return MemoryStatus(
             store="away" if away else self._state,
             store_reason=failing or self._reason,
-            sink="zep" if self._has_zep else "local",
+            sinks=by_sink,
             queued=outbox.queued if outbox else 0,
             oldest_age_s=0.0 if oldest_us is None else round(max(0.0, now_s - oldest_us / 1_000_000), 3),
             dead=outbox.dead if outbox else 0,
@@ -255,11 +264,8 @@ class Memory:
             waiting=self._writer.waiting_turns,
             buffered=self.ingest.buffered,
             overflowed=self.ingest.counts.overflowed,
-            delivered=(0 if self._has_zep else counts.stored) + (worker.counts.delivered if worker else 0),
-            delivery_failures=worker.counts.failures if worker else 0,
-            delivery_limit=worker.limiter.limit if worker else 0,
-            lost_leases=worker.counts.lost_leases if worker else 0,
-            last_delivery_failure=worker.last_failure if worker else None,
+            delivered=sum(one.delivered for one in by_sink) if self._sinks else counts.stored,
+            delivery_failures=sum(one.delivery_failures for one in by_sink),
             tickets_spent_locally=self.tickets.spent_locally,
             sessions_unanswered=self.sessions.unanswered,
             blocked=self.blocklist.count,
@@ -271,10 +277,29 @@ class Memory:
             recalls_repeated=self.recall.counts.repeated,
         )
 
+    def _sink_status(self, name: SinkName, now_s: float) -> SinkStatus:
+        worker, waiting = self._workers.get(name), (self._outbox or _NONE).by_sink.get(name, _NONE)
+        age_s = 0.0 if waiting.oldest_us is None else max(0.0, now_s - waiting.oldest_us / 1_000_000)
+        return SinkStatus(
+            sink=name,
+            used=name in self._sinks,
+            queued=waiting.queued,
+            oldest_age_s=round(age_s, 3),
+            dead=waiting.dead,
+            pending_erasures=waiting.erasures,
+            delivered=worker.counts.delivered if worker else 0,
+            delivery_failures=worker.counts.failures if worker else 0,
+            delivery_limit=worker.limiter.limit if worker else 0,
+            lost_leases=worker.counts.lost_leases if worker else 0,
+            dropped_notices=worker.counts.dropped_notices if worker else 0,
+            rests_for_s=round(worker.pause_s, 3) if worker else 0.0,
+            last_delivery_failure=worker.last_failure if worker else None,
+        )
+
     def _stored(self, session_ids: Collection[str]) -> None:
         self.recall.cache.invalidate(session_ids)
-        if self._has_zep and self._worker is not None:
-            self._worker.nudge()
+        for worker in self._workers.values():
+            worker.nudge()
 
     def _start(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Runs `work` in a task, and again after a fault: one broken task must not end the memory."""
@@ -316,28 +341,40 @@ class Memory:
         self._start("writer", self._writer.run)  # turns that came earlier wait, within the writer's bounds
         self._start("blocklist", self.blocklist.run)
         self._start("resources", self.switches.run)
-        self._start("delivery", self._keep_delivering)
+        for name in self._sinks:
+            self._start(f"delivery to {name}", partial(self._keep_delivering, name))
+        self._start("erased sessions", self._keep_looking_for_erased)
         self._start("sweeping", self._keep_sweeping)
         self._start("erasing", self._keep_erasing)
 
-    async def _keep_delivering(self) -> None:
-        def make_worker() -> "DeliveryWorker":
-            from token_broker.memory.delivery.worker import DeliveryPolicy, DeliveryWorker
+    async def _keep_delivering(self, name: SinkName) -> None:
+        from token_broker.memory.delivery.open_sinks import open_sink, policy_of
+        from token_broker.memory.delivery.worker import DeliveryWorker
 
-            settings = self._settings
-            sink: Sink = LocalSink()
-            if settings.zep_api_key is not None:
-                from token_broker.memory.delivery.zep import ZepMemory
-
-                key, url = settings.zep_api_key, settings.zep_api_url
-                sink = self._zep = self._zep or ZepMemory(
-                    key, url, timeout_s=settings.delivery_timeout_s, proxy=settings.proxy
-                )
-            return DeliveryWorker(self._database, sink, DeliveryPolicy.of(settings), clock=self._clock)
-
-        # In a thread: SQLAlchemy and zep-python take up to half a second to import, and talks would wait for them.
-        worker = self._worker = await asyncio.to_thread(make_worker)
+        if (worker := self._workers.get(name)) is None:
+            sink = await open_sink(name, self._settings, self._database)
+            policy = policy_of(name, self._settings)
+            worker = self._workers[name] = DeliveryWorker(self._database, sink, policy, clock=self._clock)
+            if name != "http":
+                self._facts = cast("FactSource", sink)
         await worker.run()
+
+    async def _keep_looking_for_erased(self) -> None:
+        """Ends the talks of sessions that another process has erased, within two seconds."""
+        from token_broker.memory.store.erasure import erased_since
+
+        seen = BoundedDict[str, None](_ERASED_AT_ONCE)
+        while True:
+            since_us = to_us(self._clock() - _ERASED_LOOKS_BACK_S)
+            try:
+                found = await self._database.read(partial(erased_since, since_us=since_us, limit=_ERASED_AT_ONCE))
+            except StoreError:
+                found = []  # the blocklist, which is read as often, has logged it
+            for session_id, principal in found:
+                if session_id not in seen:
+                    seen[session_id] = None
+                    self._forget(session_id, principal)
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _keep_sweeping(self) -> None:
         """Reads the outbox's status every few seconds, and sweeps every few minutes."""
@@ -347,6 +384,8 @@ class Memory:
             if time.monotonic() >= swept_at_s + _SWEEP_EVERY_S:
                 with contextlib.suppress(StoreError):
                     await self._maintenance.sweep(self._settings.retention_days)
+                    if dropped := await self._maintenance.drop_unused(self._settings.delivery_max_age_s):
+                        log.warning("unused_sink_dropped", sessions=dropped)
                     swept_at_s = time.monotonic()
             await asyncio.sleep(_STATUS_EVERY_S)
 
@@ -355,7 +394,8 @@ class Memory:
         while True:
             self._erasing.clear()
             try:
-                await self._maintenance.finish_erasures()
+                if await self._maintenance.finish_erasures():
+                    await self._maintenance.scrub_files()
             except StoreError as error:
                 log.warning("erasure_delayed", reason=str(error))
                 await asyncio.sleep(_STATUS_EVERY_S)
@@ -378,6 +418,6 @@ class Memory:
         await asyncio.wait(self._tasks.values())
         await self.sessions.aclose()
         await self._writer.write_sizes(everything=True)
-        if self._zep is not None:
-            await self._zep.aclose()
+        for worker in self._workers.values():
+            await worker.sink.aclose()
         await self._database.close()

@@ -12,6 +12,7 @@ __all__ = [
     "EnrichAnswer",
     "EnrichBatch",
     "Erased",
+    "SinkErased",
     "Transcript",
     "TurnAnswer",
     "TurnPage",
@@ -128,9 +129,17 @@ class TurnPage(BaseModel):
     next: str | None
 
 
+class SinkErased(BaseModel):
+    """How far a sink has come: `done`, `accepted` and followed to its end, or `cannot` yet and asked again."""
+
+    sink: str
+    state: Literal["done", "accepted", "cannot"]
+
+
 class Erased(BaseModel):
-    """A session that is no more here; `turns` is how many it had."""
+    """A session that is no more here; `turns` is how many it had, `sinks` where else it was."""
 
     status: Literal["forgotten"] = "forgotten"
     session_id: str
     turns: int
+    sinks: list[SinkErased] = []

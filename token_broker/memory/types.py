@@ -13,6 +13,7 @@ from enum import Enum, IntEnum
 from typing import Literal, Protocol
 
 from token_broker.security.tokens import Owner
+from token_broker.settings import SinkName
 
 __all__ = [
     "BACKOFF_FIRST_S",
@@ -22,7 +23,9 @@ __all__ = [
     "FULL_BATCH",
     "LAST_PLACE",
     "LAST_TURNS",
+    "NOTICE_SINKS",
     "NOT_OWNED",
+    "SINK_BITS",
     "ArrivedTurn",
     "Backlog",
     "Block",
@@ -34,6 +37,9 @@ __all__ = [
     "FactSource",
     "Failure",
     "Interruption",
+    "Notice",
+    "NoticeKind",
+    "OutboxStatus",
     "Outcome",
     "Position",
     "Recall",
@@ -42,7 +48,9 @@ __all__ = [
     "SessionRecord",
     "SessionRepository",
     "Sink",
+    "SinkErasure",
     "SinkError",
+    "SinkName",
     "SizeLimit",
     "Source",
     "StoredTurn",
@@ -65,13 +73,16 @@ LAST_TURNS = 12  # of a session, shown to an agent that resumes it
 BUCKETS = 64
 LAST_PLACE = 2**31 - 1  # of turns without a sequence: behind the others of their epoch, in order of arrival
 NODE_BITS = 10  # of an arrival, the random part
-FULL_BATCH = 30  # messages a call, at most (docs/azure.md §11)
+FULL_BATCH = 50  # turns a delivery, at most; a sink may take fewer
+SINK_BITS: Mapping["SinkName", int] = {"zep": 1, "zep_cloud": 2, "http": 4}  # stored: never change one
+NOTICE_SINKS: frozenset["SinkName"] = frozenset({"http"})  # those that are told of more than turns
 BACKOFF_FIRST_S = 1.0
 BACKOFF_LAST_S = 300.0
 
 # PostgreSQL's text has no NUL, and UTF-8 has no lone surrogates.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
+NoticeKind = Literal["turn.interrupted", "session.summary"]
 Role = Literal["user", "assistant"]
 Source = Literal["proxy", "browser"]
 BlockKind = Literal["principal", "session"]
@@ -146,11 +157,16 @@ class Position:
 
 
 class Delivery(IntEnum):
-    """The state of a turn's delivery to the sink."""
+    """The state of a turn's delivery to all sinks: dead where one of them refused it and none waits for it."""
 
     QUEUED = 0
     DELIVERED = 1
     DEAD = 2
+
+    @classmethod
+    def of(cls, pending: int, dead: int) -> "Delivery":
+        """The state for these bits of sinks."""
+        return cls.QUEUED if pending else cls.DEAD if dead else cls.DELIVERED
 
     @property
     def label(self) -> Literal["queued", "delivered", "dead"]:
@@ -191,11 +207,12 @@ class StoredTurn:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A turn that the sink refused for good, and the reason."""
+    """A turn that a sink refused for good, and the reason."""
 
     session_id: str
     turn: StoredTurn
     reason: str
+    sink: str = "zep"
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,12 +398,14 @@ class Failure:
 
     `permanent`: the sink will never take these turns as they are. `counts`: the sink answered about this delivery (a
     500, a malformed answer), so the oldest turn may be its cause; without it the sink is unavailable to any delivery.
-    `uncertain`: the turns may have been stored all the same.
+    `refused`: it counts, and the sink is well: other sessions need not wait. `uncertain`: the turns may have been
+    stored all the same.
     """
 
     reason: str
     permanent: bool = False
     counts: bool = False
+    refused: bool = False
     uncertain: bool = False
     retry_after_s: float | None = None
 
@@ -401,6 +420,17 @@ class Backlog:
     batch: int = FULL_BATCH
 
 
+@dataclass(frozen=True, slots=True)
+class OutboxStatus:
+    """The outbox in numbers, over all replicas: of all sinks, and of each that has any."""
+
+    queued: int = 0
+    oldest_us: int | None = None
+    dead: int = 0
+    erasures: int = 0
+    by_sink: Mapping[SinkName, "OutboxStatus"] = field(default_factory=dict, compare=False)
+
+
 class SinkError(Exception):
     """The sink did not take the delivery; `failure` says why and what may be done."""
 
@@ -411,24 +441,84 @@ class SinkError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DeliveryBatch:
-    """Turns of one session, in order. `uncertain`: some may have arrived before; look before repeating."""
+    """Turns of one session, in order. `uncertain`: some may have arrived before; look before repeating.
+
+    `missing` are the session's turns that this sink has refused for good. `generation` grows with each task of the sink
+    that failed: until then a repetition has the same idempotency key.
+    """
 
     session_id: str
     principal: str
     user_id: str | None
     turns: Sequence[StoredTurn]
     uncertain: bool
+    agent_id: str | None = None
+    missing: Sequence[str] = ()
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that a sink is told of a session beside its turns; `body` is JSON."""
+
+    session_id: str
+    principal: str
+    user_id: str | None
+    agent_id: str | None
+    kind: NoticeKind
+    body: str
+    arrival: int
+
+
+@dataclass(frozen=True, slots=True)
+class SinkErasure:
+    """Something that one sink has to erase: a session, or all of `principal` where `session_id` is empty.
+
+    `user_id` and `agent_id` are the session's, if it had them; `before_us` is when it was asked for.
+    """
+
+    sink: SinkName
+    principal: str
+    session_id: str
+    user_id: str | None = None
+    agent_id: str | None = None
+    before_us: int = 0
+    failures: int = 0
+    task: str | None = None
 
 
 class Sink(Protocol):
-    """A memory that turns are delivered to. The caller bounds both methods; both raise SinkError."""
+    """A memory that turns are delivered to. The caller bounds all methods; all raise SinkError.
 
-    async def deliver(self, batch: DeliveryBatch) -> None:
-        """Stores the turns, each once, in order."""
+    `max_turns` and `max_bytes` (of content) are the most that a delivery has. A sink that `keeps_batches` gets the same
+    turns again after a failure that may not be theirs: it recognises a repetition by its key. A sink that
+    `takes_notices` is told of what happens to a session beside its turns.
+    """
+
+    name: SinkName
+    max_turns: int
+    max_bytes: int | None
+    keeps_batches: bool
+    takes_notices: bool
+
+    async def deliver(self, batch: DeliveryBatch) -> str | None:
+        """Stores the turns, each once, in order. A text names a task that is still at it: see `is_done`."""
         ...
 
-    async def erase(self, principal: str, session_id: str) -> None:
-        """Erases a session, or all of `principal` where `session_id` is empty; no error where nothing is stored."""
+    async def tell(self, notice: Notice) -> None:
+        """Passes a notice on."""
+        ...
+
+    async def erase(self, erasure: SinkErasure) -> str | None:
+        """Erases; no error where nothing is stored. A text names a task that is still at it: see `is_done`."""
+        ...
+
+    async def is_done(self, task: str) -> bool:
+        """Whether a task has succeeded; False while it runs. SinkError where it failed, or the sink has lost it."""
+        ...
+
+    async def aclose(self) -> None:
+        """Closes what is open."""
         ...
 
 

@@ -85,7 +85,8 @@ def own_secrets(settings: Settings) -> tuple[SecretStr | None, ...]:
     keys = [resource.settings.key for resource in settings.resources]
     tools = settings.tools_secret.get_secret_value().split() if settings.tools_secret else ()
     tools_secrets = [SecretStr(each.removeprefix("whsec_")) for each in tools]
-    return (settings.key, *keys, settings.zep_api_key, settings.metrics_token, *settings.signing_keys, *tools_secrets)
+    memory = (settings.zep_api_key, settings.memory_http_secret)
+    return (settings.key, *keys, *memory, settings.metrics_token, *settings.signing_keys, *tools_secrets)
 
 
 def configure_logging(settings: Settings, *, secrets: Iterable[SecretStr] = ()) -> None:

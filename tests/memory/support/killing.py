@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from tests.memory.support.app import bearer
+from tests.memory.support.receiver import SECRET, Receiver
 from tests.memory.support.stores import assert_sound
 from tests.memory.support.turns import owner
 from tests.memory.support.zep import KEY, Zep
@@ -43,7 +44,7 @@ class Report:
 
 @contextlib.asynccontextmanager
 async def process(
-    folder: Path, port: int, database_url: str, zep: Zep | None, **environment: str
+    folder: Path, port: int, database_url: str, zep: Zep | None, receiver: Receiver | None = None, /, **environment: str
 ) -> AsyncIterator[asyncio.subprocess.Process | ForkedProcess]:
     """`token-broker serve`, killed when the block ends."""
     mine = {
@@ -55,6 +56,10 @@ async def process(
         "BROKER_DELIVERY_POLL_S": "0.1",
     }
     zeps = {"ZEP_API_KEY": KEY, "ZEP_API_URL": zep.base_url} if zep is not None else {}
+    sinks = {name for name, sink in (("zep", zep), ("http", receiver)) if sink is not None}
+    mine["BROKER_MEMORY_SINKS"] = ",".join(sorted(sinks))
+    if receiver is not None:
+        zeps |= {"BROKER_MEMORY_HTTP_URL": receiver.url, "BROKER_MEMORY_HTTP_SECRET": SECRET}
     env = broker.environment(folder, None, **(mine | zeps | environment))
     with Path(os.devnull).open("wb") as nothing:  # noqa: ASYNC230  # opens at once
         running = await broker.start_process(("serve",), env, folder, nothing, nothing)
@@ -77,6 +82,7 @@ async def kill_and_check(
     database_url: str,
     zep: Zep | None,
     *,
+    receiver: Receiver | None = None,
     kills: int,
     writers: int = 4,
     seed: int = 1,
@@ -85,7 +91,7 @@ async def kill_and_check(
 ) -> Report:
     """Kills the broker so often, at random moments under load; then checks all that was acknowledged.
 
-    Without `zep` the store is the memory, and its words are checked instead.
+    Without `zep` and `receiver` the store is the memory, and its words are checked instead.
     """
     report = Report()
     settings = Settings.load(database_url=database_url, signing_keys=SIGNING_KEY)
@@ -96,20 +102,22 @@ async def kill_and_check(
     sessions = [f"killed-session-{number:04}" for number in range(writers)]
     work = [asyncio.create_task(_write(base_url, settings, key, report, stop, pause_s=pause_s)) for key in sessions]
     for _ in range(kills):
-        async with process(folder, port, database_url, zep) as running:
+        async with process(folder, port, database_url, zep, receiver) as running:
             await _turns_are_acknowledged(report)
             await asyncio.sleep(chance.uniform(0, longest_life_s))
             running.send_signal(signal.SIGKILL)
             await running.wait()
             report.kills += 1
-    async with process(folder, port, database_url, zep):
+    async with process(folder, port, database_url, zep, receiver):
         await _turns_are_acknowledged(report)
         stop.set()
         await asyncio.gather(*work)
         await _check_store(base_url, settings, report)
         if zep is not None:
             await _check_zep(zep, report)
-        elif database_url.startswith("sqlite"):
+        if receiver is not None:
+            await _check_receiver(receiver, report)
+        if zep is None and receiver is None and database_url.startswith("sqlite"):
             await asyncio.to_thread(_check_words, database_url)
     return report
 
@@ -178,6 +186,24 @@ async def _check_zep(zep: Zep, report: Report) -> None:
         assert list(dict.fromkeys(arrived)) == said, f"{session_id}: delivered out of order"
         report.repeated_deliveries += len(arrived) - len(said)
     assert time.monotonic() - began_s < 60
+
+
+async def _check_receiver(receiver: Receiver, report: Report) -> None:
+    """Each turn came, in order; an event with an id that was seen before is a repetition, and has the same turns."""
+
+    async def all_arrived() -> bool:
+        return all(set(said) == set(receiver.turn_ids(key)) for key, said in report.acknowledged.items())
+
+    await eventually(all_arrived, within_s=60)
+    assert receiver.unverified == 0
+    for session_id, said in report.acknowledged.items():
+        arrived = receiver.turn_ids(session_id)
+        assert list(dict.fromkeys(arrived)) == said, f"{session_id}: posted out of order"
+        report.repeated_deliveries += len(arrived) - len(said)
+    bodies: dict[str, bytes] = {}
+    for event in receiver.of("turns.stored"):
+        assert bodies.setdefault(event.id, event.body) == event.body, "one id, two contents"
+    report.repeated_deliveries += len(receiver.of("turns.stored")) - len(bodies)
 
 
 def _check_words(database_url: str) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tests.memory.support.faults import Fault, fail, next_fault
 from tests.support.serving import serve_app
 
 KEY = "zep-canary-key-5518"
@@ -31,24 +32,6 @@ class RefusedError(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-
-
-@dataclass
-class Fault:
-    """What happens to the next `times` requests whose path ends with `path`; None is for ever.
-
-    `stored`: the request is carried out first, and only its answer is lost. `turn`: only where the body names it.
-    """
-
-    kind: str  # status, hang, malformed, reset
-    path: str = ""
-    method: str | None = None
-    times: int | None = 1
-    status: int = 500
-    headers: dict[str, str] = field(default_factory=dict)
-    body: str = '{"message": "made to fail"}'
-    stored: bool = False
-    turn: str | None = None
 
 
 @dataclass
@@ -103,13 +86,13 @@ def make_app(zep: Zep) -> Starlette:
         path = request.url.path.removeprefix("/api/v2")
         zep.requests.append(f"{request.method} {path}")
         body = await request.body()
-        fault = _next_fault(zep, request, path, body.decode())
+        fault = next_fault(zep.faults, request.method, path, body.decode())
         if fault is not None and not fault.stored:
-            return await _fail(zep, fault)
+            return await fail(zep.closing, fault)
         await asyncio.sleep(zep.slow_s)
         response = await _carry_out(request, path, body)
         zep.changed.set()
-        return await _fail(zep, fault) if fault is not None else response
+        return await fail(zep.closing, fault) if fault is not None else response
 
     async def _carry_out(request: Request, path: str, body: bytes) -> Response:
         try:
@@ -225,39 +208,6 @@ def _check_message(message: dict[str, Any]) -> None:
         raise RefusedError(400, "created_at is no RFC 3339 time")
     if not isinstance(message.get("metadata"), dict):
         raise RefusedError(400, "metadata is no object")
-
-
-def _next_fault(zep: Zep, request: Request, path: str, body: str) -> Fault | None:
-    for fault in zep.faults:
-        if not path.endswith(fault.path) or fault.method not in {None, request.method}:
-            continue
-        if fault.turn is not None and f'"{fault.turn}"' not in body:
-            continue
-        if fault.times is not None:
-            fault.times -= 1
-            if fault.times <= 0:
-                zep.faults.remove(fault)
-        return fault
-    return None
-
-
-async def _fail(zep: Zep, fault: Fault) -> Response:
-    match fault.kind:
-        case "hang":
-            await zep.closing.wait()
-        case "malformed":
-            return PlainTextResponse("<html>this is no JSON")
-        case "reset":
-            return _Reset()
-    return PlainTextResponse(fault.body, fault.status, fault.headers, media_type="application/json")
-
-
-class _Reset(Response):
-    """Ends the connection without an answer."""
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
-        raise ConnectionResetError
 
 
 def _now() -> str:

@@ -6,26 +6,16 @@ from typing import TYPE_CHECKING
 from token_broker.memory.context import TOLD_CHARS
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.turn_search import TurnSearch
-from token_broker.memory.types import LAST_TURNS, DeliveryBatch, StoredTurn
+from token_broker.memory.types import LAST_TURNS, StoredTurn
 from token_broker.security.tokens import ANONYMOUS, Owner
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["LocalFacts", "LocalSink"]
+__all__ = ["LocalFacts"]
 
 _FACTS = 8
 _ASKED_CHARS = 400  # of the newest turns: what the talk is about
-
-
-class LocalSink:
-    """See `Sink`. Settles what was queued for another sink before the configuration changed."""
-
-    async def deliver(self, batch: DeliveryBatch) -> None:
-        del batch
-
-    async def erase(self, principal: str, session_id: str) -> None:
-        del principal, session_id
 
 
 class LocalFacts:

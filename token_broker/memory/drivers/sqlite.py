@@ -46,6 +46,8 @@ R = TypeVar("R")
 _WRITER_CACHE_KIB = 8_000
 _READER_CACHE_KIB = 2_000  # for each of several; the operating system caches the file's pages as well
 _CLOSE_S = 5.0
+_SCRUB_TRIES = 10
+_SCRUB_PAUSE_S = 0.2
 
 _CHECKPOINT_EVERY_S = 1.0
 _LONG_LOG_PAGES = 4_096
@@ -109,6 +111,21 @@ class SqliteDatabase:
 
         return await self._in_thread(self._reader_threads[pool].run, read)
 
+    async def scrub_files(self) -> bool:
+        """Empties the log: it still has what was overwritten in the file; whether it could. Raises StoreError."""
+        for attempt in range(_SCRUB_TRIES):
+            if attempt:
+                await asyncio.sleep(_SCRUB_PAUSE_S)  # for a reader that holds the log
+            if await self._in_thread(self._run_writer, self._truncate_log):
+                return True
+        return False
+
+    def _truncate_log(self) -> bool:
+        connection = sqlite3.connect(self.path, timeout=self._busy_ms / 1000, isolation_level=None)
+        with contextlib.closing(connection):
+            busy, _pages, _copied = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+
     async def close(self) -> None:
         if self._closed:
             return
@@ -165,6 +182,7 @@ class SqliteDatabase:
             for pragma in (
                 f"busy_timeout = {self._busy_ms}",
                 "journal_mode = WAL",
+                "secure_delete = ON",  # what is erased must not stay in the file's free pages
                 "synchronous = FULL",  # NORMAL would lose acknowledged turns with the power
                 "journal_size_limit = 67108864",
                 "temp_store = MEMORY",  # else each commit makes a file, to undo a statement that fails halfway

@@ -31,6 +31,7 @@ from token_broker.memory.types import (
     ArrivedTurn,
     Interruption,
     Outcome,
+    SinkName,
     SizeLimit,
     Turn,
     arrived_us,
@@ -110,13 +111,13 @@ class _Submission:
 
 
 class GroupWriter:
-    """Writes turns and sessions; `queue` says whether turns go on to a sink. Start `run` once."""
+    """Writes turns and sessions; turns go on to `sinks`. Start `run` once."""
 
     def __init__(
         self,
         database: Database,
         *,
-        queue: bool,
+        sinks: Sequence[SinkName] = (),
         gather_s: float,
         clock: Callable[[], float],
         on_stored: Callable[[Collection[str]], None],
@@ -124,7 +125,7 @@ class GroupWriter:
         disk_is_short: Callable[[int], bool] = lambda _wanted_bytes: False,
     ) -> None:
         self._database = database
-        self._queue = queue
+        self._sinks = tuple(sinks)
         self._gather_s = gather_s
         self._clock = clock
         self._on_stored = on_stored
@@ -269,7 +270,7 @@ class GroupWriter:
             batch=turns,
             now_s=self._clock(),
             unknown=unknown,
-            queue=self._queue,
+            sinks=self._sinks,
             limit=self._sizes.limit(_bytes_by_session(turns)),
             groups=groups,
             interruptions=interruptions,

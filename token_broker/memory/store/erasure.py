@@ -5,6 +5,8 @@ is stored in it, and its id never becomes anybody's again. `delete_erased` then 
 since turns of others wait for each of them. `unfinished_erasures` names what a process that ended has left over.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, and_, delete, func, or_, select, update
@@ -15,10 +17,15 @@ from token_broker.memory.store.summaries import delete_summaries
 from token_broker.memory.store.tables import (
     ERASED,
     ERASING,
+    SESSION_TABLES,
     by_bucket,
+    dead_letters,
+    erased_users,
     insert_for,
     is_session,
+    notices,
     outbox,
+    recent_erasures,
     sessions,
     tool_claims,
     turns,
@@ -26,26 +33,39 @@ from token_broker.memory.store.tables import (
 )
 from token_broker.memory.store.turn_words import delete_words
 from token_broker.memory.store_errors import NotOwnerError
-from token_broker.memory.types import ERASED_PRINCIPAL, bucket_of
+from token_broker.memory.types import ERASED_PRINCIPAL, SinkErasure, SinkName, bucket_of
 from token_broker.security.tokens import ANONYMOUS
 
 __all__ = [
+    "Marked",
     "delete_erased",
     "delete_idle_sessions",
     "delete_older_turns",
+    "erased_since",
+    "forget_recent",
     "mark_erased",
+    "mark_user_erased",
     "sessions_of",
     "unfinished_erasures",
 ]
 
 
-def mark_erased(
-    connection: Connection, session_id: str, now_us: int, *, erase: bool, principal: str | None = None
-) -> int:
-    """Makes the session a tombstone; how many turns it had. `principal` has to own it; None is an operator.
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """What was erased: so many turns, and until when a delivery of them may be under way (µs since 1970; 0: none)."""
 
-    With `erase` the sink is asked to erase it, once no delivery is under way. A session that is not stored becomes a
-    tombstone as well: turns of it that are on their way to the store are refused then. Raises NotOwnerError.
+    turns: int
+    busy_until_us: int = 0
+
+
+def mark_erased(
+    connection: Connection, session_id: str, now_us: int, *, sinks: Sequence[SinkName], principal: str | None = None
+) -> Marked:
+    """Makes the session a tombstone. `principal` has to own it; None is an operator.
+
+    Each of `sinks` is asked to erase it, once no delivery is under way. A session that is not stored becomes a
+    tombstone as well: turns of it that are on their way to the store are refused then, and an operator's erasure
+    reaches what the sinks have kept for longer. Raises NotOwnerError.
     """
     row = {
         "bucket": bucket_of(session_id),
@@ -55,19 +75,27 @@ def mark_erased(
         "created_at_us": now_us,
     }
     made: Any = insert_for(connection.dialect.name, sessions).values(row)
-    connection.execute(made.on_conflict_do_nothing(index_elements=["bucket", "session_id"]))
+    is_new = connection.execute(made.on_conflict_do_nothing(index_elements=["bucket", "session_id"])).rowcount == 1
     # The lock waits for turns that are being stored, and later ones wait for it: none slips in beside the tombstone.
-    held = select(sessions.c.principal).where(is_session(sessions, session_id)).with_for_update()
-    owner = str(connection.execute(held).scalar_one())
+    held = select(sessions.c.principal, sessions.c.user_id, sessions.c.agent_id).where(is_session(sessions, session_id))
+    found = connection.execute(held.with_for_update()).one()
+    owner = found.principal
     if owner != ERASED_PRINCIPAL and principal not in {None, owner}:
         raise NotOwnerError(erased=False)
     connection.execute(delete(tool_claims).where(is_session(tool_claims, session_id)))
-    if owner == ERASED_PRINCIPAL:
-        return 0
-    lease = connection.execute(select(outbox.c.lease_until_us).where(is_session(outbox, session_id))).scalar()
-    if erase:
-        request_erasure(connection, owner, session_id, max(now_us, lease or 0))
-    connection.execute(delete(outbox).where(is_session(outbox, session_id)))
+    if owner == ERASED_PRINCIPAL and not (is_new and principal is None):
+        return Marked(0)
+    busy = select(outbox.c.sink, outbox.c.lease_until_us).where(is_session(outbox, session_id))
+    leases = {row.sink: row.lease_until_us for row in connection.execute(busy)}
+    for sink in sinks:
+        erasure = SinkErasure(sink, owner or ANONYMOUS, session_id, found.user_id, found.agent_id, before_us=now_us)
+        request_erasure(connection, erasure, max(now_us, leases.get(sink, 0)))
+    for table in (outbox, notices):
+        connection.execute(delete(table).where(is_session(table, session_id)))
+    recent: Any = insert_for(connection.dialect.name, recent_erasures).values(
+        bucket=bucket_of(session_id), session_id=session_id, principal=owner, at_us=now_us
+    )
+    connection.execute(recent.on_conflict_do_nothing())
     delete_summaries(connection, session_id)
     tombstone = {
         "principal": ERASED_PRINCIPAL,
@@ -77,7 +105,28 @@ def mark_erased(
         "stored_bytes": 0,
     }
     connection.execute(update(sessions).where(is_session(sessions, session_id)).values(tombstone))
-    return connection.scalar(select(func.count()).select_from(turns).where(is_session(turns, session_id))) or 0
+    count = select(func.count()).select_from(turns).where(is_session(turns, session_id))
+    return Marked(connection.scalar(count) or 0, max(leases.values(), default=0))
+
+
+def mark_user_erased(connection: Connection, user: str, now_us: int) -> None:
+    """From here on sessions of the user that began before are refused: a principal's, and those that bear the label."""
+    for kind in ("principal", "label"):
+        made: Any = insert_for(connection.dialect.name, erased_users).values(kind=kind, id=user, before_us=now_us)
+        later = {"before_us": made.excluded.before_us}
+        connection.execute(made.on_conflict_do_update(index_elements=["kind", "id"], set_=later))
+
+
+def erased_since(connection: Connection, since_us: int, limit: int) -> list[tuple[str, str]]:
+    """Sessions that were erased since then, and whose they were; the newest first."""
+    recent = recent_erasures.c
+    wanted = select(recent.session_id, recent.principal).where(recent.at_us >= since_us)
+    return [(row[0], row[1]) for row in connection.execute(wanted.order_by(recent.at_us.desc()).limit(limit))]
+
+
+def forget_recent(connection: Connection, before_us: int) -> int:
+    """Deletes rows of erasures that every replica has seen; how many."""
+    return connection.execute(delete(recent_erasures).where(recent_erasures.c.at_us < before_us)).rowcount
 
 
 def delete_erased(connection: Connection, session_id: str, *, max_turns: int, max_bytes: int) -> int:
@@ -88,6 +137,8 @@ def delete_erased(connection: Connection, session_id: str, *, max_turns: int, ma
     sizes = select(turns.c.turn_id, func.length(turns.c.content)).where(is_session(turns, session_id)).limit(max_turns)
     turn_ids = within_bytes(connection.execute(sizes).all(), max_bytes)
     if not turn_ids:
+        for table in SESSION_TABLES:
+            connection.execute(delete(table).where(is_session(table, session_id)))
         connection.execute(update(sessions).where(is_erased).values(epoch=ERASED))
         return 0
     delete_words(connection, session_id, turns.c.turn_id.in_(turn_ids))
@@ -129,8 +180,11 @@ def delete_older_turns(connection: Connection, before_arrival: int, limit: int, 
         subtract_from_size(connection, session_id, its)
         delete_words(connection, session_id, its)
         connection.execute(delete(turns).where(is_session(turns, session_id), its))
+        letters = dead_letters.c.turn_id.in_(by_session[session_id])
+        connection.execute(delete(dead_letters).where(is_session(dead_letters, session_id), letters))
         if not connection.scalar(select(func.count()).select_from(turns).where(is_session(turns, session_id))):
-            connection.execute(delete(outbox).where(is_session(outbox, session_id)))
+            for table in (notices, outbox):
+                connection.execute(delete(table).where(is_session(table, session_id)))
     return len(old)
 
 

@@ -2,8 +2,8 @@
 
 Every row of a session carries the session's `bucket` (`bucket_of`), first in each key: claims stay local, and the
 tables can be distributed on it (Citus, in elastic clusters of Azure Database for PostgreSQL) as they are. `blocks`,
-`disabled_resources` and `replicas` are small and read whole: there they are reference tables. Times are whole
-microseconds since 1970.
+`disabled_resources`, `replicas`, `sink_rests` and `erased_users` are small: there they are reference tables. Times are
+whole microseconds since 1970.
 
 Alembic (`migrations/`) is imported only where an upgrade is needed.
 """
@@ -42,19 +42,26 @@ __all__ = [
     "MIGRATIONS",
     "NOW_US",
     "SCHEMA_REVISION",
+    "SESSION_TABLES",
     "TURN_ORDER",
     "are_sessions",
     "blocks",
     "by_bucket",
+    "dead_letters",
     "disabled_resources",
+    "erased_users",
     "erasures",
     "insert_for",
     "is_session",
     "metadata",
     "migrate",
+    "notices",
     "outbox",
+    "recent_erasures",
     "replicas",
     "sessions",
+    "sink_ids",
+    "sink_rests",
     "stored_turn",
     "summaries",
     "tickets",
@@ -122,8 +129,10 @@ turns = Table(
     Column("source", Text, nullable=False),
     Column("interrupted", Boolean, nullable=False),
     Column("channel", Text),
-    Column("delivery", SmallInteger, nullable=False),
-    Column("dead_reason", Text),
+    # Bits of sinks (`SINK_BITS`): where the turn still has to go, and which sinks refused it for good. So a turn stays
+    # one row, written once, however many sinks there are.
+    Column("pending", SmallInteger, nullable=False, server_default=text("0")),
+    Column("dead", SmallInteger, nullable=False, server_default=text("0")),
     Column("folding", SmallInteger),  # the version of the rules by which its words are folded; NULL: not yet
     PrimaryKeyConstraint("bucket", "session_id", "turn_id"),
     Index("turns_in_order", "bucket", "session_id", "epoch", "place", "arrival"),
@@ -131,19 +140,27 @@ turns = Table(
 )
 TURN_ORDER = (turns.c.epoch, turns.c.place, turns.c.arrival)  # within a session
 
-Index(
-    "turns_dead",
-    turns.c.arrival,
-    sqlite_where=turns.c.delivery == Delivery.DEAD,
-    postgresql_where=turns.c.delivery == Delivery.DEAD,
+# Why a sink refused a turn for good.
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("turn_id", Text, nullable=False),
+    Column("sink", Text, nullable=False),
+    Column("arrival", BigInteger, nullable=False),
+    Column("reason", Text),
+    PrimaryKeyConstraint("bucket", "session_id", "turn_id", "sink"),
+    Index("dead_letters_by_arrival", "arrival"),
 )
 
-# One row for each session that has queued turns; the holder of its lease delivers them.
+# One row for each session and sink that has queued turns or notices; the holder of its lease delivers them.
 outbox = Table(
     "outbox",
     metadata,
     Column("bucket", SmallInteger, nullable=False),
     Column("session_id", Text, nullable=False),
+    Column("sink", Text, nullable=False),
     Column("due_at_us", BigInteger, nullable=False),
     Column("lease_until_us", BigInteger, nullable=False),
     Column("fence", BigInteger, nullable=False),  # grows with each claim; only the newest claim may settle
@@ -155,22 +172,86 @@ outbox = Table(
     Column("queued", Integer, nullable=False),
     Column("oldest_us", BigInteger, nullable=False),
     Column("last_error", Text),
-    PrimaryKeyConstraint("bucket", "session_id"),
-    Index("outbox_due", "bucket", "due_at_us"),
+    Column("flight", Text),  # JSON: the turns of a delivery whose end is not known, and the sink's task
+    Column("generation", Integer, nullable=False),  # tasks of the sink that failed: a repetition needs another key
+    PrimaryKeyConstraint("bucket", "session_id", "sink"),
+    Index("outbox_due", "sink", "bucket", "due_at_us"),
 )
 
-# What the sink still has to erase; `session_id` is empty where all of `principal` is meant.
+# What a sink is told of a session beside its turns, in the order of `arrival`.
+notices = Table(
+    "notices",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("sink", Text, nullable=False),
+    Column("arrival", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("body", Text, nullable=False),  # JSON
+    PrimaryKeyConstraint("bucket", "session_id", "sink", "arrival"),
+)
+
+# What a sink still has to erase; `session_id` is empty where all of `principal` is meant.
 erasures = Table(
     "erasures",
     metadata,
     Column("bucket", SmallInteger, nullable=False),
+    Column("sink", Text, nullable=False),
     Column("principal", Text, nullable=False),
     Column("session_id", Text, nullable=False),
+    Column("user_id", Text),  # of the session, for sinks that are told
+    Column("agent_id", Text),
+    Column("before_us", BigInteger, nullable=False),
     Column("due_at_us", BigInteger, nullable=False),
     Column("lease_until_us", BigInteger, nullable=False),
     Column("failures", Integer, nullable=False),
     Column("last_error", Text),
-    PrimaryKeyConstraint("bucket", "principal", "session_id"),
+    Column("task", Text),  # the sink's, which has accepted the erasure and not ended it yet
+    PrimaryKeyConstraint("bucket", "sink", "principal", "session_id"),
+)
+
+# What a sink calls our users and sessions.
+sink_ids = Table(
+    "sink_ids",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("sink", Text, nullable=False),
+    Column("kind", Text, nullable=False),  # user, thread
+    Column("key", Text, nullable=False),
+    Column("sink_key", Text),  # None: the sink has lost it
+    Column("generation", Integer, nullable=False),  # how often the sink has lost it
+    PrimaryKeyConstraint("bucket", "sink", "kind", "key"),
+)
+
+# Sinks that asked for a pause; all replicas keep it.
+sink_rests = Table(
+    "sink_rests",
+    metadata,
+    Column("sink", Text, nullable=False),
+    Column("until_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("sink"),
+)
+
+# Users who were erased: sessions of theirs that began before are refused, later ones are kept.
+erased_users = Table(
+    "erased_users",
+    metadata,
+    Column("kind", Text, nullable=False),  # principal; label, of callers without authentication
+    Column("id", Text, nullable=False),
+    Column("before_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("kind", "id"),
+)
+
+# Sessions erased within the last hour: every replica looks here, and ends their talks.
+recent_erasures = Table(
+    "recent_erasures",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("principal", Text, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("bucket", "session_id"),
+    Index("recent_erasures_by_time", "at_us"),
 )
 
 # What the operator has blocked: a principal, or one session.
@@ -249,6 +330,9 @@ summaries = Table(
     Index("summaries_due", "due_at_us"),
 )
 
+# Rows that an erased session takes with it, beside its turns. Each table has `bucket` and `session_id`.
+SESSION_TABLES: tuple[Table, ...] = (dead_letters, notices, outbox, summaries, tool_claims, turn_words)
+
 # Turns from before the words were kept, or that an older replica stores. Rules that change need another such index.
 Index(
     "turns_unfolded",
@@ -292,7 +376,7 @@ def stored_turn(row: Any) -> StoredTurn:
         source=row.source,
         interrupted=bool(row.interrupted),
         channel=row.channel,
-        delivery=Delivery(row.delivery),
+        delivery=Delivery.of(row.pending, row.dead),
     )
 
 

@@ -7,6 +7,7 @@ A batch of rows is parameters of one statement: `VALUES` for SQLite, an array a 
 trip through the interpreter's lock for each row, and neither database has to pick its values out of JSON.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -28,6 +29,7 @@ from sqlalchemy import (
     case,
     func,
     literal_column,
+    or_,
     select,
     table,
     true,
@@ -39,8 +41,10 @@ from sqlalchemy.dialects.postgresql import asyncpg
 from token_broker.memory.store.tables import (
     TURN_ORDER,
     are_sessions,
+    erased_users,
     insert_for,
     is_session,
+    notices,
     outbox,
     sessions,
     turn_words,
@@ -50,16 +54,21 @@ from token_broker.memory.types import (
     ERASED_PRINCIPAL,
     FULL_BATCH,
     LAST_PLACE,
+    NOTICE_SINKS,
+    SINK_BITS,
     ArrivedTurn,
-    Delivery,
     Interruption,
+    NoticeKind,
     Outcome,
+    SinkName,
     SizeLimit,
+    arrival_at,
+    arrived_us,
     bucket_of,
     to_us,
 )
 from token_broker.memory.words.folding import FOLDING_VERSION, fold_turn
-from token_broker.security.tokens import Owner
+from token_broker.security.tokens import ANONYMOUS, Owner
 
 __all__ = [
     "enqueue",
@@ -69,6 +78,7 @@ __all__ = [
     "last_arrival",
     "mark_interrupted",
     "put_back",
+    "queue_notice",
     "save_sessions",
 ]
 
@@ -104,7 +114,7 @@ TURN_FIELDS: tuple[Column[Any], ...] = (
     turns.c.source,
     turns.c.interrupted,
     turns.c.channel,
-    turns.c.delivery,
+    turns.c.pending,
     turns.c.folding,
 )
 _OUTBOX_FIELDS: tuple[Column[Any], ...] = tuple(outbox.c)
@@ -133,7 +143,7 @@ def insert_within_limit(
     now_s: float,
     *,
     unknown: Iterable[tuple[Owner, str]],
-    queue: bool,
+    sinks: Sequence[SinkName],
     limit: SizeLimit | None,
     groups: Sequence[int],
     interruptions: Sequence[Interruption] = (),
@@ -155,8 +165,8 @@ def insert_within_limit(
         stored = set(connection.scalars(found_ids))
         left_out |= {id(item): Outcome.FULL for item in items if item.turn.turn_id not in stored}
     fitting = [item for item in batch if id(item) not in left_out] if left_out else batch
-    outcomes = insert_turns(connection, fitting, now_s, unknown=unknown, queue=queue)
-    mark_interrupted(connection, interruptions)
+    outcomes = insert_turns(connection, fitting, now_s, unknown=unknown, sinks=sinks)
+    mark_interrupted(connection, interruptions, told=[sink for sink in sinks if sink in NOTICE_SINKS], now_s=now_s)
     if left_out:
         inserted = iter(outcomes)
         outcomes = [left_out[id(item)] if id(item) in left_out else next(inserted) for item in batch]
@@ -192,21 +202,59 @@ def put_back(connection: Connection, batch: Sequence[ArrivedTurn]) -> set[int]:
     return known
 
 
-def mark_interrupted(connection: Connection, interruptions: Iterable[Interruption]) -> None:
-    """Marks turns that are stored, and their owner's, as interrupted.
+def mark_interrupted(
+    connection: Connection, interruptions: Iterable[Interruption], *, told: Sequence[SinkName] = (), now_s: float = 0
+) -> None:
+    """Marks turns that are stored, and their owner's, as interrupted; sinks in `told` get a notice of each new mark.
 
     Call it after turns were inserted: an outbox row is locked before its turns, here as in `settle`.
     """
-    for each in sorted(set(interruptions), key=lambda interruption: interruption.key):
+    marks = sorted(set(interruptions), key=lambda interruption: interruption.key)
+    if marks and told:
+        enqueue(connection, told, dict.fromkeys([each.owner.session_id for each in marks], 0), to_us(now_s))
+    for each in marks:
         session_id = each.owner.session_id
         is_owners = select(sessions.c.bucket).where(
             is_session(sessions, session_id), sessions.c.principal == each.owner.principal
         )
-        connection.execute(
+        marked = connection.execute(
             update(turns)
-            .where(is_session(turns, session_id), turns.c.turn_id == each.turn_id, is_owners.exists())
+            .where(
+                is_session(turns, session_id),
+                turns.c.turn_id == each.turn_id,
+                turns.c.interrupted.is_(False),
+                is_owners.exists(),
+            )
             .values(interrupted=True)
-        )
+            .returning(turns.c.content, turns.c.arrival)
+        ).first()
+        if marked is not None and told:
+            body = json.dumps({"turn_id": each.turn_id, "content": marked.content})
+            arrival = max(arrival_at(now_s), marked.arrival + 1)
+            queue_notice(connection, told, session_id, "turn.interrupted", body=body, arrival=arrival)
+
+
+def queue_notice(
+    connection: Connection, sinks: Sequence[SinkName], session_id: str, kind: NoticeKind, *, body: str, arrival: int
+) -> None:
+    """Queues a notice of a stored session for these sinks, behind the turns that arrived before.
+
+    `body` is JSON: the event's data beside the ids. Call it before other rows of the session are locked, or `enqueue`.
+    """
+    enqueue(connection, sinks, {session_id: 1}, arrived_us(arrival))
+    rows = [
+        {
+            "bucket": bucket_of(session_id),
+            "session_id": session_id,
+            "sink": sink,
+            "arrival": arrival,
+            "kind": kind,
+            "body": body,
+        }
+        for sink in sinks
+    ]
+    if rows:
+        connection.execute(insert_for(connection.dialect.name, notices).on_conflict_do_nothing(), rows)
 
 
 def _sizes_and_full(
@@ -242,16 +290,16 @@ def insert_turns(
     now_s: float,
     *,
     unknown: Iterable[tuple[Owner, str]],
-    queue: bool,
+    sinks: Sequence[SinkName],
 ) -> list[Outcome]:
-    """Stores turns, each once, in one transaction with their sessions and, with `queue`, their place in the outbox.
+    """Stores turns, each once, in one transaction with their sessions and their place in the outbox of each sink.
 
     `unknown` are the sessions that the caller has not seen stored; they are written first.
     """
     save_sessions(connection, unknown, now_s)
     rows = {item.key: item for item in reversed(batch)}  # within the batch too the first content stays
-    delivery = Delivery.QUEUED if queue else Delivery.DELIVERED
-    stored = _insert(connection, rows, delivery)
+    pending = sum(SINK_BITS[sink] for sink in sinks)
+    stored = _insert(connection, rows, pending)
     if len(stored) < len(rows):
         # Sessions that were thought to be stored and are not: erased meanwhile, perhaps by another replica.
         missing = [item for key, item in rows.items() if key not in stored]
@@ -259,12 +307,11 @@ def insert_turns(
         known = set(connection.scalars(select(sessions.c.session_id).where(are_sessions(sessions, ids))))
         orphans = [item for item in missing if item.turn.owner.session_id not in known]
         save_sessions(connection, [(item.turn.owner, item.turn.agent_id) for item in orphans], now_s)
-        stored = {*stored, *_insert(connection, {item.key: item for item in orphans}, delivery)}
+        stored = {*stored, *_insert(connection, {item.key: item for item in orphans}, pending)}
     if stored:
         told = (rows[key] for key in stored)
         insert_words(connection, ((item.turn.owner.session_id, item.arrival, item.turn.content) for item in told))
-    if queue and stored:
-        enqueue(connection, Counter(session_id for session_id, _ in stored), to_us(now_s))
+        enqueue(connection, sinks, Counter(session_id for session_id, _ in stored), to_us(now_s))
     if len(stored) == len(batch):
         return [Outcome.STORED] * len(batch)
     left = {item.turn.owner.session_id for key, item in rows.items() if key not in stored}
@@ -277,12 +324,12 @@ def insert_turns(
             outcomes.append(Outcome.STORED if rows[item.key] is item else Outcome.DUPLICATE)
         elif (owner := owners.get(session.session_id)) == session.principal:
             outcomes.append(Outcome.DUPLICATE)
-        else:
-            outcomes.append(Outcome.ERASED if owner == ERASED_PRINCIPAL else Outcome.FOREIGN)
+        else:  # a session that is not even there is one of a user who was erased
+            outcomes.append(Outcome.ERASED if owner in {None, ERASED_PRINCIPAL} else Outcome.FOREIGN)
     return outcomes
 
 
-def _insert(connection: Connection, wanted: Mapping[_Key, ArrivedTurn], delivery: Delivery) -> AbstractSet[_Key]:
+def _insert(connection: Connection, wanted: Mapping[_Key, ArrivedTurn], pending: int) -> AbstractSet[_Key]:
     """Inserts where the session is known and its owner's; the keys of the rows that were written."""
     if not wanted:
         return frozenset()
@@ -303,7 +350,7 @@ def _insert(connection: Connection, wanted: Mapping[_Key, ArrivedTurn], delivery
             turn.source,
             turn.interrupted,
             turn.channel,
-            int(delivery),
+            pending,
             FOLDING_VERSION,
             turn.owner.principal,
         ]
@@ -330,12 +377,15 @@ def last_arrival(connection: Connection) -> int:
     return connection.scalar(select(func.max(turns.c.arrival))) or 0
 
 
-def enqueue(connection: Connection, counts: Mapping[str, int], now_us: int) -> None:
-    """Adds so many turns of each session to the outbox."""
+def enqueue(connection: Connection, sinks: Sequence[SinkName], counts: Mapping[str, int], now_us: int) -> None:
+    """Adds so many turns of each session to the outbox of each sink."""
     rows = [
-        [bucket_of(key), key, now_us, 0, 0, False, 0, 0, None, FULL_BATCH, counts[key], now_us, None] for key in counts
+        [bucket_of(key), key, sink, now_us, 0, 0, False, 0, 0, None, FULL_BATCH, counts[key], now_us, None, None, 0]
+        for key in counts
+        for sink in sinks
     ]
-    _ENQUEUE.run(connection, sorted(rows))
+    if rows:
+        _ENQUEUE.run(connection, sorted(rows))
 
 
 class Batch:
@@ -416,7 +466,19 @@ def insert_from_batch(dialect: str, into: Table, columns: Sequence[Column[Any]])
 
 
 def _save_sessions(dialect: str) -> Insert:
-    statement = insert_from_batch(dialect, sessions, SESSION_FIELDS)
+    """Leaves out sessions that began before their user was erased."""
+    bucket, _, principal, user_id, _, epoch, _ = fields = batch_fields(SESSION_FIELDS)
+    is_users = or_(
+        and_(erased_users.c.kind == literal_column("'principal'"), erased_users.c.id == principal),
+        and_(
+            erased_users.c.kind == literal_column("'label'"),
+            principal == literal_column(f"'{ANONYMOUS}'"),
+            erased_users.c.id == user_id,
+        ),
+    )
+    erased = select(erased_users.c.id).where(is_users, erased_users.c.before_us >= epoch * literal_column("1000"))
+    source = select(*fields).select_from(BATCH_ROWS).where(bucket.is_not(None), ~erased.exists())
+    statement: Any = insert_for(dialect, sessions).from_select([column.name for column in SESSION_FIELDS], source)
     new = statement.excluded
     saved: Insert = statement.on_conflict_do_update(
         index_elements=["bucket", "session_id"],
@@ -464,7 +526,7 @@ def _enqueue_for(dialect: str) -> Insert:
     statement = insert_from_batch(dialect, outbox, _OUTBOX_FIELDS)
     new = statement.excluded
     enqueued: Insert = statement.on_conflict_do_update(
-        index_elements=["bucket", "session_id"],
+        index_elements=["bucket", "session_id", "sink"],
         set_={
             "queued": outbox.c.queued + new.queued,
             "due_at_us": case((outbox.c.failures == literal_column("0"), new.due_at_us), else_=outbox.c.due_at_us),

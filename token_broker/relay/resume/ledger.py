@@ -165,7 +165,7 @@ class TalkLedger:
                 response.get("conversation") == "none" or response.get("commit") is False
             )
             once = text_of(event.get("event_id")).startswith(SAY_ID)
-            self._answers.append(OpenAnswer(event, outside=outside, stopped=once))
+            self._answers.append(OpenAnswer(dict(event), outside=outside, stopped=once))
             self._failed = None
         elif kind == "response.cancel":
             response_id = text_of(event.get("response_id"))

@@ -1,0 +1,259 @@
+"""Erasure as a whole: nowhere afterwards, nowhere later, whatever waits, with a receipt that says how far it is."""
+
+import asyncio
+import json
+import sqlite3
+import stat
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from pydantic import SecretStr
+from sqlalchemy import Connection, text
+
+from tests.memory.conftest import MakeSettings
+from tests.memory.support.faults import Fault
+from tests.memory.support.receiver import SECRET, Receiver, running_receiver
+from tests.memory.support.stores import make_dead
+from tests.memory.support.turns import SESSION, owner, turn
+from tests.memory.support.zep import Zep
+from tests.support.broker import environment
+from tests.support.waiting import eventually
+from token_broker.cli.main import main
+from token_broker.memory.maintenance import open_maintenance
+from token_broker.memory.service import Memory
+from token_broker.memory.store.turn_writes import queue_notice
+from token_broker.memory.types import Outcome, arrival_at
+from token_broker.security.tokens import Owner
+from token_broker.settings import Settings
+
+WORD = "marmaladeword"
+ANN = owner(principal="ann")
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with running_receiver() as running:
+        yield running
+
+
+@pytest.fixture
+def both(zep_settings: MakeSettings, receiver: Receiver) -> MakeSettings:
+    """Settings with two sinks."""
+
+    def make(**fields: Any) -> Settings:
+        http = {"memory_http_url": receiver.url, "memory_http_secret": SecretStr(SECRET)}
+        return zep_settings(**(http | {"memory_sinks": ("zep", "http"), "delivery_timeout_s": 1.0} | fields))
+
+    return make
+
+
+def texts(connection: Connection) -> str:
+    """Everything that is stored, as text."""
+    tables = {
+        "sqlite": "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'turns_fts%'",
+        "postgresql": "SELECT tablename FROM pg_tables WHERE schemaname = 'public'",
+    }
+    names = connection.scalars(text(tables[connection.dialect.name])).all()
+    return "\n".join(str(tuple(row)) for name in names for row in connection.execute(text(f"SELECT * FROM {name}")))  # noqa: S608
+
+
+async def test_erased_user_is_nowhere(both: MakeSettings, zep: Zep, receiver: Receiver) -> None:
+    """One sink is down, a turn is dead, a notice waits, a talk goes on at another process."""
+    settings = both()
+    ended: list[Owner] = []
+    async with Memory.open(settings) as memory:
+        memory.watch_lost_sessions(ended.append)
+        await memory.append([turn(f"t{n}", f"{WORD} {n}", by=ANN, sequence=n) for n in (1, 2, 3)])
+        await memory.append([turn("t1", "kept", by=owner("session-of-bob-001", principal="bob"))])
+        await zep.has(4)
+        await receiver.has(2)
+        await make_dead(memory._database, "t2")
+        receiver.faults.append(Fault("status", times=None, status=503))
+        body = json.dumps({"summary": WORD})
+        notice = partial(queue_notice, sinks=["http"], session_id=SESSION, kind="session.summary", body=body)
+        await memory._database.write(partial(notice, arrival=arrival_at(memory._clock())))
+        async with open_maintenance(settings) as admin:
+            assert await admin.erase_user("ann") == 3
+
+            async def one_is_done() -> bool:
+                return {one.sink: one.state for one in await admin.receipt(user="ann")}["zep"] == "done"
+
+            await eventually(one_is_done)
+            (open_one,) = [one for one in await admin.receipt(user="ann") if one.sink == "http"]
+            assert open_one.state in {"accepted", "cannot"}
+            assert WORD not in await memory._database.read(texts)
+            assert list(zep.messages) == ["session-of-bob-001"]
+            late = owner("a-session-of-before", principal="ann", epoch=1)
+            assert await memory.append([turn("t9", WORD, by=late)]) == [Outcome.ERASED], "what waited elsewhere"
+            assert await memory.append([turn("t4", WORD, by=ANN)]) == [Outcome.ERASED]
+            after = owner("a-session-of-after", principal="ann", epoch=round(memory._clock() * 1000) + 1)
+            assert await memory.append([turn("t1", "later", by=after)]) == [Outcome.STORED]
+            await eventually(lambda: _is_true(ANN.session_id in {each.session_id for each in ended}))
+            receiver.faults.clear()
+
+            async def all_are_done() -> bool:
+                return all(one.state == "done" for one in await admin.receipt(user="ann"))
+
+            await eventually(all_are_done, within_s=60)
+        assert receiver.of("user.erased")
+        assert all(WORD not in event.body.decode() for event in receiver.of("session.summary"))
+        assert WORD not in await memory._database.read(texts)
+
+
+async def _is_true(value: bool) -> bool:
+    return value
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_erased_word_leaves_the_files(make_settings: MakeSettings, tmp_path: Path) -> None:
+    settings = make_settings()
+    async with Memory.open(settings) as memory:
+        await memory.append([turn(f"t{n}", f"{WORD} {n} " + "x" * 3000) for n in range(20)])
+        assert _in_files(tmp_path)
+        await memory.erase_session(SESSION, principal="anonymous")
+
+        async def is_gone() -> bool:
+            return not await asyncio.to_thread(_in_files, tmp_path)
+
+        await eventually(is_gone)
+
+
+def _in_files(folder: Path) -> bool:
+    return any(f"{WORD} 7".encode() in path.read_bytes() for path in folder.glob("memory.db*"))
+
+
+async def run(*arguments: str, settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    monkeypatch.setattr("token_broker.cli.memory.configure_logging", lambda _settings: None)
+    variables = {
+        "BROKER_DATABASE_URL": settings.database_url.get_secret_value(),
+        "BROKER_SIGNING_KEY": "k" * 40,
+        "BROKER_MEMORY_SINKS": ",".join(settings.sinks),
+        "BROKER_DELIVERY_TIMEOUT_S": "1",
+    }
+    if settings.sinks:
+        assert settings.zep_api_key
+        variables |= {
+            "ZEP_API_KEY": settings.zep_api_key.get_secret_value(),
+            "ZEP_API_URL": settings.zep_api_url or "",
+            "BROKER_MEMORY_HTTP_URL": settings.memory_http_url or "",
+            "BROKER_MEMORY_HTTP_SECRET": SECRET,
+        }
+    env = environment(folder, None, **variables)
+    return await asyncio.to_thread(CliRunner().invoke, main, arguments, env=env, catch_exceptions=False)
+
+
+async def test_forget_asks_sinks_without_broker(
+    both: MakeSettings, zep: Zep, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = both()
+    async with Memory.open(settings) as memory:
+        await memory.append([turn("t1", WORD, by=ANN)])
+        await zep.has(1)
+        await receiver.has(1)
+    forget = partial(run, settings=settings, folder=tmp_path, monkeypatch=monkeypatch)
+    receiver.faults.append(Fault("status", times=1, status=400))
+    first = await forget("forget", "--user", "ann", "--wait", "0.5", "--json")
+    receipt = json.loads(first.stdout)
+    parts = {one["part"]: one for one in receipt["receipt"]}
+    assert (first.exit_code, receipt["done"], parts["http"]["state"]) == (1, False, "cannot")
+    assert parts["http"]["detail"].startswith("http: 400")
+    again = await forget("forget", "--user", "ann", "--wait", "30")
+    assert (again.exit_code, "http: done" in again.stdout, "zep: done" in again.stdout) == (0, True, True)
+    assert zep.users == {}
+    assert [event.data["session_id"] for event in receiver.of("session.erased")] == [SESSION]
+    assert {event.data["user_id"] for event in receiver.of("user.erased")} == {"ann"}
+
+
+async def test_export_has_all_of_a_user(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings()
+    mine = [owner(f"session-of-ann-{n:03}", principal="ann", user_id="Änn") for n in range(3)]
+    async with Memory.open(settings) as memory:
+        for by in mine:
+            await memory.append([turn(f"t{n:03}", f"grüße {n}", by=by, sequence=n) for n in range(250)])
+        await memory.append([turn("t1", "bob's", by=owner("session-of-bob-001", principal="bob"))])
+        await make_dead(memory._database, "t007")
+    export = partial(run, settings=settings, folder=tmp_path, monkeypatch=monkeypatch)
+    out = tmp_path / "ann.jsonl"
+    done = await export("export", "--user", "ann", "--out", str(out))
+    assert (done.exit_code, done.output) == (0, "")
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    sessions = [line["session_id"] for line in lines if line["type"] == "session"]
+    assert sorted(sessions) == [by.session_id for by in mine]
+    for session_id in sessions:
+        said = [line for line in lines if line["type"] == "turn" and line["session_id"] == session_id]
+        assert [line["turn_id"] for line in said] == [f"t{n:03}" for n in range(250)]
+        assert said[7]["delivery"] == "dead"
+        assert said[7]["content"] == "grüße 7"
+    assert len([line for line in lines if line["type"] == "dead_letters"]) == 3
+    assert (await export("export", "--user", "ann", "--out", str(out))).exit_code == 2
+    one = await export("export", "--session", mine[0].session_id)
+    assert len(one.stdout.splitlines()) == 252
+    nobody = await export("export", "--session", "nobodys-session-1")
+    assert (nobody.stdout, "is it right?" in nobody.stderr) == ("", True)
+    assert (await export("export")).exit_code == 2
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_store_before_sinks_is_moved(make_settings: MakeSettings, tmp_path: Path, zep: Zep) -> None:
+    """A store of the version before: what waited and what was dead is Zep's."""
+    from token_broker.memory.store import tables
+
+    settings = make_settings()
+    async with Memory.open(settings) as memory:
+        await memory.append([turn(f"t{n}", by=ANN, sequence=n) for n in (1, 2, 3)])
+    with sqlite3.connect(tmp_path / "memory.db") as file:
+        _go_back(file)
+    file.close()
+    assert tables.SCHEMA_REVISION != "0003"
+    key = SecretStr("zep-canary-key-5518")
+    reopened = make_settings(zep_api_key=key, zep_api_url=zep.base_url)
+    async with Memory.open(reopened) as memory:
+        await zep.has(1)
+        assert zep.turn_ids(SESSION) == ["t2"]
+        async with open_maintenance(reopened) as admin:
+            (letter,) = await admin.dead_letters(9)
+            assert (letter.turn.turn_id, letter.sink, letter.reason) == ("t3", "zep", "zep: 400")
+
+
+def _go_back(file: sqlite3.Connection) -> None:
+    """Makes of an SQLite file what the version before had: t1 delivered, t2 queued, t3 dead."""
+    made = {
+        "dead_letters",
+        "notices",
+        "sink_ids",
+        "sink_rests",
+        "erased_users",
+        "recent_erasures",
+        "outbox",
+        "erasures",
+    }
+    found = {row[0] for row in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    for name in made & found:
+        file.execute(f"DROP TABLE {name}")
+    for name in ("pending", "dead"):
+        file.execute(f"ALTER TABLE turns DROP COLUMN {name}")
+    for statement in (
+        "ALTER TABLE turns ADD COLUMN delivery SMALLINT NOT NULL DEFAULT 1",
+        "ALTER TABLE turns ADD COLUMN dead_reason TEXT",
+        "UPDATE turns SET delivery = 0 WHERE turn_id = 't2'",
+        "UPDATE turns SET delivery = 2, dead_reason = 'zep: 400' WHERE turn_id = 't3'",
+        "CREATE INDEX turns_dead ON turns (arrival) WHERE delivery = 2",
+        """CREATE TABLE outbox (bucket SMALLINT NOT NULL, session_id TEXT NOT NULL, due_at_us BIGINT NOT NULL,
+            lease_until_us BIGINT NOT NULL, fence BIGINT NOT NULL, uncertain BOOLEAN NOT NULL,
+            attempts INTEGER NOT NULL, failures INTEGER NOT NULL, failing_since_us BIGINT, batch SMALLINT NOT NULL,
+            queued INTEGER NOT NULL, oldest_us BIGINT NOT NULL, last_error TEXT, PRIMARY KEY (bucket, session_id))""",
+        "CREATE INDEX outbox_due ON outbox (bucket, due_at_us)",
+        """INSERT INTO outbox SELECT bucket, session_id, 1, 0, 0, 0, 0, 0, NULL, 30, 1, 1, NULL FROM sessions""",
+        """CREATE TABLE erasures (bucket SMALLINT NOT NULL, principal TEXT NOT NULL, session_id TEXT NOT NULL,
+            due_at_us BIGINT NOT NULL, lease_until_us BIGINT NOT NULL, failures INTEGER NOT NULL, last_error TEXT,
+            PRIMARY KEY (bucket, principal, session_id))""",
+        "UPDATE alembic_version SET version_num = '0003'",
+    ):
+        file.execute(statement)
