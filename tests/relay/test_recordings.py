@@ -66,11 +66,11 @@ class Handled:
             answers=cast("Any", answers),
             hidden=HiddenCalls(lambda name: True, sequencer.calls.withholds),
             guard=cast("Any", guard),
-            user_spoke=lambda: None,
             restored=Restored(),
             counters=RelayCounters(),
             talk=TalkCounters(),
             broken=self.broken.append,
+            user_spoke=lambda: None,
             time_s=lambda: 100.0,
             redact=lambda text: text,
         )
