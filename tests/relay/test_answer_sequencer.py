@@ -746,11 +746,6 @@ def test_typing_in_a_call_begins_new_rounds() -> None:
     assert {create["response"]["tool_choice"] for create in scene.creates} == {"auto"}
 
 
-def test_foreign_outputs_are_not_remembered() -> None:
-    scene = Scene().answers("order").ready("c1").confirms("c1").begins("r2").ends("r2").confirms("c1", "c2")
-    assert scene.core.calls.told == set()
-
-
 def test_words_wait_while_the_call_plays() -> None:
     scene = Scene(listens=True).answers("slow").azure("output_audio_buffer.started").wait(2)
     assert says(scene) == []
