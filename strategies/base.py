@@ -36,6 +36,7 @@ class SessionSpec:
     tools: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)  # may hold an MCP server's credentials
     ttl_s: int = 60
     voice_live_version: str = ""  # Voice Live's api-version; empty where it isn't known
+    holds_answers: bool = False  # the broker asks for them: sockets only
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,8 +139,8 @@ class Chain:
         self.pool = pool
         self.policy = policy
         self.on_attempt = on_attempt
-        self._hedger = hedger or Hedger(pool)
-        self.clock = self._hedger.clock
+        self.hedger = hedger or Hedger(pool)
+        self.clock = self.hedger.clock
         # The proxy always grants: whatever stands behind it is never asked.
         self._proxy = next((link for link in self.links if isinstance(link, WebSocketProxy)), None)
         end = self.links.index(self._proxy) if self._proxy else None
@@ -182,11 +182,11 @@ class Chain:
         if sockets_only:
             minting.skip_all("this agent talks over WebSockets only")
         else:
-            grant = await self._hedger.race(minting)
+            grant = await self.hedger.race(minting)
             if grant is None and not minting.has_asked and are_last():
                 self.pool.ease(wanted, tuple({link.strategy.name for link in links}))
                 minting.again(links)
-                grant = await self._hedger.race(minting)
+                grant = await self.hedger.race(minting)
         if grant is None and self._proxy is not None:
             minting.attempts.append(Attempt(self._proxy.name, "granted", 0.0, "asks nobody"))
             grant = self._proxy.grant()
@@ -217,6 +217,8 @@ class _Minting:
         self._tries: dict[str, Tries] = {}  # by the name of the call: each link is asked once
 
     def next_call(self, busy: Collection[str]) -> Call[Grant] | None:
+        if self.has_asked and len(self._chain.pool.resources) > 1:  # others have found out more meanwhile
+            self._left.sort(key=lambda link: self._chain.pool.is_sick(link.resource.name))
         for link in self._left.copy():
             if link.resource.name in busy:
                 continue
@@ -273,6 +275,7 @@ class _Minting:
         """A permit to ask. While one link of a resource is probed, no other half-open one is: one caller finds out.
 
         Otherwise, after an outage of all routes, several callers at once would each wait for a probe of their own.
+        Where every resource seems to fail, each request asks.
         """
         wanted = self._wanted
 
@@ -281,7 +284,7 @@ class _Minting:
                 of.resource, of.strategy.name, agent_id=wanted.agent_id, model=wanted.model
             )
 
-        for each in breakers(link):
+        for each in () if self._early else breakers(link):
             if not each.is_closed and any(
                 other.probing for beside in self._chain.of(link.resource) for other in breakers(beside)
             ):

@@ -35,6 +35,10 @@ _MAX_RATE_LIMIT_OPEN_S = 600
 _FIRST_MISSING_S = 15
 # Longer than any call may take. A probe that has not ended by then is lost, and another call may be the probe.
 _PROBE_LEASE_S = 60
+# So many more calls within so long are let through early while a probe runs: where no other way is left, each request
+# is worth a try, but not all of a crowd at once.
+_BESIDE_PROBE = 20
+_BESIDE_PROBE_S = 5
 
 
 class BreakerState(StrEnum):
@@ -118,6 +122,7 @@ class CircuitBreaker:
         self._is_of_faults = False  # calls failed: what opened the breaker may be over at any time
         self._missing = 0  # 404s in a row
         self._lease_until_s: float | None = None
+        self._beside_s: deque[float] = deque(maxlen=_BESIDE_PROBE)  # when calls were let through beside a probe
         self._why = ""
         self.capability = Capability.UNKNOWN
         self.attempts = 0
@@ -150,7 +155,7 @@ class CircuitBreaker:
     @property
     def would_admit_early(self) -> bool:
         """Whether `admit` would give a permit now, or earlier than its time because only faults opened the breaker."""
-        return self.would_admit or (self._is_of_faults and not self.probing)
+        return self.would_admit or (self._is_of_faults and (not self.probing or self._has_room_beside))
 
     @property
     def last_status(self) -> int | None:
@@ -163,8 +168,14 @@ class CircuitBreaker:
         return 0.0 if self._open_until_s is None else max(0.0, self._open_until_s - self._clock())
 
     def admit(self, *, early: bool = False) -> Permit | None:
-        """A permit for one call, or None; then `why_open` tells the reason. `early` probes before its time has come."""
+        """A permit for one call, or None; then `why_open` tells the reason.
+
+        `early` probes before its time has come, and asks beside a probe that runs.
+        """
         if self._open_until_s is None:
+            return Permit(self._generation, probe=False)
+        if early and self.probing and self._has_room_beside:
+            self._beside_s.append(self._clock())
             return Permit(self._generation, probe=False)
         if self.probing or not (early or self._clock() >= self._open_until_s):
             return None
@@ -172,6 +183,10 @@ class CircuitBreaker:
             self._generation += 1  # whatever the lost probe still comes to is out of date
         self._lease_until_s = self._clock() + _PROBE_LEASE_S
         return Permit(self._generation, probe=True)
+
+    @property
+    def _has_room_beside(self) -> bool:
+        return len(self._beside_s) < _BESIDE_PROBE or self._clock() - self._beside_s[0] >= _BESIDE_PROBE_S
 
     def is_current(self, permit: Permit) -> bool:
         """Whether the breaker has neither opened nor closed since it gave `permit`."""

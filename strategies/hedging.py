@@ -7,8 +7,8 @@ can be undone: never for what makes a call that somebody would have to hang up.
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Coroutine
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -24,8 +24,12 @@ log = structlog.get_logger("token_broker.chain")
 
 T = TypeVar("T")
 
+_SLOWER = TransientError("it was slower than another resource")
+
 # How long a cancelled call may take to clean up.
 _CLEAN_UP_S = 0.05
+# A request that may not be hedged looks again so often: its resource may be known to be sick by then.
+_LOOK_AGAIN_S = 0.2
 _WINDOW_S = 60.0
 _SLOT_S = 10.0
 _ALWAYS = 5
@@ -109,6 +113,10 @@ class Hedger:
         self.pool = pool
         self.clock = clock
         self.budget = HedgeBudget(clock)
+        # How many calls were asked beside a silent one, how many of those won, how many calls were undone.
+        self.counts: Counter[tuple[str, str]] = Counter(
+            {(each.name, outcome): 0 for each in pool.resources for outcome in ("asked", "won", "undone")}
+        )
         self._after_ms = after_ms
         self._hedges = after_ms != 0 and len(pool.resources) > 1
         # asyncio keeps only weak references to tasks: a task that nobody holds can vanish before it ends.
@@ -146,6 +154,8 @@ class _Race(Generic[T]):
         self._delay_s: float | None = None
         self._hedge_at_s: float | None = None
         self._is_hedged = False
+        self._beside: list[Call[T]] = []  # asked beside a silent one
+        self._probed: set[str] = set()  # resources that were known to be sick when they were asked
 
     async def run(self) -> T | None:
         self._first = first = self._ask_next()
@@ -193,10 +203,12 @@ class _Race(Generic[T]):
             self._count_loss(task, call, error)
         return None
 
-    def _ask_next(self) -> Call[T] | None:
-        busy = [call.permit.resource.name for call in self._running.values()]
+    def _ask_next(self, but: Iterable[str] = ()) -> Call[T] | None:
+        busy = [*(call.permit.resource.name for call in self._running.values()), *but]
         if (call := self._contest.next_call(busy)) is not None:
             call.began_s = call.asked_s = self._clock()
+            if self._pool.is_sick(call.permit.resource.name):
+                self._probed.add(call.permit.resource.name)
             # A task of its own, and no `asyncio.timeout`: that would wait for a call which ignores its cancellation.
             self._running[asyncio.create_task(call.run(), name=call.name)] = call
         return call
@@ -251,28 +263,54 @@ class _Race(Generic[T]):
             self._hedge_at_s = asked_s + self._delay_s
             return
         self._hedge_at_s = now_s + self._delay_s
-        may_hedge = self._is_hedged or self._hedger.budget.has_left
-        if not may_hedge or self._ask_next() is None:
-            self._hedge_at_s = None
-        elif not self._is_hedged:
-            self._is_hedged = True
-            self._hedger.budget.count_hedged()
+        if self._is_hedged or self._hedger.budget.has_left:
+            if (beside := self._ask_next()) is None:
+                self._hedge_at_s = None
+                return
+            self._beside.append(beside)
+            self._count(beside, "asked")
+            if not self._is_hedged:
+                self._is_hedged = True
+                self._hedger.budget.count_hedged()
+            return
+        # Others may have found out meanwhile that it waits in vain: to go on to a resource that is well is no hedge.
+        sick = {each.name for each in self._pool.resources if self._pool.is_sick(each.name)}
+        asked = {call.permit.resource.name for call in self._running.values()}
+        if not asked <= sick - self._probed or not self._ask_next(sick):
+            self._hedge_at_s = now_s + _LOOK_AGAIN_S
 
     def _won(self, winner: asyncio.Task[T]) -> T:
         call = self._running.pop(winner)
         self._count_winner(call)
+        if call in self._beside:
+            self._count(call, "won")
         if self._first is not None and self._pace is not None and self._delay_s is not None:
             pace = self._pool.pace(self._first.permit.resource.name)
             if call is self._first and self._clock() - call.asked_s <= self._delay_s:
                 pace.proved(self._pace)
             elif self._first in self._running.values() or self._pace.probe:  # asked first, and still silent
-                pace.failed(self._pace, TransientError("it was slower than another resource"), None)
+                pace.failed(self._pace, _SLOWER, None)
         for task, loser in self._running.items():
+            if loser is not self._first:
+                self._note_silent(loser)
+            self._count(loser, "undone")
             self._pool.undone(loser.permit, asked_s=loser.asked_s)
             self._contest.undone(loser, None)
             self._leave_behind(task, loser)
         self._running.clear()
         return winner.result()
+
+    def _count(self, call: Call[T], outcome: str) -> None:
+        self._hedger.counts[call.permit.resource.name, outcome] += 1
+
+    def _note_silent(self, loser: Call[T]) -> None:
+        """One that was asked beside the first is slow as well, where it was silent for as long as the first may be."""
+        delay_s = self._hedger.delay_s(loser.permit)
+        if delay_s is None or self._clock() - loser.asked_s < delay_s:
+            return
+        pace = self._pool.pace(loser.permit.resource.name)
+        if (permit := pace.admit()) is not None:
+            pace.failed(permit, _SLOWER, None)
 
     def _leave_behind(self, task: asyncio.Task[T], call: Call[T]) -> None:
         """Cancels a call that nobody waits for. What it comes to all the same is undone."""

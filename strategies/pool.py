@@ -207,6 +207,11 @@ class Pool:
         """The breaker that opens when the resource was slow three times in a row."""
         return self._health[resource_name].slow
 
+    def is_sick(self, resource_name: str) -> bool:
+        """Whether the resource is known to fail, or to be slow: a request that is under way asks others before it."""
+        health = self._health[resource_name]
+        return not (health.failing.is_closed and health.slow.is_closed)
+
     def admit(
         self,
         resource: Resource,

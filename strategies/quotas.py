@@ -47,7 +47,7 @@ class Window:
 
     def begin_used(self, now_s: float) -> None:
         """Takes all tokens, as if evenly over the last window: they come back one by one."""
-        taken_s = [now_s - self.length_s * (1 - step / self.limit) for step in range(1, self.limit + 1)]
+        taken_s = [now_s - self.length_s * (1 - (step + 0.5) / self.limit) for step in range(self.limit)]
         self._taken_s = deque(sorted([*self._taken_s, *taken_s]))
 
     def used(self, now_s: float) -> int:

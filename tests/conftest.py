@@ -20,6 +20,7 @@ import trustme
 from hypothesis import HealthCheck, settings
 
 from tests.support.broker import RunningBroker, make_settings, run_broker
+from tests.support.costs import Costs
 from tests.support.databases import PostgresServer, postgres_server
 from tests.support.entra import IdentityEndpoint, run_identity_endpoint
 from tests.support.workers import Pieces, WorkerHooks, Workers, in_pieces
@@ -79,6 +80,9 @@ _SLOW = (
     "tests/broker/test_transcription_model.py",
     "tests/clients/",
     "tests/docs/test_commands.py",
+    "tests/docs/test_house.py::test_no_file_names_an_outside_document",
+    "tests/docs/test_house.py::test_request_passes_the_modules_it_must",
+    "tests/docs/test_house.py::test_table_has_every_figure",
     "tests/docs/test_scripts.py::test_collection_selects_by_marks",
     "tests/doctor/test_command.py::test_failure_exits_1_and_json_agrees",
     "tests/doctor/test_command.py::test_success_exits_0_with_a_line_a_check",
@@ -140,6 +144,7 @@ _LOOP = os.environ.get("TEST_LOOP", "")
 def pytest_configure(config: pytest.Config) -> None:
     if _LOOP not in {"", "asyncio", "uvloop"}:
         raise pytest.UsageError(f"TEST_LOOP is asyncio or uvloop, not {_LOOP!r}")
+    config.pluginmanager.register(Costs(), "costs")
     if processes := config.getoption("processes"):
         config.pluginmanager.register(Workers(processes, _in_pieces), "workers")
 

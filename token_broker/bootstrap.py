@@ -26,6 +26,7 @@ from token_broker.azure import (
     make_client,
     watch_stalls,
 )
+from token_broker.hooks.sender import HookSender, hook_client
 from token_broker.memory.drivers.sqlite import make_private_folder, sqlite_path
 from token_broker.memory.service import Memory
 from token_broker.observability.events import Metrics, PlanCounters, TalkLive, observe_with
@@ -38,12 +39,16 @@ from token_broker.security.limits import MemoryQuotas, RateLimiter, SessionLimit
 from token_broker.security.tokens import TokenSigner, load_or_create_key
 from token_broker.server.drain import Drain
 from token_broker.sessions.agent_reports import agent_reports, tool_reports
+from token_broker.sessions.agent_tools import FunctionTool
 from token_broker.sessions.agents import ensure_resources, load_agents
 from token_broker.sessions.ownership import Callers
 from token_broker.sessions.plans import PlanMaker
 from token_broker.sessions.running_calls import Calls
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings, SettingsError
+from token_broker.tools.configured_hooks import hook_secrets
+from token_broker.tools.guardrail import HttpGuardrail
+from token_broker.tools.http_runner import HttpToolRunner
 from token_broker.web.middleware import OriginRules
 
 __all__ = ["BrokerState", "build_broker", "memory_quotas", "signing_keys"]
@@ -83,6 +88,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 model=model,
                 why="a realtime session takes no classic whisper: what users say on GA is not transcribed",
             )
+        secrets = hook_secrets(settings, agents.values())
         if settings.proxy is not None:
             log.info("outbound_proxy", proxy=settings.proxy.url, bypassed=settings.no_proxy)
         signer = TokenSigner(signing_keys(settings))
@@ -151,6 +157,13 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             stack.push_async_callback(calls.aclose)
             memory.blocklist.watch(calls.end_where)
         level = TalkLevelCounters(names, lambda resource, time_s: observe(TalkLive(time_s, resource)))
+        sender: HookSender | None = None
+        if secrets:
+            sender = HookSender(await stack.enter_async_context(hook_client(tls=tls, proxy=settings.proxy)), secrets)
+        runner = HttpToolRunner(
+            sender, memory.tool_claims, memory.recall, store_timeout_s=settings.store_timeout_s, observe=observe
+        )
+        stack.push_async_callback(runner.aclose)  # after the talks have ended, before the store closes
         # Calls and talks share `talks`: the limit counts both.
         relay = VoiceRelay(
             settings=settings,
@@ -164,6 +177,8 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             observe=observe,
             hang_up=None if calls is None else calls.end,
             level=level,
+            tools=runner,
+            guardrail=None if sender is None else HttpGuardrail(sender, observe=observe),
         )
         stack.push_async_callback(relay.aclose)
         memory.blocklist.watch(relay.end_where)
@@ -195,6 +210,15 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             stalls = asyncio.create_task(watch_stalls(pool), name="watch-stalls")
             stack.callback(stalls.cancel)
         metrics.expect(settings.token_strategies, names)
+        metrics.expect_tools(
+            [
+                (agent.id, tool.name)
+                for agent in agents.values()
+                for tool in agent.tools
+                if isinstance(tool, FunctionTool)
+            ],
+            [agent.id for agent in agents.values() if agent.guardrail is not None],
+        )
         for resource in pool.resources:
             work = _warm_up(resource.target.openai_base, credentials[resource.name], http)
             warm_up = asyncio.create_task(work, name=f"warm-up {resource.name}")

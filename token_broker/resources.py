@@ -119,7 +119,8 @@ def read_resources(path: Path) -> tuple[ResourceEntry, ...]:
 def fault_lines(path: Path, error: ValidationError, model: type[BaseModel], document: Any) -> list[str]:
     """A line for each fault that pydantic found in the TOML `document` at `path`.
 
-    An unknown key's line names the nearest and all permitted ones. Entries of a list are named by their `name`.
+    An unknown key's line names the nearest and all permitted ones. Entries of a list are named by their `name`, or by
+    `server_label`.
     """
     lines = []
     for fault in error.errors():
@@ -130,9 +131,12 @@ def fault_lines(path: Path, error: ValidationError, model: type[BaseModel], docu
             near = difflib.get_close_matches(str(fault["loc"][-1]), permitted, n=1)
             meant = f"; {near[0]} is meant, perhaps" if near else ""
             lines.append(f"{path}: {where}: there is no such key{meant}; permitted are {', '.join(permitted)}")
+        elif fault["type"] == "union_tag_not_found":
+            lines.append(f"{path}: {where}: has no {fault['ctx']['discriminator']}, which says what it is")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"{path}: {where}: {message[:1].lower()}{message[1:]}")
+            own = fault["type"] == "value_error"  # may begin with a name
+            lines.append(f"{path}: {where}: {message if own else message[:1].lower() + message[1:]}")
     return lines
 
 

@@ -30,7 +30,6 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from strategies.base import Dialect
 from strategies.endpoint import (
     Cloud,
     EndpointError,
@@ -42,6 +41,7 @@ from strategies.endpoint import (
     parse_target,
 )
 from strategies.outbound_proxy import InvalidProxyError, OutboundProxy, parse_proxy
+from strategies.session_model.agent_settings import Dialect
 from token_broker.resources import DEFAULT_RESOURCE, ResourceEntry, ResourcesFileError, read_resources
 
 __all__ = [
@@ -590,6 +590,11 @@ class Settings(BaseSettings):
     )
     agents_file: Path | None = Field(
         None, alias="BROKER_AGENTS_FILE", description="TOML file of agents; unset: the built-in ones"
+    )
+    tools_secret: SecretStr | None = Field(
+        None,
+        alias="BROKER_TOOLS_SECRET",
+        description="signs what agents' tools, guardrails and summaries get: whsec_…; several, separated by blanks",
     )
     rate_limit_per_minute: int = Field(
         60,

@@ -10,8 +10,20 @@ import { within } from "./bounded.js";
  * @property {string} [sessionId]
  * @property {string} [sessionToken]  the session's last one, to resume it
  * @property {string} [userId]
+ *
+ * @typedef {object} BrokerOptions  How the page proves to the broker who its user is, where the broker asks for that.
+ * @property {(options: {refresh: boolean}) => string | Promise<string>} [getToken]
+ *   The user's token for the broker, such as Entra's. It is asked for before each plan, first of all; with `refresh` when
+ *   the broker did not take the last one: then the token must be a new one.
+ * @property {Record<string, string> | (() => Record<string, string>)} [headers]  more headers for every request to the broker
+ * @property {RequestCredentials} [credentials]  `include` sends the cookies of a sign-in on the broker's own address
+ * @property {typeof globalThis.fetch} [fetch]  in place of the browser's, for requests to the broker
+ * @property {(request: PlanRequest & {signal: AbortSignal}) => Promise<unknown>} [getPlan]
+ *   Gets the plan from the page's own backend, which asks the broker. Then no request for a plan goes to the broker.
  */
 
+/** A sign-in may show a window, which is a person's time. */
+const TOKEN_TIMEOUT_MS = 120_000;
 const PLAN_TIMEOUT_MS = 10_000;
 const POST_TIMEOUT_MS = 10_000;
 const BODY_TIMEOUT_MS = 5_000;
@@ -37,15 +49,17 @@ export class BrokerError extends Error {
 
 export class Broker {
   #base;
+  #options;
   #fetch;
 
   /**
    * @param {string} brokerUrl where the broker is, such as `https://voice.example.com`
-   * @param {typeof globalThis.fetch} [fetch]
+   * @param {BrokerOptions} [options]
    */
-  constructor(brokerUrl, fetch = (...request) => globalThis.fetch(...request)) {
+  constructor(brokerUrl, options = {}) {
     this.#base = brokerUrl.replace(/\/+$/, "");
-    this.#fetch = fetch;
+    this.#options = options;
+    this.#fetch = options.fetch ?? ((...request) => globalThis.fetch(...request));
   }
 
   /**
@@ -53,15 +67,72 @@ export class Broker {
    * @param {PlanRequest} request
    * @param {AbortSignal} [signal]
    * @returns {Promise<unknown>} the answer's JSON; `readPlan` checks it
+   * @throws {BrokerError} with the code `sign_in_required` where the user has to sign in first
    */
-  async requestPlan({ agentId, sessionId, sessionToken, userId }, signal) {
+  async requestPlan(request, signal = new AbortController().signal) {
+    const { getPlan, getToken } = this.#options;
+    if (getPlan) return this.#planOf(getPlan, request, signal);
+    const first = getToken && (await this.#token(getToken, false, signal));
+    try {
+      return await this.#requestPlan(request, first, signal);
+    } catch (error) {
+      if (!getToken || !(error instanceof BrokerError) || error.code !== "sign_in_required") throw error;
+      const second = await this.#token(getToken, true, signal);
+      if (second === first) throw error; // asking again would change nothing
+      return this.#requestPlan(request, second, signal);
+    }
+  }
+
+  /**
+   * @param {NonNullable<BrokerOptions["getPlan"]>} getPlan
+   * @param {PlanRequest} request
+   * @param {AbortSignal} signal
+   */
+  async #planOf(getPlan, request, signal) {
+    const late = new BrokerError("timeout", "This site took too long to begin the talk.", { retryable: true });
+    try {
+      return await within(Promise.resolve(getPlan({ ...request, signal })), PLAN_TIMEOUT_MS, signal, () => late);
+    } catch (error) {
+      signal.throwIfAborted();
+      if (error instanceof BrokerError) throw error;
+      console.error(error);
+      throw new BrokerError("plan_unavailable", "This site can't begin the talk now. Try again in a moment.", { retryable: true });
+    }
+  }
+
+  /**
+   * @param {PlanRequest} request
+   * @param {string | undefined} token the user's
+   * @param {AbortSignal} signal
+   */
+  async #requestPlan({ agentId, sessionId, sessionToken, userId }, token, signal) {
     const body = { agent_id: agentId, session_id: sessionId, user_id: userId, modalities: ["audio", "text"] };
     /** @type {Record<string, string>} */
     const headers = { "Content-Type": "application/json" };
+    if (token) headers.Authorization = `Bearer ${token}`;
     if (sessionToken) headers["X-Session-Token"] = sessionToken;
     const init = { method: "POST", headers, body: JSON.stringify(body) };
-    const answer = await this.#ask("/api/v1/voice/realtime/token", init, PLAN_TIMEOUT_MS, signal);
-    return readJson(answer);
+    return readJson(await this.#ask("/api/v1/voice/realtime/token", init, PLAN_TIMEOUT_MS, signal));
+  }
+
+  /**
+   * @param {NonNullable<BrokerOptions["getToken"]>} getToken
+   * @param {boolean} refresh
+   * @param {AbortSignal} signal
+   * @returns {Promise<string>} without "Bearer" in front
+   */
+  async #token(getToken, refresh, signal) {
+    let token;
+    try {
+      token = await within(Promise.resolve(getToken({ refresh })), TOKEN_TIMEOUT_MS, signal);
+    } catch (error) {
+      signal.throwIfAborted();
+      console.error(error);
+      throw signInRequired(0);
+    }
+    const bare = typeof token === "string" ? token.trim().replace(/^bearer\s+/i, "") : "";
+    if (!/^[\x21-\x7e]+$/.test(bare)) throw signInRequired(0);
+    return bare;
   }
 
   /**
@@ -107,6 +178,22 @@ export class Broker {
   }
 
   /**
+   * Sends a request to the broker in the way that the page's options say.
+   * @param {string | URL} url
+   * @param {RequestInit} init
+   */
+  async request(url, init) {
+    const { headers, credentials = "same-origin" } = this.#options;
+    const more = typeof headers === "function" ? headers() : headers;
+    return this.#fetch(url, {
+      ...init,
+      headers: { ...more, .../** @type {Record<string, string>} */ (init.headers) },
+      credentials,
+      redirect: "manual", // to a page for signing in; a script sees no more of it than that it was one
+    });
+  }
+
+  /**
    * @param {string} path
    * @param {RequestInit} init
    * @param {number} timeoutMs
@@ -121,7 +208,7 @@ export class Broker {
     const late = new BrokerError("timeout", "The voice service took too long to answer.", { retryable: true });
     let answer;
     try {
-      const asked = this.#fetch(this.#base + path, { ...init, signal: ending.signal, cache: "no-store" });
+      const asked = this.request(this.#base + path, { ...init, signal: ending.signal, cache: "no-store" });
       answer = await within(asked, timeoutMs, signal, () => late);
     } catch (error) {
       ending.abort();
@@ -133,6 +220,7 @@ export class Broker {
     } finally {
       signal?.removeEventListener("abort", end);
     }
+    if (answer.status === 401 || isPage(answer)) throw signInRequired(answer.status);
     if (answer.ok) return answer;
     throw await readProblem(answer);
   }
@@ -157,6 +245,20 @@ export function retryAfterMs(header, now = Date.now()) {
   if (!header) return 0;
   const ms = /^\d+$/.test(header) ? Number(header) * 1000 : Date.parse(header) - now;
   return Number.isFinite(ms) ? Math.max(0, Math.min(MAX_RETRY_AFTER_MS, ms)) : 0;
+}
+
+/** @param {number} status */
+function signInRequired(status) {
+  return new BrokerError("sign_in_required", "Sign in, then press Talk again.", { status });
+}
+
+/**
+ * Whether a page for signing in came, or a redirect to one, where the broker's JSON was due.
+ * @param {Response} answer
+ */
+function isPage(answer) {
+  if (answer.type === "opaqueredirect" || (answer.status >= 300 && answer.status < 400)) return true;
+  return answer.ok && (answer.headers.get("Content-Type") ?? "").startsWith("text/html");
 }
 
 /** @param {Response} answer */
@@ -191,7 +293,6 @@ function postJson(body, token) {
 
 /** @param {number} status */
 function describe(status) {
-  if (status === 401) return "Sign in, and try again.";
   if (status === 403) return "You may not do this. Sign in as somebody who may.";
   if (status === 429) return "Too many requests. Wait a moment, and try again.";
   return status >= 500 ? "The voice service is in trouble. Try again in a moment." : "The voice service refused the request.";

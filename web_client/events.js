@@ -20,6 +20,10 @@
  *   | {kind: "transcript_delta", speaker: Speaker, itemId: string, responseId: string | null, text: string}
  *   | {kind: "transcript_done", speaker: Speaker, itemId: string, responseId: string | null, text: string}
  *   | {kind: "transcription_failed", itemId: string}
+ *   | {kind: "tool_call", callId: string, name: string, args: string}
+ *   | {kind: "tool", callId: string, name: string, state: "running" | "done" | "failed", durationMs: number}
+ *   | {kind: "approval", id: string, name: string, args: string, server: string}
+ *   | {kind: "latency", turnMs: number, from: string}
  *   | {kind: "session_expired"}
  *   | {kind: "error", code: string, message: string, retryable: boolean}} Signal
  *   `transcript_delta` appends to a transcript, `transcript_done` is the whole of it. `playback_*` tells of the sound that
@@ -53,6 +57,18 @@ const READERS = {
   "conversation.item.input_audio_transcription.completed": (event) => spoken("transcript_done", "user", event, event.transcript),
   "conversation.item.input_audio_transcription.failed": (event) =>
     withText(event.item_id, (itemId) => ({ kind: "transcription_failed", itemId })),
+
+  "response.output_item.done": (event) => called(event.item),
+  "broker.tool": (event) =>
+    withText(event.name, (name) => ({
+      kind: "tool",
+      callId: text(event.call_id) ?? "",
+      name,
+      state: event.state === "running" || event.state === "failed" ? event.state : "done",
+      durationMs: Number.isFinite(event.duration_ms) ? event.duration_ms : 0,
+    })),
+  "broker.latency": (event) =>
+    Number.isFinite(event.turn_ms) ? { kind: "latency", turnMs: event.turn_ms, from: text(event.from) ?? "" } : null,
 
   "response.created": (event) =>
     withText(event.response?.id, (responseId) => ({ kind: "response_started", responseId })),
@@ -98,15 +114,19 @@ export function readEvent(event) {
 /**
  * As `readEvent`, from the text of a frame. Returns null for a frame that is not JSON.
  * @param {unknown} frame
+ * @param {(event: object) => void} [onEvent]  gets what the frame holds, as it came
  * @returns {Signal | null}
  */
-export function readFrame(frame) {
+export function readFrame(frame, onEvent) {
   if (typeof frame !== "string") return null;
+  let event;
   try {
-    return readEvent(JSON.parse(frame));
+    event = JSON.parse(frame);
   } catch {
     return null;
   }
+  if (typeof event === "object" && event !== null) onEvent?.(event);
+  return readEvent(event);
 }
 
 /**
@@ -122,6 +142,34 @@ export function textEvents(itemId, words) {
     },
     { type: "response.create" },
   ];
+}
+
+/**
+ * The event that answers an MCP server's request for approval.
+ * @param {string} id the request's
+ * @param {boolean} yes
+ */
+export function approvalEvent(id, yes) {
+  return { type: "conversation.item.create", item: { type: "mcp_approval_response", approval_request_id: id, approve: yes } };
+}
+
+/**
+ * The event after which Azure waits for `input_audio_buffer.commit`, instead of looking for the end of speech itself.
+ * @param {string} dialect
+ */
+export function pushToTalkEvent(dialect) {
+  const session = dialect === "ga" ? { type: "realtime", audio: { input: { turn_detection: null } } } : { turn_detection: null };
+  return { type: "session.update", session };
+}
+
+/**
+ * The event that shows the model an image.
+ * @param {string} itemId
+ * @param {string} url a data: URL
+ */
+export function imageEvent(itemId, url) {
+  const content = [{ type: "input_image", image_url: url }];
+  return { type: "conversation.item.create", item: { id: itemId, type: "message", role: "user", content } };
 }
 
 /** @param {import("./audio/worklets.js").Cut} cut */
@@ -149,6 +197,22 @@ function item(made, previousItemId) {
   const role = made?.role;
   if (role !== "user" && role !== "assistant") return null;
   return withText(made?.id, (itemId) => ({ kind: "item", itemId, previousItemId: text(previousItemId), role }));
+}
+
+/**
+ * A finished item of an answer: a call of a function, or a request for approval.
+ * @param {ServerEvent | undefined} made
+ * @returns {Signal | null}
+ */
+function called(made) {
+  const args = text(made?.arguments) ?? "";
+  if (made?.type === "mcp_approval_request") {
+    const asked = { name: text(made.name) ?? "", args, server: text(made.server_label) ?? "" };
+    return withText(made.id, (id) => ({ kind: "approval", id, ...asked }));
+  }
+  if (made?.type !== "function_call" || made.status === "incomplete") return null;
+  const callId = text(made.call_id);
+  return callId === null ? null : withText(made.name, (name) => ({ kind: "tool_call", callId, name, args }));
 }
 
 /**

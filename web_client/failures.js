@@ -19,6 +19,18 @@ export function planFailed(error) {
   return { type: "plan_failed", failure: { code: "plan_failed", reportAs: code, message, fatal: !retryable, retryAfterMs } };
 }
 
+/** What a browser without these lacks has no other way. */
+const NEEDED = ["fetch", "AbortController", "CustomEvent", "TextEncoder", "URL"];
+
+/** @returns {Failure | null} where the browser is too old for a talk by any transport */
+export function tooOld() {
+  const lacks = (/** @type {string} */ name) => !(name in globalThis);
+  const hasNoWay = lacks("WebSocket") && lacks("RTCPeerConnection");
+  if (![...NEEDED, "crypto"].some(lacks) && !hasNoWay) return null;
+  const message = "This browser is too old to talk. Update it, or use another one.";
+  return { code: "refused", reportAs: "browser_too_old", message, fatal: true };
+}
+
 /**
  * A failure in the page's own code. Another connection may not have it; a reload may repair it.
  * @param {unknown} error

@@ -9,6 +9,7 @@
  * @property {string | null} token        for the Authorization header
  * @property {string[]} protocols         for the WebSocket handshake
  * @property {number} expiresInS          counted from the plan's arrival
+ * @property {string} dialect             whose events it carries: `ga` or `preview`
  * @property {string | null} resource     the Azure resource that it leads to, where the plan names one
  *
  * @typedef {object} Plan
@@ -96,7 +97,8 @@ function readConnection(raw) {
   if (webSocket ? protocols.length === 0 : token === null) return null;
   const expiresInS = Number.isFinite(raw.expires_in_s) ? raw.expires_in_s : Infinity;
   const resource = isText(raw.resource) ? raw.resource : null;
-  return { transport: raw.transport, url: raw.url, token, protocols, expiresInS, resource };
+  const dialect = isText(raw.dialect) ? raw.dialect : "ga";
+  return { transport: raw.transport, url: raw.url, token, protocols, expiresInS, dialect, resource };
 }
 
 /** @param {unknown} seconds */

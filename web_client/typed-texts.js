@@ -54,18 +54,20 @@ export class TypedTexts {
    */
   say(itemId, words) {
     this.#open.set(itemId, words);
-    const [item, question] = textEvents(itemId, words);
-    this.#send(item);
-    if (this.#answering || this.#asked) {
+    this.#send(textEvents(itemId, words)[0]);
+    if ((this.#answering || this.#asked) && this.#interrupts) {
       this.#waits = true;
-      if (this.#interrupts) {
-        this.#interrupt();
-        if (!this.#toldOfEnds) this.#later(() => this.#ask(), ENDING_MS);
-      }
+      this.#interrupt();
+      if (!this.#toldOfEnds) this.#later(() => this.#ask(), ENDING_MS);
     } else {
-      this.#asked = true;
-      this.#send(question);
+      this.want();
     }
+  }
+
+  /** Asks for an answer, at once or after the one that runs. */
+  want() {
+    this.#waits = true;
+    if (!this.#answering && !this.#asked) this.#ask();
   }
 
   /**

@@ -8,10 +8,13 @@
  * `session-machine.js` decides what comes next; this class performs it.
  */
 
-import { AudioEngine } from "./audio/audio-engine.js";
+import { AudioEngine, listDevices } from "./audio/audio-engine.js";
 import { Broker, BrokerError } from "./broker.js";
-import { errorWithCode, pageFault, planFailed } from "./failures.js";
+import { approvalEvent, imageEvent, pushToTalkEvent } from "./events.js";
+import { errorWithCode, pageFault, planFailed, tooOld } from "./failures.js";
 import { isDegraded, isEphemeral, readPlan } from "./plan.js";
+import { shrunkImage } from "./images.js";
+import { PageTools } from "./page-tools.js";
 import { decide, publicName } from "./session-machine.js";
 import { watchOtherTabs } from "./tabs.js";
 import { ConnectionFailure, failure } from "./transports/transport.js";
@@ -22,6 +25,7 @@ import { TranscriptRecorder } from "./transcript-recorder.js";
 
 /**
  * @typedef {"idle" | "requesting" | "connecting" | "live" | "reconnecting" | "ended" | "failed"} SessionState
+ * @typedef {"listening" | "thinking" | "speaking"} Activity
  * @typedef {import("./plan.js").TransportName} TransportName
  * @typedef {import("./session-machine.js").State} MachineState
  * @typedef {import("./session-machine.js").Action} Action
@@ -33,7 +37,7 @@ import { TranscriptRecorder } from "./transcript-recorder.js";
  * @property {AbortController} closing
  * @property {boolean} watchesTabs  whether `watchOtherTabs` was called
  *
- * @typedef {object} VoiceSessionOptions
+ * @typedef {object} TalkOptions
  * @property {string} brokerUrl  where the broker is, such as `https://voice.example.com`
  * @property {string} [agentId]  the broker's default agent without it
  * @property {string} [sessionId]  16 to 64 of `A-Za-z0-9_-`; the broker makes one without it
@@ -42,10 +46,14 @@ import { TranscriptRecorder } from "./transcript-recorder.js";
  * @property {number} [moveAfterMs]  after so long, a new connection replaces the current one at the next pause; by default
  *   27 minutes, and never for a talk through the broker's proxy, which moves it by itself
  * @property {boolean} [microphone]  false: the talk is typed and heard, and no microphone is asked for
+ * @property {boolean} [pushToTalk]  true: the microphone is sent between `startSpeaking` and `stopSpeaking` alone
  * @property {"interrupt" | "queue"} [whileAnswering]  what a typed text does to the answer that runs; `interrupt` by default
  *
+ * @typedef {TalkOptions & import("./broker.js").BrokerOptions} VoiceSessionOptions
+ *
  * @typedef {object} VoiceSessionEvents  The `detail` of each event.
- * @property {{state: SessionState}} state
+ * @property {{state: SessionState, prompting: boolean}} state  `prompting`: the browser asks the user for the microphone
+ * @property {{activity: Activity}} activity  what a live talk does: `listening`, `thinking` or `speaking`
  * @property {{transport: TransportName | null, reason: string, resource: string | null}} transport
  *   the current transport, why no better one is used, and the Azure resource that it leads to
  * @property {{reason: string, retryAfterMs: number | null}} resuming
@@ -53,15 +61,27 @@ import { TranscriptRecorder } from "./transcript-recorder.js";
  * @property {{resource: string | null, upstream: string | null, dialect: string | null}} resumed  the talk goes on there
  * @property {import("./conversation.js").Line} transcript  a later one with the same `turnId` replaces it
  * @property {{input: number, output: number}} level  each from 0 to 1, 20 times a second
+ * @property {import("./page-tools.js").ToolState} tool  a tool runs, in the page or at the broker
+ * @property {{id: string, name: string, args: string, server: string}} approval
+ *   an MCP server's tool waits for `approve(id, yes)`, for a minute at most
+ * @property {{turnMs: number, from: string}} latency  from the end of the user's speech to the answer's first sound
+ * @property {object} event  every event that the peer sends, as it came
  * @property {{code: string, message: string, retryable: boolean, retryAfterMs?: number}} error
  *   `message` says what happened and what to do. Not retryable: the session has given up. `retryAfterMs`: it asks again then.
  */
 
-/** @type {(keyof VoiceSessionOptions)[]} */
-const OPTIONS = ["brokerUrl", "agentId", "sessionId", "userId", "transports", "moveAfterMs", "microphone", "whileAnswering"];
+const OPTIONS = [
+  ...["brokerUrl", "agentId", "sessionId", "userId", "transports", "moveAfterMs", "microphone", "pushToTalk", "whileAnswering"],
+  ...["getToken", "headers", "credentials", "fetch", "getPlan"],
+];
 
+/** A shorter press is a slip: what was said within it is dropped. */
+const SHORTEST_SPEECH_MS = 200;
 /** Azure ends sessions after 60 minutes, some after 30 (docs/azure.md §8.1): the session moves on before. */
 const MOVE_AFTER_MS = 27 * 60_000;
+/** A data channel takes messages of 256 KiB in every browser; the broker takes 4 MiB of an image. */
+const DATA_CHANNEL_IMAGE_BYTES = 150_000;
+const SOCKET_IMAGE_BYTES = 2_000_000;
 /** Without a pause, the session moves on after so long. */
 const MOVE_AT_LATEST_MS = 90_000;
 /** The same after `session_expiring`, which the proxy says a minute before the end. */
@@ -74,6 +94,18 @@ export class VoiceSession extends EventTarget {
   #broker;
   #recorder;
   #texts;
+  #tools;
+  /** When the user began to speak by `startSpeaking`; null while nobody holds it. @type {number | null} */
+  #heldSinceMs = null;
+  #prompting = false;
+  /** @type {Activity} */
+  #activity = "listening";
+  #volume = 1;
+  #microphoneId = "";
+  #speakerId = "";
+  #hearsEvents = false;
+  /** When the user stopped speaking, and no sound of an answer has come since. @type {number | null} */
+  #stoppedAtMs = null;
   /** @type {MachineState} */
   #machine = { name: "idle" };
   /** @type {string | undefined} */
@@ -115,16 +147,23 @@ export class VoiceSession extends EventTarget {
     if (typeof options?.brokerUrl !== "string" || !isAddress(options.brokerUrl)) {
       throw new TypeError('VoiceSession: brokerUrl is needed: the broker\'s address, such as "https://voice.example.com".');
     }
-    const unknown = Object.keys(options).filter((name) => !OPTIONS.includes(/** @type {keyof VoiceSessionOptions} */ (name)));
+    const unknown = Object.keys(options).filter((name) => !OPTIONS.includes(name));
     if (unknown.length > 0) console.warn(`VoiceSession: there is no option ${unknown.join(", ")}; there are ${OPTIONS.join(", ")}.`);
     this.#options = options;
     this.#agentId = options.agentId;
     this.#sessionId = options.sessionId;
-    this.#broker = new Broker(options.brokerUrl);
+    this.#broker = new Broker(options.brokerUrl, options);
     this.#texts = new TypedTexts({
       send: (event) => this.#transport?.send(event),
       interrupt: () => this.interrupt(),
       whileAnswering: options.whileAnswering ?? "interrupt",
+    });
+    this.#tools = new PageTools({
+      send: (event) => this.#transport?.send(event),
+      onOutputs: () => {
+        if (!this.#transport?.switchesAgents) this.#texts.want(); // the proxy asks for the answer by itself
+      },
+      onState: (state) => this.#emit("tool", state),
     });
     this.#recorder = new TranscriptRecorder(this.#broker, {
       onLine: (line) => this.#emit("transcript", line),
@@ -153,6 +192,7 @@ export class VoiceSession extends EventTarget {
    * @param {boolean | AddEventListenerOptions} [options]
    */
   addEventListener(type, listener, options) {
+    if (type === "event") this.#hearsEvents = true;
     super.addEventListener(type, listener, options);
   }
 
@@ -183,6 +223,11 @@ export class VoiceSession extends EventTarget {
   /** @returns {SessionState} */
   get state() {
     return publicName(this.#machine);
+  }
+
+  /** What a live talk does; null where none is live. */
+  get activity() {
+    return this.#machine.name === "live" ? this.#activity : null;
   }
 
   /** The transport that is used or being tried; null without one. */
@@ -248,6 +293,7 @@ export class VoiceSession extends EventTarget {
       throw errorWithCode("text_too_long", "The text is too long. Send at most 60,000 bytes at once.");
     }
     const itemId = `msg_${randomHex(24)}`;
+    this.#does("thinking");
     this.#recorder.typed(itemId, words);
     this.#texts.say(itemId, words);
   }
@@ -260,7 +306,96 @@ export class VoiceSession extends EventTarget {
   /** @param {boolean} muted */
   setMuted(muted) {
     this.#muted = muted;
-    this.#talk?.engine.setMuted(muted);
+    this.#talk?.engine.setMuted(this.#sendsSilence);
+  }
+
+  get #sendsSilence() {
+    return this.#muted || (this.#options.pushToTalk === true && this.#heldSinceMs === null);
+  }
+
+  /** With the option `pushToTalk`: the user begins to speak. An answer that runs is stopped. */
+  startSpeaking() {
+    if (!this.#options.pushToTalk || this.#machine.name !== "live" || this.#heldSinceMs !== null) return;
+    this.#heldSinceMs = performance.now();
+    this.interrupt();
+    this.#transport?.send({ type: "input_audio_buffer.clear" });
+    this.setMuted(this.#muted);
+  }
+
+  /** With the option `pushToTalk`: the user has spoken, and wants an answer. */
+  stopSpeaking() {
+    if (this.#heldSinceMs === null) return;
+    const spokenMs = performance.now() - this.#heldSinceMs;
+    this.#heldSinceMs = null;
+    this.setMuted(this.#muted);
+    if (this.#muted || spokenMs < SHORTEST_SPEECH_MS) return this.#transport?.send({ type: "input_audio_buffer.clear" });
+    this.#stoppedAtMs = performance.now();
+    this.#does("thinking");
+    this.#transport?.send({ type: "input_audio_buffer.commit" });
+    this.#texts.want();
+  }
+
+  /** The devices to choose from. @returns {Promise<import("./audio/audio-engine.js").Devices>} */
+  devices() {
+    return listDevices();
+  }
+
+  /**
+   * Chooses the microphone, for this talk and later ones.
+   * @param {string} id of `devices()`; empty is the system's
+   * @throws {Error} with a code such as `microphone_missing`; the one before stays
+   */
+  async setMicrophone(id) {
+    await this.#talk?.engine.setMicrophone(id);
+    this.#microphoneId = id;
+  }
+
+  /**
+   * Chooses the loudspeaker, for this talk and later ones.
+   * @param {string} id of `devices()`; empty is the system's
+   * @throws {Error} with the code `speaker_not_selectable` where the browser does not let pages choose, or does not take it
+   */
+  async setSpeaker(id) {
+    if (this.#talk && !this.#talk.engine.audio.choosesSpeaker) throw speakerFault();
+    await this.#talk?.engine.audio.setSpeaker(id).catch(() => Promise.reject(speakerFault()));
+    this.#speakerId = id;
+  }
+
+  /** @param {number} volume of the answer, from 0 to 1 */
+  setVolume(volume) {
+    this.#volume = Math.max(0, Math.min(1, Number(volume) || 0));
+    this.#talk?.engine.audio.setVolume(this.#volume);
+  }
+
+  /**
+   * Shows the model an image. It asks for no answer: send a text with the question, or ask aloud.
+   * @param {Blob} image made smaller where the connection takes no more
+   * @throws {DOMException} InvalidStateError where the talk is not live
+   * @throws {Error} with the code `image_unreadable`
+   */
+  async sendImage(image) {
+    const transport = this.#transport;
+    if (this.#machine.name !== "live" || !transport) throw new DOMException("The talk is not live.", "InvalidStateError");
+    const url = await shrunkImage(image, transport.reportsTurns ? DATA_CHANNEL_IMAGE_BYTES : SOCKET_IMAGE_BYTES);
+    transport.send(imageEvent(`msg_${randomHex(24)}`, url));
+  }
+
+  /**
+   * Does in the page what the model asks for by this name.
+   * @param {string} name of a tool that the agent has with `run = "client"`
+   * @param {import("./page-tools.js").ToolHandler | null} handler null forgets it
+   */
+  tool(name, handler) {
+    this.#tools.set(name, handler);
+  }
+
+  /**
+   * Answers an `approval` event.
+   * @param {string} id the event's
+   * @param {boolean} yes
+   */
+  approve(id, yes) {
+    this.#transport?.send(approvalEvent(id, yes));
   }
 
   /**
@@ -317,7 +452,7 @@ export class VoiceSession extends EventTarget {
     const { state, actions } = decide(this.#machine, event, moment);
     this.#machine = state;
     for (const action of actions) this.#perform(action);
-    if (this.state !== before) this.#emit("state", { state: this.state });
+    if (this.state !== before) this.#emitState();
     if (state.name === "failed") this.#endTalk(state.code, errorWithCode(state.code, state.message));
     if (state.name === "ended") this.#endTalk(state.reason, errorWithCode("ended", "The talk ended before it was live."));
   }
@@ -354,10 +489,18 @@ export class VoiceSession extends EventTarget {
   async #requestPlan(signal) {
     const engine = this.#talk?.engine;
     if (!engine) return;
+    const fault = tooOld();
+    if (fault) return this.#dispatch({ type: "plan_failed", failure: fault });
     try {
       // A plan expires, and a prompt is a person's time: where one will be shown, the plan is asked for after it.
       const isPermitted = await engine.isPermitted();
-      if (!isPermitted) await engine.open();
+      signal.throwIfAborted();
+      if (!isPermitted && !engine.isOpen) {
+        this.#prompting = true;
+        this.#emitState();
+        await engine.open().finally(() => (this.#prompting = false));
+        if (!signal.aborted) this.#emitState();
+      }
       signal.throwIfAborted();
       const [plan] = await Promise.all([this.#nextPlan(signal), engine.open()]);
       signal.throwIfAborted();
@@ -415,7 +558,11 @@ export class VoiceSession extends EventTarget {
       transport = new Transport({
         connection,
         audio: talk.engine.audio,
+        request: (url, init) => this.#broker.request(url, init),
         onSignal: (signal) => this.#handle(signal),
+        onEvent: (event) => {
+          if (this.#hearsEvents) this.#emit("event", event);
+        },
         onDropped: (reason) => this.#dropped(reason),
       });
       this.#transport = transport;
@@ -441,6 +588,7 @@ export class VoiceSession extends EventTarget {
       reports: transport.reportsTurns,
     });
     this.#dispatch({ type: "opened" });
+    if (this.#options.pushToTalk) transport.send(pushToTalkEvent(connection.dialect));
     this.#texts.reconnected();
     this.#connecting?.resolve();
     this.#connecting = null;
@@ -473,6 +621,9 @@ export class VoiceSession extends EventTarget {
     this.#transport?.close();
     this.#transport = null;
     this.#recorder.end();
+    this.#tools.end();
+    this.#heldSinceMs = this.#stoppedAtMs = null;
+    this.#activity = "listening";
     this.#moving = "no";
     this.#quiet = true;
     this.#resuming = false;
@@ -489,13 +640,35 @@ export class VoiceSession extends EventTarget {
         onWarning: (code, message) => this.#report(code, message),
         onNewMicrophone: (track) => void this.#transport?.replaceMicrophone(track).catch(ignore),
       },
-      { muted: this.#muted, microphone: this.#options.microphone !== false },
+      { muted: this.#sendsSilence, microphone: this.#options.microphone !== false },
     );
+    if (this.#volume !== 1) engine.audio.setVolume(this.#volume);
+    if (this.#microphoneId) void engine.setMicrophone(this.#microphoneId);
+    if (this.#speakerId && engine.audio.choosesSpeaker) {
+      engine.audio.setSpeaker(this.#speakerId).catch(() => this.#report("speaker_lost", "The chosen loudspeaker is gone. You hear the answer on the system's."));
+    }
     addEventListener("pagehide", () => this.#pageHides(), { signal });
     addEventListener("online", () => this.#dispatch({ type: "wake" }), { signal });
     const offline = "You are offline. The talk goes on by itself when the network is back.";
     addEventListener("offline", () => this.#report("offline", offline), { signal });
+    globalThis.document?.addEventListener("securitypolicyviolation", (violation) => this.#refusedByPolicy(violation), { signal });
     return { engine, closing, watchesTabs: false };
+  }
+
+  /**
+   * The page's Content-Security-Policy refuses something; what concerns the talk is told, with the directive in its code.
+   * @param {SecurityPolicyViolationEvent} violation
+   */
+  #refusedByPolicy({ effectiveDirective, blockedURI }) {
+    const known = [this.#options.brokerUrl, import.meta.url, this.#connectionUrl];
+    if (!known.some((url) => hostOf(url) !== "" && hostOf(url) === hostOf(blockedURI))) return;
+    const code = `csp_${effectiveDirective.replaceAll("-", "_")}`;
+    this.#report(code, `This page's policy keeps the talk from ${hostOf(blockedURI)}: its developer can add that to ${effectiveDirective}.`);
+  }
+
+  get #connectionUrl() {
+    const machine = this.#machine;
+    return "plan" in machine ? (machine.plan.connections[machine.index]?.url ?? "") : "";
   }
 
   #pageHides() {
@@ -528,14 +701,39 @@ export class VoiceSession extends EventTarget {
   /** @param {import("./events.js").Signal} signal */
   #handle(signal) {
     if (this.#texts.handle(signal)) return;
+    this.#tools.handle(signal);
     switch (signal.kind) {
+      case "tool":
+        return this.#emit("tool", { name: signal.name, callId: signal.callId, state: signal.state, durationMs: signal.durationMs });
+      case "approval":
+        return this.#emit("approval", { id: signal.id, name: signal.name, args: signal.args, server: signal.server });
+      case "latency":
+        return this.#emit("latency", { turnMs: signal.turnMs, from: signal.from });
+      case "speech_stopped":
+        this.#stoppedAtMs = performance.now();
+        this.#does("thinking");
+        break;
       case "speech_started":
+        this.#does("listening");
         this.#quiet = false;
+        this.#stoppedAtMs = null;
         this.#transport?.yieldToUser().then((cuts) => this.#recorder.interrupted(cuts), ignore);
         break;
       case "response_started":
-      case "playback_started":
         this.#quiet = false;
+        if (this.#activity !== "speaking") this.#does("thinking");
+        break;
+      case "playback_stopped":
+        this.#does("listening");
+        break;
+      case "playback_started":
+        this.#does("speaking");
+        this.#quiet = false;
+        this.#measure();
+        break;
+      case "response_done":
+        if (signal.status !== "completed") this.#stoppedAtMs = null; // no answer to measure
+        if (this.#activity === "thinking") this.#does("listening"); // a text, or a call of a tool
         break;
       case "agent_switched":
         this.#agentId = signal.agentId;
@@ -562,6 +760,13 @@ export class VoiceSession extends EventTarget {
       this.#quiet = true;
       if (this.#moving !== "no") void this.#move();
     }
+  }
+
+  /** The answer's first sound: tells how long the user waited for it. The proxy measures by itself. */
+  #measure() {
+    if (this.#stoppedAtMs === null || this.#transport?.switchesAgents) return;
+    this.#emit("latency", { turnMs: Math.round(performance.now() - this.#stoppedAtMs), from: "speech_stopped" });
+    this.#stoppedAtMs = null;
   }
 
   /** @param {Extract<import("./events.js").Signal, {kind: "resumed"}>} signal */
@@ -599,6 +804,17 @@ export class VoiceSession extends EventTarget {
 
   // --- events for the page
 
+  #emitState() {
+    this.#emit("state", { state: this.state, prompting: this.#prompting });
+  }
+
+  /** @param {Activity} activity */
+  #does(activity) {
+    if (activity === this.#activity) return;
+    this.#activity = activity;
+    if (this.#machine.name === "live") this.#emit("activity", { activity });
+  }
+
   /**
    * @param {TransportName | null} transport
    * @param {string} reason
@@ -626,6 +842,15 @@ export class VoiceSession extends EventTarget {
   #emit(name, detail) {
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
+}
+
+/** @param {string} url */
+function hostOf(url) {
+  return URL.canParse(url, globalThis.location?.href) ? new URL(url, globalThis.location?.href).host : "";
+}
+
+function speakerFault() {
+  return errorWithCode("speaker_not_selectable", "This browser plays on the system's loudspeaker alone. Choose it in the system's settings.");
 }
 
 /** @param {string} text */

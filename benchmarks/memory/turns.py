@@ -39,7 +39,6 @@ from token_broker.memory.delivery.worker import DeliveryPolicy, DeliveryWorker
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.ingest.group_commit import ArrivalClock
-from token_broker.memory.store.full_text import index_turns, merge_step
 from token_broker.memory.store.turn_writes import insert_turns
 from token_broker.memory.types import ArrivedTurn, DeliveryBatch, Notice, SinkErasure, SinkName
 from token_broker.settings import Settings
@@ -187,16 +186,6 @@ async def fill(database: Database, count: int) -> None:
         ]
         unknown = [(who, "elena") for who in owners.values()] if start < _FILLED_SESSIONS else []
         await database.write(partial(insert_turns, batch=batch, now_s=time.time(), unknown=unknown, sinks=[]))
-    await index(database)
-
-
-async def index(database: Database) -> None:
-    """Makes what is stored searchable on SQLite and leaves nothing to merge, as the broker does behind its commits."""
-    if database.dialect == "sqlite":
-        while await database.write(partial(index_turns, limit=_FILLED_AT_ONCE)) > 0:
-            pass
-        while await database.write(merge_step):
-            pass
 
 
 class NullSink:

@@ -19,6 +19,7 @@ from pydantic import (
 
 __all__ = [
     "CLIENT_MAY_SET",
+    "LEFT_OUT",
     "AgentSettings",
     "AgentTranscription",
     "ClientSetting",
@@ -39,6 +40,9 @@ Voice = str | Mapping[str, Any]
 
 Language = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}$")]
 """A language tag as BCP 47 has it: `pt`, `pt-BR`, `zh-Hans-CN`."""
+
+LEFT_OUT: Any = object()
+"""Stands for a value that a body or a dialect cannot express, or for none."""
 
 ClientSetting = Literal[
     "turn_detection",

@@ -36,7 +36,7 @@ def schema_faults(value: Any, dialect: Dialect, *, at: str = "") -> list[str]:
     root = _published()[dialect]
     schema: Schema = root
     for name in filter(None, at.split(".")):
-        schema = _fields(schema, root)[name]
+        schema = next(kind["properties"][name] for kind in _kinds(schema, root) if name in kind.get("properties", {}))
     found = list(_faults(value, schema, root, at))
     if at and not found and isinstance(value, dict):
         needed = [set(kind.get("required", ())) for kind in _meant(value, _kinds(schema, root), root)]
@@ -57,21 +57,12 @@ def _published() -> Mapping[str, Any]:
     return loaded
 
 
-def _resolved(schema: Schema, root: Schema) -> Schema:
+def _kinds(schema: Schema, root: Schema) -> list[Schema]:
+    """The members of a union, through references and unions within it; of anything else only itself."""
     while "$ref" in schema:
         schema = root["$defs"][schema["$ref"].rpartition("/")[2]]
-    return schema
-
-
-def _kinds(schema: Schema, root: Schema) -> list[Schema]:
-    """The members of a union, through unions within it; of anything else only itself."""
-    schema = _resolved(schema, root)
     members = schema.get("anyOf") or schema.get("oneOf")
     return [kind for each in members for kind in _kinds(each, root)] if members else [schema]
-
-
-def _fields(schema: Schema, root: Schema) -> Mapping[str, Any]:
-    return {name: inner for kind in _kinds(schema, root) for name, inner in kind.get("properties", {}).items()}
 
 
 def _faults(value: Any, schema: Schema, root: Schema, where: str) -> Iterator[tuple[str, str]]:

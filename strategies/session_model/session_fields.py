@@ -6,12 +6,12 @@ Voice Live is flat (docs/azure.md §2.1, §2.3, §6.2). The relay translates cli
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from strategies.base import SessionSpec
 from strategies.session_model.agent_settings import (
+    LEFT_OUT,
     AgentSettings,
     AgentTranscription,
     ClientSetting,
@@ -24,23 +24,22 @@ __all__ = [
     "LEFT_OUT",
     "SESSION_FIELDS",
     "Body",
-    "LostSetting",
     "SessionField",
-    "agents_session",
+    "body_of",
     "flat_session",
     "ga_client_secret",
     "ga_realtime_session",
     "ga_session",
-    "is_same_session",
-    "lost_settings",
+    "languages_of",
+    "overlaid",
     "put_at",
+    "stated_transcription",
+    "stated_turn_detection",
+    "value_at",
     "voice_live_session",
     "voice_live_transcription",
     "voice_name",
 ]
-
-LEFT_OUT: Any = object()
-"""Stands for a value that a body cannot express, or for none."""
 
 Body = Literal["ga_mint", "ga_socket", "voice_live", "flat_mint"]
 """Which of Azure's four bodies; `ga_mint` is an SDP call's as well, since its session is the mint's."""
@@ -60,6 +59,31 @@ _FLAT_TEMPERATURES = (0.6, 1.2)
 _REASONS = re.compile(r"gpt-realtime-2|gpt-5")
 
 
+class AskedSession(Protocol):
+    """What this table needs of a `strategies.base.SessionSpec`."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def model_family(self) -> str: ...
+    @property
+    def instructions(self) -> str: ...
+    @property
+    def voices(self) -> Mapping[Dialect, Voice]: ...
+    @property
+    def modalities(self) -> tuple[str, ...]: ...
+    @property
+    def transcription_model(self) -> str: ...
+    @property
+    def settings(self) -> AgentSettings: ...
+    @property
+    def tools(self) -> tuple[Mapping[str, Any], ...]: ...
+    @property
+    def ttl_s(self) -> int: ...
+    @property
+    def voice_live_version(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class SessionField:
     """One row. `ga` and `preview` are its paths, None where the dialect lacks it.
@@ -71,7 +95,7 @@ class SessionField:
     name: str
     ga: tuple[str, ...] | None
     preview: tuple[str, ...] | None
-    stated: Callable[[SessionSpec, Body], Any] | None
+    stated: Callable[[AskedSession, Body], Any] | None
     client: ClientSetting | None
     flat: tuple[str, ...] | None  # in the flat mints alone, where they differ from the preview dialect
 
@@ -84,16 +108,7 @@ class SessionField:
         return self.flat or self.preview if body == "flat_mint" else self.preview
 
 
-@dataclass(frozen=True, slots=True)
-class LostSetting:
-    """A key that an agent states and a body does not have, or has in another form. `why` completes a sentence."""
-
-    key: str
-    body: Body
-    why: str
-
-
-def ga_client_secret(spec: SessionSpec) -> dict[str, Any]:
+def ga_client_secret(spec: AskedSession) -> dict[str, Any]:
     """The body of GA's mint: `expires_after` and the nested session."""
     return {
         "expires_after": {"anchor": "created_at", "seconds": spec.ttl_s},
@@ -101,66 +116,24 @@ def ga_client_secret(spec: SessionSpec) -> dict[str, Any]:
     }
 
 
-def ga_session(spec: SessionSpec) -> dict[str, Any]:
+def ga_session(spec: AskedSession) -> dict[str, Any]:
     """GA's session fields without `type` and `model`. GA accepts one modality: audio, where both are wanted."""
-    return _body(spec, "ga_mint")
+    return body_of(spec, "ga_mint")
 
 
-def flat_session(spec: SessionSpec) -> dict[str, Any]:
+def flat_session(spec: AskedSession) -> dict[str, Any]:
     """The flat body of the first version's mint routes."""
-    return {"model": spec.model, **_body(spec, "flat_mint")}
+    return {"model": spec.model, **body_of(spec, "flat_mint")}
 
 
-def ga_realtime_session(spec: SessionSpec) -> dict[str, Any]:
+def ga_realtime_session(spec: AskedSession) -> dict[str, Any]:
     """The session of a `session.update` on GA's WebSocket. Both audio formats are stated: PCM16 at 24 kHz."""
-    return {"type": "realtime", **_body(spec, "ga_socket")}
+    return {"type": "realtime", **body_of(spec, "ga_socket")}
 
 
-def voice_live_session(spec: SessionSpec) -> dict[str, Any]:
+def voice_live_session(spec: AskedSession) -> dict[str, Any]:
     """The session of a `session.update` on Voice Live's WebSocket. The URL names the model."""
-    return _body(spec, "voice_live")
-
-
-def agents_session(
-    spec: SessionSpec,
-    dialect: Dialect,
-    *,
-    without: frozenset[ClientSetting] = frozenset(),
-    after: AgentSettings | None = None,
-) -> dict[str, Any]:
-    """The session of an update in the middle of a talk: at a handoff, or to put back what a client changed.
-
-    It switches off what the agent does not have. It names no voice, since Azure refuses a change of voice once the
-    model has spoken (docs/azure.md §4.2), no modality and no format, which are the talk's; and nothing of `without`.
-    `after` are the settings of the agent before: what only that one states gets Azure's default again.
-    """
-    body: Body = "ga_socket" if dialect == "ga" else "voice_live"
-    kept = [each for each in SESSION_FIELDS if each.name not in _OF_THE_TALK and each.client not in without]
-    session = _body(spec, body, kept, explicit=True)
-    session.setdefault("tools", [])
-    for row in kept:
-        path = row.path(dialect)
-        if path is None or row.name not in _RESET or getattr(spec.settings, row.name) is not None:
-            continue
-        if getattr(after, row.name, None) is not None:
-            put_at(session, path, _RESET[row.name])
-    return {"type": "realtime", **session} if dialect == "ga" else session
-
-
-def is_same_session(old: AgentSettings, new: AgentSettings, dialect: Dialect) -> bool:
-    """Whether a running session can go over from the one agent's settings to the other's.
-
-    Voice Live takes no other type of turn detection (docs/azure.md §12.1); of reasoning nobody knows the default; and a
-    raw field may be one that a session is opened with.
-    """
-    if old.session.get(dialect, {}) != new.session.get(dialect, {}):
-        return False
-    if old.reasoning_effort is not None and new.reasoning_effort is None:
-        return False
-    if dialect == "ga":
-        return True
-    kinds = {(each.turn_detection or DetectionSettings()).type for each in (old, new)}
-    return len(kinds) == 1
+    return body_of(spec, "voice_live")
 
 
 def voice_live_transcription(model: str) -> str:
@@ -176,24 +149,13 @@ def voice_name(voice: Voice) -> str:
     return voice if isinstance(voice, str) else str(voice.get("name") or voice.get("id") or voice.get("type"))
 
 
-def lost_settings(spec: SessionSpec, body: Body) -> Iterator[LostSetting]:
-    """What the agent's settings say and the body does not, in the order of the table."""
-    stated = spec.settings
-    for row in SESSION_FIELDS:
-        if row.stated is None or getattr(stated, row.name, None) is None:
-            continue
-        if row.path_in(body) is None or row.stated(spec, body) is LEFT_OUT:
-            yield LostSetting(row.name, body, "is left out")
-    if (detection := stated.turn_detection) is not None:
-        sent = _turn_detection(spec, body) or {}
-        if detection.type not in {sent.get("type"), "none"}:
-            yield LostSetting("turn_detection.type", body, f"is sent as {sent.get('type')}")
-        for name in ("threshold", "prefix_padding_ms", "silence_duration_ms", "eagerness"):
-            if getattr(detection, name) is not None and name not in sent:
-                yield LostSetting(f"turn_detection.{name}", body, "is left out")
-    if stated.noise_reduction == "deep" and body != "voice_live":
-        yield LostSetting("noise_reduction", body, "is sent as near_field")
-    yield from _lost_hints(spec, body)
+def value_at(stated: Any, path: tuple[str, ...]) -> Any:
+    """What is at `path` in `stated`; LEFT_OUT where nothing is."""
+    for name in path:
+        if not isinstance(stated, dict) or name not in stated:
+            return LEFT_OUT
+        stated = stated[name]
+    return stated
 
 
 def put_at(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
@@ -203,25 +165,21 @@ def put_at(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     tree[path[-1]] = value
 
 
-def _lost_hints(spec: SessionSpec, body: Body) -> Iterator[LostSetting]:
-    """Which hints of the transcription do not reach the body's model."""
-    hints = spec.settings.transcription
-    sent = _transcription(spec, body)
-    if not isinstance(sent, dict):
-        return
-    languages = _languages(spec)
-    if languages and "language" not in sent and "languages" not in sent:
-        key = "transcription.language" if hints and hints.language else "language"
-        yield LostSetting(key, body, f"is left out: {sent['model']} takes one language by its two letters")
-    if hints and hints.prompt and hints.prompt not in sent.get("prompt", ""):
-        yield LostSetting("transcription.prompt", body, f"is left out: {sent['model']} takes none")
-    told = {*sent.get("keywords", ()), *sent.get("phrase_list", ())}
-    if hints and any(phrase not in told and phrase not in sent.get("prompt", "") for phrase in hints.phrases):
-        yield LostSetting("transcription.phrases", body, f"is left out: {sent['model']} takes none")
+def overlaid(session: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """The session with the raw fields laid over it: objects field by field, but one of another `type` as a whole."""
+    result = dict(session)
+    for name, value in overlay.items():
+        below = result.get(name)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            replaced = "type" in value and value["type"] != below.get("type")
+            result[name] = dict(value) if replaced else overlaid(below, value)
+        else:
+            result[name] = value
+    return result
 
 
-def _body(
-    spec: SessionSpec, body: Body, rows: Iterable[SessionField] | None = None, *, explicit: bool = False
+def body_of(
+    spec: AskedSession, body: Body, rows: Iterable[SessionField] | None = None, *, explicit: bool = False
 ) -> dict[str, Any]:
     """The session's fields in that body. Only `explicit` says null for what is off: a new session has it off anyway,
     but for turn detection.
@@ -234,32 +192,19 @@ def _body(
         if value is not None or explicit or row.name == "turn_detection":
             put_at(session, path, value)
     overlay = None if body == "flat_mint" else spec.settings.session.get("ga" if body.startswith("ga") else "preview")
-    return _overlaid(session, overlay) if overlay else session
-
-
-def _overlaid(session: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """The session with the raw fields laid over it: objects field by field, but one of another `type` as a whole."""
-    result = dict(session)
-    for name, value in overlay.items():
-        below = result.get(name)
-        if isinstance(value, Mapping) and isinstance(below, Mapping):
-            replaced = "type" in value and value["type"] != below.get("type")
-            result[name] = dict(value) if replaced else _overlaid(below, value)
-        else:
-            result[name] = value
-    return result
+    return overlaid(session, overlay) if overlay else session
 
 
 # --- what an agent's settings are in a body
 
 
-def _modalities(spec: SessionSpec, body: Body) -> Any:
+def stated_modalities(spec: AskedSession, body: Body) -> Any:
     if body.startswith("ga"):
         return ["audio" if "audio" in spec.modalities else "text"]
     return list(spec.modalities)
 
 
-def _voice(spec: SessionSpec, body: Body) -> Any:
+def stated_voice(spec: AskedSession, body: Body) -> Any:
     if body.startswith("ga"):
         voice = spec.voices["ga"]
         return voice if isinstance(voice, str) else dict(voice)
@@ -277,7 +222,8 @@ def _voice(spec: SessionSpec, body: Body) -> Any:
     return dict(voice)
 
 
-def _turn_detection(spec: SessionSpec, body: Body) -> Any:
+def stated_turn_detection(spec: AskedSession, body: Body) -> Any:
+    """Voice Live's semantic detection is Azure's own; null is none."""
     wanted = spec.settings.turn_detection or DetectionSettings()
     kind = wanted.type
     if kind == "none":
@@ -292,14 +238,15 @@ def _turn_detection(spec: SessionSpec, body: Body) -> Any:
     return {"type": kind, **(_LOUDNESS if kind == "server_vad" else {}), **stated}
 
 
-def _transcription(spec: SessionSpec, body: Body) -> Any:
+def stated_transcription(spec: AskedSession, body: Body) -> Any:
+    """The model, and the hints that it takes in the form that it takes (docs/azure.md §7.3)."""
     hints = spec.settings.transcription
     if hints is False:
         return None
     hints = hints or AgentTranscription()
     model = _transcription_model(spec, hints.model, body)
     sent: dict[str, Any] = {"model": model}
-    languages = _languages(spec)
+    languages = languages_of(spec)
     if body == "voice_live":
         if languages:
             sent["language"] = ",".join(languages)
@@ -326,7 +273,7 @@ def _transcription(spec: SessionSpec, body: Body) -> Any:
     return sent
 
 
-def _transcription_model(spec: SessionSpec, wanted: str | None, body: Body) -> str:
+def _transcription_model(spec: AskedSession, wanted: str | None, body: Body) -> str:
     """The model that the agent names, where the body has it, else the default there.
 
     GA's is a deployment's name. Voice Live and the flat mints host what they have themselves (docs/azure.md §6.2).
@@ -340,13 +287,14 @@ def _transcription_model(spec: SessionSpec, wanted: str | None, body: Body) -> s
     return wanted if wanted and fitting.fullmatch(wanted) else default
 
 
-def _languages(spec: SessionSpec) -> tuple[str, ...]:
+def languages_of(spec: AskedSession) -> tuple[str, ...]:
+    """The languages that the user may speak, as the agent states them."""
     hints = spec.settings.transcription
     stated = (hints.language if hints else None) or spec.settings.language
     return () if stated is None else (stated,) if isinstance(stated, str) else stated
 
 
-def _noise_reduction(spec: SessionSpec, body: Body) -> Any:
+def stated_noise_reduction(spec: AskedSession, body: Body) -> Any:
     wanted = spec.settings.noise_reduction or ("deep" if body == "voice_live" else "off")
     if wanted == "off":
         return None
@@ -354,13 +302,13 @@ def _noise_reduction(spec: SessionSpec, body: Body) -> Any:
     return {"type": deep if wanted == "deep" else wanted}
 
 
-def _echo_cancellation(spec: SessionSpec, body: Body) -> Any:
+def stated_echo_cancellation(spec: AskedSession, body: Body) -> Any:
     if body != "voice_live":
         return LEFT_OUT
     return None if spec.settings.echo_cancellation == "off" else {"type": "server_echo_cancellation"}
 
 
-def _temperature(spec: SessionSpec, body: Body) -> Any:
+def stated_temperature(spec: AskedSession, body: Body) -> Any:
     wanted = spec.settings.temperature
     lowest, highest = _FLAT_TEMPERATURES
     if wanted is None or body.startswith("ga") or (body == "flat_mint" and not lowest <= wanted <= highest):
@@ -368,7 +316,35 @@ def _temperature(spec: SessionSpec, body: Body) -> Any:
     return wanted
 
 
-def _tool_choice(spec: SessionSpec, body: Body) -> Any:
+def stated_tools(spec: AskedSession, body: Body) -> Any:
+    """Functions are the same everywhere. The flat mints have no MCP; Voice Live has fewer of its fields than GA."""
+    tools = [
+        _mcp(tool, body) if tool.get("type") == "mcp" else dict(tool)
+        for tool in spec.tools
+        if body != "flat_mint" or tool.get("type") != "mcp"
+    ]
+    return tools or LEFT_OUT
+
+
+def _mcp(tool: Mapping[str, Any], body: Body) -> dict[str, Any]:
+    """An MCP server: a selection of its tools is a list of names on Voice Live, an object with that list in GA."""
+    approval = tool.get("require_approval")
+    if isinstance(approval, Mapping):
+        if body == "voice_live":
+            selected = {
+                when: names.get("tool_names", []) if isinstance(names, Mapping) else names
+                for when, names in approval.items()
+            }
+        else:
+            selected = {
+                when: {"tool_names": names} if isinstance(names, list | tuple) else names
+                for when, names in approval.items()
+            }
+        tool = {**tool, "require_approval": selected}
+    return {name: value for name, value in tool.items() if body != "voice_live" or name in _VOICE_LIVE_MCP}
+
+
+def stated_tool_choice(spec: AskedSession, body: Body) -> Any:
     wanted = spec.settings.tool_choice
     if wanted is None or isinstance(wanted, str):
         return LEFT_OUT if wanted is None else wanted
@@ -377,12 +353,12 @@ def _tool_choice(spec: SessionSpec, body: Body) -> Any:
     return wanted.model_dump(exclude_none=True)
 
 
-def _reasons(spec: SessionSpec) -> bool:
+def _reasons(spec: AskedSession) -> bool:
     """Whether the model reasons; by its family, or by its name where the family says nothing of it."""
     return spec.model_family == "gpt-realtime-2" or _REASONS.match(spec.model) is not None
 
 
-def _parallel_tool_calls(spec: SessionSpec, body: Body) -> Any:
+def stated_parallel_tool_calls(spec: AskedSession, body: Body) -> Any:
     wanted = spec.settings.parallel_tool_calls
     if wanted is None or body == "flat_mint":
         return LEFT_OUT
@@ -392,24 +368,24 @@ def _parallel_tool_calls(spec: SessionSpec, body: Body) -> Any:
     return wanted if _reasons(spec) else LEFT_OUT
 
 
-def _reasoning_effort(spec: SessionSpec, body: Body) -> Any:
+def stated_reasoning_effort(spec: AskedSession, body: Body) -> Any:
     wanted = spec.settings.reasoning_effort
     if wanted is None or body == "flat_mint" or not _reasons(spec) or (wanted == "none" and body != "voice_live"):
         return LEFT_OUT
     return wanted
 
 
-def _plain(name: str) -> Callable[[SessionSpec, Body], Any]:
+def _plain(name: str) -> Callable[[AskedSession, Body], Any]:
     """A setting that has the same value in every body that has it."""
 
-    def stated(spec: SessionSpec, _body: Body) -> Any:
+    def stated(spec: AskedSession, _body: Body) -> Any:
         value = getattr(spec.settings, name)
         return LEFT_OUT if value is None else value
 
     return stated
 
 
-def _on_sockets(ga: Any, voice_live: Any) -> Callable[[SessionSpec, Body], Any]:
+def _on_sockets(ga: Any, voice_live: Any) -> Callable[[AskedSession, Body], Any]:
     return lambda _spec, body: {"ga_socket": ga, "voice_live": voice_live}.get(body, LEFT_OUT)
 
 
@@ -417,7 +393,7 @@ def _row(
     name: str,
     ga: str | None,
     preview: str | None,
-    stated: Callable[[SessionSpec, Body], Any] | None = None,
+    stated: Callable[[AskedSession, Body], Any] | None = None,
     client: ClientSetting | None = None,
     *,
     flat: str | None = None,
@@ -427,49 +403,47 @@ def _row(
 
 
 _DEEP = "azure_deep_noise_suppression"
+_VOICE_LIVE_MCP = frozenset(
+    {"type", "server_label", "server_url", "authorization", "headers", "allowed_tools", "require_approval"}
+)
 _WITH_ACCENTS = frozenset({"azure-standard", "azure-custom", "azure-personal", "avatar-voice-sync"})
-_OF_THE_TALK = frozenset({"voices", "modalities", "input_format", "input_rate", "output_format"})
-_RESET = {
-    "max_output_tokens": "inf",
-    "speed": 1.0,
-    "temperature": 0.7,
-    "tool_choice": "auto",
-    "parallel_tool_calls": True,
-}
 _PCM = {"type": "audio/pcm", "rate": _PCM_RATE_HZ}
 
 SESSION_FIELDS = (
     _row("instructions", "instructions", "instructions", lambda spec, _: spec.instructions),
-    _row("modalities", "output_modalities", "modalities", _modalities, "modalities"),
+    _row("modalities", "output_modalities", "modalities", stated_modalities, "modalities"),
     _row("model", "model", "model"),  # a mint's body has it beside the session, a socket's URL names it
-    _row("voices", "audio.output.voice", "voice", _voice, "voice"),
+    _row("voices", "audio.output.voice", "voice", stated_voice, "voice"),
     _row("input_format", "audio.input.format", "input_audio_format", _on_sockets(_PCM, "pcm16"), "formats"),
     _row(
         "input_rate", "audio.input.format", "input_audio_sampling_rate", _on_sockets(LEFT_OUT, _PCM_RATE_HZ),
         "formats",
     ),
     _row("output_format", "audio.output.format", "output_audio_format", _on_sockets(_PCM, "pcm16"), "formats"),
-    _row("turn_detection", "audio.input.turn_detection", "turn_detection", _turn_detection, "turn_detection"),
-    _row("transcription", "audio.input.transcription", "input_audio_transcription", _transcription, "transcription"),
+    _row("turn_detection", "audio.input.turn_detection", "turn_detection", stated_turn_detection, "turn_detection"),
     _row(
-        "noise_reduction", "audio.input.noise_reduction", "input_audio_noise_reduction", _noise_reduction,
+        "transcription", "audio.input.transcription", "input_audio_transcription", stated_transcription,
+        "transcription",
+    ),
+    _row(
+        "noise_reduction", "audio.input.noise_reduction", "input_audio_noise_reduction", stated_noise_reduction,
         "noise_reduction",
     ),
-    _row("echo_cancellation", None, "input_audio_echo_cancellation", _echo_cancellation, "echo_cancellation"),
-    _row("temperature", None, "temperature", _temperature, "temperature"),
+    _row("echo_cancellation", None, "input_audio_echo_cancellation", stated_echo_cancellation, "echo_cancellation"),
+    _row("temperature", None, "temperature", stated_temperature, "temperature"),
     _row(
         "max_output_tokens", "max_output_tokens", "max_response_output_tokens",
         _plain("max_output_tokens"), "max_output_tokens",
     ),
     # Voice Live has no speed: its Azure voices have a `rate`.
     _row("speed", "audio.output.speed", None, _plain("speed"), "speed", flat="speed"),
-    _row("tools", "tools", "tools", lambda spec, _: [dict(tool) for tool in spec.tools] if spec.tools else LEFT_OUT),
-    _row("tool_choice", "tool_choice", "tool_choice", _tool_choice, "tool_choice"),
+    _row("tools", "tools", "tools", stated_tools),
+    _row("tool_choice", "tool_choice", "tool_choice", stated_tool_choice, "tool_choice"),
     _row(
-        "parallel_tool_calls", "parallel_tool_calls", "parallel_tool_calls", _parallel_tool_calls,
+        "parallel_tool_calls", "parallel_tool_calls", "parallel_tool_calls", stated_parallel_tool_calls,
         "parallel_tool_calls",
     ),
-    _row("reasoning_effort", "reasoning.effort", "reasoning_effort", _reasoning_effort, "reasoning_effort"),
+    _row("reasoning_effort", "reasoning.effort", "reasoning_effort", stated_reasoning_effort, "reasoning_effort"),
     # Without a key in the agents' file: for raw overlays, and for the relay's translation.
     _row("prompt", "prompt", None),
     _row("interim_response", None, "interim_response"),

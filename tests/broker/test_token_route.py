@@ -474,7 +474,7 @@ async def test_status_has_the_chains_health(prefix: str, azure: RunningSimulator
         "degraded_plans": 0,
         "ratio": 1.0,
         "plans": {"requests": 1, "usable": 1, "ratio": 1.0},
-        "talks": {"asked": 0, "live": 0, "ratio": None, "time_to_live_ms": {"p50": None, "p95": None}},
+        "talks": {"asked": 0, "live": 0, "left": 0, "ratio": None, "time_to_live_ms": {"p50": None, "p95": None}},
     }
     (resource,) = status["resources"]
     assert (resource["name"], resource["enabled"], resource["health"]) == ("default", True, "good")

@@ -175,6 +175,7 @@ RUN = {
     """-d '[{"match": "/openai/v1", "fault": "hang"}]'""": "",
     "token-broker doctor": r"(?s)mint ga.*all is well",
     "token-broker doctor --connect": r"(?s)talk voice_live.*all is well",
+    "token-broker doctor --ping-hooks": r"(?s)hooks .*all is well",
     "token-broker doctor --url https://voice.example.com": r"(?s)url .*all is well",
     "token-broker doctor --url https://<the broker's URL>": r"(?s)url .*all is well",
     "curl --silent https://<the broker's URL>/api/v1/voice/status": r'"voicelive_configured":true',

@@ -31,7 +31,37 @@ async def test_connect_holds_a_talk_on_each_upstream(azure: RunningSimulator) ->
     for upstream in ("voice_live", "openai_realtime"):
         assert named(report, f"talk {upstream}").status is CheckStatus.OK
         assert named(report, f"transcription {upstream}").status is CheckStatus.OK
+        taken = named(report, f"agents {upstream}")
+        assert (taken.status, taken.finding) == (CheckStatus.OK, "Azure takes the sessions of elena, marcus, sage")
     assert report.healthy
+
+
+async def test_connect_names_what_azure_refuses(tmp_path: Path) -> None:
+    agents = tmp_path / "agents.toml"
+    agents.write_text(
+        """
+        default = "a"
+        [agents.a]
+        name = "A"
+        voices = { ga = "marin", preview = "alloy" }
+        instructions = "Be A."
+        [agents.b]
+        name = "B"
+        inherits = "a"
+        voices = { ga = "robot", preview = "en-US-AvaNeural" }
+        speed = 1.2
+        """
+    )
+    async with serve() as azure:
+        report = await diagnose(settings_for(azure.base_url, agents_file=agents), connect=True)
+    told = [check for check in report.checks if check.name == "agents openai_realtime"]
+    assert [(check.status, check.finding) for check in told] == [
+        (CheckStatus.WARNING, "b: Azure refuses session.audio.output.voice, and talks go on without"),
+        (CheckStatus.OK, "Azure takes the sessions of a"),
+    ]
+    assert named(report, "agents voice_live").status is CheckStatus.OK
+    notes = [check.finding for check in report.checks if check.name == "agents"]
+    assert "b: speed is left out, on Voice Live" in notes
 
 
 @pytest.mark.parametrize(

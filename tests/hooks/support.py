@@ -62,8 +62,8 @@ async def raw_server(answer: Answer) -> AsyncIterator[RawServer]:
             server.received.append(Received(line, headers, body))
             server.asked.set()
             await server.answer(writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the client left, or the server ends: asyncio would log a task that was cancelled
         finally:
             running.discard(task)
             writer.close()

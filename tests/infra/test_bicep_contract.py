@@ -32,11 +32,17 @@ SECRET_VALUES = {
 }
 # A Container App leaves by its virtual network, so the templates have no parameter for a proxy.
 PROXY_VARIABLES = {"BROKER_OUTBOUND_PROXY", "HTTPS_PROXY"}
-SECRET_VARIABLES = {
-    field.alias
-    for field in Settings.model_fields.values()
-    if field.alias and "SecretStr" in str(field.annotation) and not field.alias.startswith("SIMULATOR_")
-} - PROXY_VARIABLES
+# They mount no agents' file either: who mounts one, with hooks in it, adds its secret as docs/tools.md says.
+HOOK_VARIABLES = {"BROKER_TOOLS_SECRET"}
+SECRET_VARIABLES = (
+    {
+        field.alias
+        for field in Settings.model_fields.values()
+        if field.alias and "SecretStr" in str(field.annotation) and not field.alias.startswith("SIMULATOR_")
+    }
+    - PROXY_VARIABLES
+    - HOOK_VARIABLES
+)
 
 
 def scope(**given: Any) -> dict[str, Any]:

@@ -38,7 +38,7 @@ async def test_two_sinks_survive_kills(database_url: str, zep: Zep, tmp_path: Pa
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_full_text_survives_kills(database_url: str, tmp_path: Path) -> None:
+async def test_words_survive_kills(database_url: str, tmp_path: Path) -> None:
     report = await kill_and_check(tmp_path, database_url, None, kills=1)
     assert report.turns > 2 * 4
 

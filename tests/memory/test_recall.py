@@ -1,7 +1,6 @@
 """Recall: what an agent is told, whose it is, and what a slow or dead memory costs."""
 
 import asyncio
-import json
 import time
 from typing import Any
 
@@ -26,10 +25,7 @@ async def test_reconnect_gets_last_turns(make_settings: MakeSettings) -> None:
     async with Memory.open(make_settings(recall_budget_s=5)) as memory:
         await memory.append([turn(content=f"line {number}", sequence=number) for number in range(20)])
         block = await memory.recall.block(owner(epoch=2))
-        lines = block.split("\n")[2:-1]
-        assert lines[-1] == '"user: line 19"'
-        assert '"user: line 8"' in lines
-        assert '"user: line 7"' not in lines
+        assert block.split("\n")[2:-1] == [f"user: line {number}" for number in range(19, 7, -1)]
 
 
 async def test_facts_from_earlier_sessions(make_settings: MakeSettings) -> None:
@@ -76,7 +72,7 @@ async def test_zep_facts_with_last_turns(zep_settings: MakeSettings, zep: Zep) -
         await zep.has(1)
         zep.facts = {SESSION: ["likes tea"]}
         lines = (await memory.recall.block(owner())).split("\n")
-        assert lines[2:-1] == ['"known: likes tea"', '"user: hello"']
+        assert lines[2:-1] == ["known: likes tea", "user: hello"]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -94,7 +90,7 @@ async def test_faulty_zep_costs_only_facts(zep_settings: MakeSettings, zep: Zep,
             began_s = time.monotonic()
             block = await memory.recall.block(owner())
             assert time.monotonic() - began_s < 0.3 + 0.5
-        assert block.split("\n")[2:-1] == ['"user: hello"']
+        assert block.split("\n")[2:-1] == ["user: hello"]
 
 
 class SlowDatabase:
@@ -191,9 +187,9 @@ async def test_repeated_recall_is_cached(
         assert counting.asked == 1
         assert memory.status().recalls_repeated == 1
         assert first != again, "the fence is another each time"
-        assert first.split("\n")[2:-1] == again.split("\n")[2:-1] == ['"user: line 1"']
+        assert first.split("\n")[2:-1] == again.split("\n")[2:-1] == ["user: line 1"]
         await memory.append([turn(content="line 2", sequence=2)])
-        assert (await memory.recall.block(owner())).split("\n")[2:-1] == ['"user: line 1"', '"user: line 2"']
+        assert (await memory.recall.block(owner())).split("\n")[2:-1] == ["user: line 2", "user: line 1"]
         await memory.append([turn(by=owner("another-session-01"))])
         await memory.recall.block(owner())
         assert counting.asked == 2, "what others say outdates nothing"
@@ -287,4 +283,4 @@ async def test_cut_turn_renders_as_whole(make_settings: MakeSettings) -> None:
             await memory.append([turn(content="x" * length, by=by)])
             (line,) = (await memory.recall.block(by)).split("\n")[2:-1]
             text = "user: " + "x" * length
-            assert json.loads(line) == (text if len(text) <= 400 else text[:400] + "…"), length
+            assert line == (text if len(text) <= 400 else text[:400] + "…"), length

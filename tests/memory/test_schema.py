@@ -9,23 +9,26 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
 import token_broker.memory
+from tests.memory.conftest import MakeSettings
 from tests.memory.support.stores import opened
 from tests.memory.support.turns import SESSION, owner, turn
+from tests.memory.support.zep import Zep
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
+from token_broker.memory.service import Memory
 from token_broker.memory.store import tables
-from token_broker.memory.store.full_text import index_turns, search
+from token_broker.memory.store.dead_letters import list_dead
 from token_broker.memory.store.tables import SCHEMA_REVISION, metadata
 from token_broker.memory.store.turn_writes import insert_turns
 from token_broker.memory.store_errors import StoreAwayError
-from token_broker.memory.types import ArrivedTurn
-
-FULL_TEXT_TABLES = "turns_fts"  # SQLite's, which `metadata` does not have
+from token_broker.memory.turn_search import TurnSearch
+from token_broker.memory.types import ArrivedTurn, bucket_of
 
 # A migration that a later version may bring: it adds a table and fills it from what is stored.
 LATER = """
@@ -42,11 +45,7 @@ def upgrade() -> None:
 
 
 def differences(connection: Connection) -> list[object]:
-    def ours(_object: object, name: str | None, kind: str, _reflected: bool, _to: object) -> bool:
-        return not (name or "").startswith(FULL_TEXT_TABLES)
-
-    context = MigrationContext.configure(connection, opts={"include_object": ours})
-    return list(compare_metadata(context, metadata))
+    return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
 
 async def test_migrations_match_tables(database: Database) -> None:
@@ -63,8 +62,11 @@ async def everything(database: Database) -> list[str]:
     """All that a database keeps of its tables, indexes and triggers."""
     catalogue = {
         "sqlite": """
-            SELECT type || ' ' || name || ' ' || coalesce(sql, '') FROM sqlite_master
-            UNION ALL SELECT k || ' ' || v FROM turns_fts_config""",
+            SELECT m.name || ' ' || p.name || ' ' || p.type || ' ' || p."notnull" || ' ' || coalesce(p.dflt_value, '')
+                || ' ' || p.pk FROM sqlite_master AS m, pragma_table_info(m.name) AS p WHERE m.type = 'table'
+            UNION ALL SELECT name || ' without rowid ' || wr FROM pragma_table_list WHERE schema = 'main'
+            UNION ALL SELECT type || ' ' || name || ' ' || coalesce(sql, '')
+                FROM sqlite_master WHERE type <> 'table'""",
         "postgresql": """
             SELECT concat_ws(' ', table_name, column_name, data_type, is_nullable, column_default)
             FROM information_schema.columns WHERE table_schema = 'public'
@@ -83,7 +85,7 @@ async def test_empty_store_matches_migrations(database: Database) -> None:
         for statement in (
             ["DROP SCHEMA public CASCADE", "CREATE SCHEMA public"]
             if connection.dialect.name == "postgresql"
-            else [f"DROP TABLE {name}" for name in ("turns_fts", "alembic_version", *metadata.tables)]
+            else [f"DROP TABLE {name}" for name in ("alembic_version", *metadata.tables)]
         ):
             connection.execute(text(statement))
         tables.upgrade(connection, None)
@@ -120,10 +122,8 @@ async def test_older_store_is_upgraded_with_its_data(
         assert await upgraded.read(lambda c: c.scalars(text("SELECT version_num FROM alembic_version")).all()) == [
             "9999"
         ]
-        if upgraded.dialect == "sqlite":
-            assert await upgraded.write(index_turns) == 1
-        find = partial(search, terms=["boat"], limit=9, session_ids=[SESSION])
-        assert [found.content for found in await upgraded.read(find)] == ["mein Böötchen, my boat"]
+        found = await TurnSearch(upgraded).find(owner(), "Where is my boat?", limit=9)
+        assert [said.content for said in found] == ["mein Böötchen, my boat"]
 
 
 async def test_newer_store_is_left_alone(database: Database, database_url: str) -> None:
@@ -144,3 +144,47 @@ async def test_concurrent_replicas_migrate_once(database_url: str) -> None:
     ]
     assert versions == [[SCHEMA_REVISION]] * 4
     await asyncio.gather(*(replica.close() for replica in replicas))
+
+
+async def test_store_before_sinks_is_moved(database: Database, zep: Zep, zep_settings: MakeSettings) -> None:
+    """What waited and what was dead in the version before several sinks is Zep's."""
+
+    def go_back(connection: Connection) -> None:
+        for statement in (
+            ["DROP SCHEMA public CASCADE", "CREATE SCHEMA public"]
+            if connection.dialect.name == "postgresql"
+            else [f"DROP TABLE {name}" for name in ("alembic_version", *metadata.tables)]
+        ):
+            connection.execute(text(statement))
+        config = Config()
+        config.set_main_option("script_location", str(tables.MIGRATIONS))
+        config.attributes["connection"] = connection
+        script = ScriptDirectory.from_config(config)
+        with EnvironmentContext(config, script, fn=lambda revision, _: script._upgrade_revs("0003", revision)):
+            script.run_env()
+        key = {"bucket": bucket_of(SESSION), "session_id": SESSION}
+        turn_row = (
+            "INSERT INTO turns VALUES (:bucket, :session_id, :turn_id, 1, :number, :number, 'elena', 'user', 'hello', 1, "
+            "'browser', false, NULL, :delivery, :reason)"
+        )
+        for statement, values in (
+            ("INSERT INTO sessions VALUES (:bucket, :session_id, 'ann', NULL, 'elena', 1, 1, 0)", {}),
+            ("INSERT INTO outbox VALUES (:bucket, :session_id, 1, 0, 0, false, 0, 0, NULL, 30, 1, 1, NULL)", {}),
+            (turn_row, {"turn_id": "t1", "number": 1, "delivery": 1, "reason": None}),
+            (turn_row, {"turn_id": "t2", "number": 2, "delivery": 0, "reason": None}),
+            (turn_row, {"turn_id": "t3", "number": 3, "delivery": 2, "reason": "zep: 400"}),
+        ):
+            connection.execute(text(statement), key | values)
+
+    await database.write(go_back)
+    await database.close()
+    async with Memory.open(zep_settings()) as memory:
+        await zep.has(1)
+        assert zep.turn_ids(SESSION) == ["t2"]
+        (letter,) = await memory._database.read(partial(list_dead, limit=9))
+        assert (letter.turn.turn_id, letter.sink, letter.reason) == ("t3", "zep", "zep: 400")
+        page = await memory.turns(SESSION, principal="ann", limit=9)
+        assert [said.delivery.label for said in page or []] in (
+            ["delivered", "queued", "dead"],
+            ["delivered", "delivered", "dead"],
+        )

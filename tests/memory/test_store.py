@@ -11,7 +11,6 @@ from tests.memory.support.stores import erase_session
 from tests.memory.support.turns import SESSION, owner, turn
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.ingest.group_commit import ArrivalClock
-from token_broker.memory.store import full_text
 from token_broker.memory.store.erasure import (
     Marked,
     delete_erased,
@@ -20,10 +19,10 @@ from token_broker.memory.store.erasure import (
     mark_erased,
     unfinished_erasures,
 )
-from token_broker.memory.store.full_text import index_turns, search
 from token_broker.memory.store.sessions import find_session, remove_expired_tickets, spend_ticket
 from token_broker.memory.store.tables import turns
-from token_broker.memory.store.turn_reads import last_turns, last_turns_of, list_turns, recent_sessions
+from token_broker.memory.store.turn_reads import last_turns, last_turns_of, list_turns, recent_sessions, turns_at
+from token_broker.memory.store.turn_words import read_words
 from token_broker.memory.store.turn_writes import insert_turns, last_arrival, save_sessions
 from token_broker.memory.store_errors import NotOwnerError
 from token_broker.memory.types import ArrivedTurn, Outcome, SinkName, Turn, arrival_at
@@ -38,11 +37,12 @@ async def put(database: Database, *turns: Turn, known: bool = False, sinks: Sequ
     return await database.write(partial(insert_turns, batch=batch, now_s=1.0, unknown=unknown, sinks=sinks))
 
 
-async def found(database: Database, *terms: str, of: list[str]) -> list[str]:
-    """What a search finds, once the words are indexed."""
-    if database.dialect == "sqlite":
-        await database.write(index_turns)
-    return [said.turn_id for said in await database.read(partial(search, terms=terms, limit=9, session_ids=of))]
+async def words_of(database: Database, session_ids: list[str]) -> list[str]:
+    """Ids of the turns of these sessions that a search looks through."""
+    chunks = await database.read(partial(read_words, session_ids=session_ids))
+    arrivals = [int(arrival) for keys, _ in chunks for arrival in keys.split(" ")]
+    said = await database.read(partial(turns_at, arrivals=arrivals, principal="anonymous"))
+    return [turn.turn_id for turn in said]
 
 
 async def ids(
@@ -191,7 +191,7 @@ async def test_erased_session_leaves_nothing(database: Database) -> None:
     await put(database, turn("t1", "a secret about marmalade"), sinks=["zep"])
     await put(database, turn("o1", "marmalade too", by=owner("another-session-01")))
     both = [SESSION, "another-session-01"]
-    assert await found(database, "marmalade", of=both) == ["o1", "t1"]
+    assert await words_of(database, both) == ["t1", "o1"]
     assert await erase_session(database, SESSION) == 1
     assert await ids(database) == []
     tombstone = await database.read(partial(find_session, session_id=SESSION))
@@ -199,7 +199,7 @@ async def test_erased_session_leaves_nothing(database: Database) -> None:
     assert tombstone.erased
     assert await put(database, turn("t2", "new")) == [E]
     assert await put(database, turn("t3", "new"), known=True) == [E]
-    assert await found(database, "marmalade", of=both) == ["o1"]
+    assert await words_of(database, both) == ["o1"]
 
 
 async def test_erasure_uses_short_transactions(database: Database) -> None:
@@ -281,23 +281,6 @@ async def test_last_turns_are_for_owner_only(database: Database) -> None:
     assert told is not None
     assert len(told) == 5
     assert await database.read(partial(last_turns_of, owner=owner(principal="bob"), limit=9)) is None
-
-
-async def test_search_ranks_own_sessions_only(database: Database) -> None:
-    ann, bob = owner("session-of-ann-01", principal="ann"), owner("session-of-bob-01", principal="bob")
-    await put(database, turn("a1", "we spoke of the harbour", by=ann), turn("a2", "invoice for the harbour", by=ann))
-    await put(database, turn("a3", "nothing of note", by=ann), turn("b1", "my harbour invoice", by=bob))
-    words = ("invoice", "harbour", 'x" OR *', "NEAR(")
-    assert await found(database, *words, of=["session-of-ann-01"]) == ["a2", "a1"]
-
-
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_postgresql_search_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(full_text, "_SEARCHED_TURNS", 3)
-    newer = owner("session-of-test-02")
-    await put(database, *(turn(f"n{place}", "harbour", by=newer, sequence=place) for place in (2, 1)))
-    await put(database, *(turn(f"o{place}", "harbour", sequence=place) for place in (3, 1, 2)))
-    assert set(await found(database, "harbour", of=[newer.session_id, SESSION])) == {"n1", "n2", "o3"}
 
 
 async def test_newest_sessions_come_first(database: Database) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
@@ -10,6 +11,7 @@ from websockets.exceptions import ConnectionClosedError
 
 from tests.conftest import StartBroker
 from tests.observability.scrape import scrape
+from tests.support.resources import run_resources
 from tests.support.waiting import eventually
 from token_broker import __version__
 from token_broker.simulator import RunningSimulator
@@ -48,8 +50,8 @@ async def test_token_requests_are_counted_by_result(azure: RunningSimulator, sta
         [request for request in azure.requests if request.method == "POST"]
     )
     issued = "token_broker_credentials_issued_total"
-    assert seen.of(issued, strategy="ga", holder="browser") == 3
-    assert seen.of(issued, strategy="websocket_proxy", holder="browser") == 2
+    assert seen.of(issued, resource="default", strategy="ga", holder="browser") == 3
+    assert seen.of(issued, resource="", strategy="websocket_proxy", holder="browser") == 2
     assert seen.total(issued) == 5
     by_status = {s: seen.total(HTTP, route="/realtime/token", status=s) for s in ("200", "404", "422", "429")}
     assert by_status == {"200": 5, "404": 1, "422": 1, "429": 1}
@@ -97,6 +99,7 @@ async def test_proxied_talk_is_counted(azure: RunningSimulator, start_broker: St
     broker = await start_broker(azure, max_sessions=50)
     proxy = (await broker.plan())["connections"][-1]
     received: list[str] = []
+    here = {"resource": "default"}
     sent = [APPEND] * 5 + ['{"type":"conversation.item.create","item":{"type":"message","role":"user","content":[]}}']
     async with connect(proxy["url"], subprotocols=proxy["protocols"], compression=None, proxy=None) as socket:
         received.append(str(await socket.recv()))
@@ -107,7 +110,7 @@ async def test_proxied_talk_is_counted(azure: RunningSimulator, start_broker: St
 
         async def all_relayed() -> bool:
             seen = await scrape(broker.client)
-            return seen.of("token_broker_relayed_frames_total", direction="to_azure") == len(sent)
+            return seen.of("token_broker_relayed_frames_total", **here, direction="to_azure") == len(sent)
 
         await eventually(all_relayed)
         await socket.close()
@@ -126,14 +129,14 @@ async def test_proxied_talk_is_counted(azure: RunningSimulator, start_broker: St
     await eventually(over)
     seen = await scrape(broker.client)
     assert seen.of("token_broker_open_talks") == 0
-    assert (seen.of("token_broker_talks_total"), seen.of("token_broker_talks_ready_total")) == (1, 1)
+    assert (seen.of("token_broker_talks_total"), seen.of("token_broker_talks_ready_total", **here)) == (1, 1)
     assert seen.of("token_broker_talk_duration_seconds_count") == 1
     assert seen.of("token_broker_closes_total", code="1000") == 1
     assert seen.of("token_broker_closes_total", code="4401") == 1
     assert seen.total("token_broker_closes_total") == 2
-    assert seen.of("token_broker_relayed_bytes_total", direction="to_azure") == sum(map(len, sent))
+    assert seen.of("token_broker_relayed_bytes_total", **here, direction="to_azure") == sum(map(len, sent))
     # What was under way when the client left was relayed, and not read.
-    assert seen.of("token_broker_relayed_frames_total", direction="to_client") >= len(received)
+    assert seen.of("token_broker_relayed_frames_total", **here, direction="to_client") >= len(received)
     assert seen.of("token_broker_upstream_attempts_total", resource="default", name="voice_live") == 1
     assert seen.of("token_broker_upstream_successes_total", resource="default", name="voice_live") == 1
 
@@ -204,3 +207,33 @@ async def test_expected_series_begin_at_zero(azure: RunningSimulator, start_brok
     assert first <= seen.samples.keys()
     assert (await scrape(broker.client)).of("token_broker_closes_total", code="4502") == 0
     assert ("token_broker_closes_total", frozenset({("code", "4502")})) in seen.samples
+
+
+async def test_metrics_about_azure_name_the_resource(tmp_path: Path) -> None:
+    async with run_resources(tmp_path, "one", "two", options={"two": {"priority": 2}}) as several:
+        broker = several.broker
+        proxy = (await broker.plan())["connections"][-1]
+        async with connect(proxy["url"], subprotocols=proxy["protocols"], proxy=None) as socket:
+            assert json.loads(await socket.recv())["type"] == "broker.ready"
+            with several.azures["one"].fault("refuse"), several.azures["one"].fault("cut"):
+                while json.loads(await socket.recv())["type"] != "broker.resumed":
+                    pass
+            await socket.send(APPEND)
+
+            async def is_relayed() -> bool:
+                seen = await scrape(broker.client)
+                return seen.of("token_broker_relayed_frames_total", resource="two", direction="to_azure") == 1
+
+            await eventually(is_relayed)
+        seen = await scrape(broker.client)
+    for name, counts in (
+        ("token_broker_talks_ready_total", (1, 0)),
+        ("token_broker_talks_live_total", (1, 0)),
+        ("token_broker_talk_time_to_live_seconds_count", (1, 0)),
+        ("token_broker_failed_transcriptions_total", (0, 0)),
+    ):
+        assert tuple(seen.of(name, resource=each) for each in ("one", "two")) == counts, name
+    assert seen.of("token_broker_relayed_frames_total", resource="one", direction="to_azure") == 0
+    assert abs(seen.of("token_broker_clock_skew_seconds", resource="one")) < 3
+    assert seen.total("token_broker_hedges_total") == 0
+    assert seen.of("token_broker_credentials_issued_total", resource="one", strategy="ga", holder="browser") == 1

@@ -1,13 +1,14 @@
 """When the broker asks Azure for an answer, and what becomes of calls: rules, without sockets and without a clock."""
 
 import json
+import random
 from typing import Any
 
 import pytest
 
 from token_broker.relay.answers.actions import Action, Refuse, Run, Send, Tell, Tool
 from token_broker.relay.answers.sequencer import ACTIVE_ALREADY, CREATE_ID, AnswerSequencer
-from token_broker.relay.resume.ledger import SAY_ID
+from token_broker.relay.dialects.broker_events import SAY_ID
 from token_broker.relay.resume.session_facts import SessionFacts
 
 TOOLS = {
@@ -322,6 +323,17 @@ def test_long_call_is_bridged_once() -> None:
     assert len(says(scene)) == 1
 
 
+def test_clock_that_is_woken_has_something_to_do() -> None:
+    rng = random.Random(1)
+    for _ in range(50):
+        scene = Scene()
+        scene.now_s = rng.uniform(0, 100_000)
+        scene.answers("slow")
+        scene.now_s = scene.core.due_s(scene.now_s)  # to the last bit: sums of floats are rounded
+        scene.wait(0)
+        assert len(says(scene)) == 1
+
+
 def test_follow_up_waits_for_the_words() -> None:
     scene = Scene().answers("slow").wait(0.8).begins("r2").ready("c1")
     assert len(scene.creates) == 1
@@ -461,6 +473,11 @@ def test_wish_waits_for_the_brokers_answer() -> None:
     assert len(scene.creates) == 2
 
 
+def test_wish_that_cancels_does_not_wait() -> None:
+    scene = Scene().answers("order").ready("c1").begins("r2")
+    assert scene.client("response.create", response={"cancel_previous": True})
+
+
 def test_wishes_are_bounded() -> None:
     scene = Scene().answers("order").ready("c1")
     for _ in range(9):
@@ -520,7 +537,7 @@ def test_mcp_call_within_its_answer(speaks: bool) -> None:
 @pytest.mark.parametrize("kind", ["completed", "failed"])
 def test_mcp_result_after_its_answer_is_spoken(kind: str) -> None:
     scene = Scene().begins().calls("order").azure("response.output_item.added", response_id="r1", item=mcp())
-    scene.ends().ready("c1").wait(6)
+    scene.ends(output=[mcp(output=None)]).ready("c1").wait(6)
     assert (scene.creates, scene.core.calls.is_acting) == ([], True)
     scene.azure(f"response.mcp_call.{kind}", item_id="m1")
     assert len(scene.creates) == 1

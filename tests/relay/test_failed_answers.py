@@ -102,6 +102,22 @@ async def test_official_client_gets_an_error(compat: str) -> None:
         assert running.relay.snapshot().failed_answers == {"rate_limit_exceeded": 1}
 
 
+async def test_missing_transcriber_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    kind = "conversation.item.input_audio_transcription"
+    error = {"type": "server_error", "code": "DeploymentNotFound", "message": "Failed.", "param": None}
+    async with talking() as (running, client, talk):
+        for number in range(2):
+            await talk.send({"type": f"{kind}.failed", "item_id": f"i{number}", "content_index": 0, "error": error})
+            await client.until(f"{kind}.failed")
+        assert running.relay.snapshot().transcription_missing == ["default"]
+        await talk.send({"type": f"{kind}.completed", "item_id": "i2", "content_index": 0, "transcript": "Heard."})
+        await client.until(f"{kind}.completed")
+        assert running.relay.snapshot().transcription_missing == []
+    lines = [line for line in capsys.readouterr().out.splitlines() if "transcription_deployment_missing" in line]
+    assert len(lines) == 1
+    assert "resource=default" in lines[0]
+
+
 async def test_barge_in_is_no_failure() -> None:
     async with talking() as (running, client, talk):
         await talk.send(done("cancelled", CUT))

@@ -48,7 +48,9 @@ async def test_same_voice_updates_session_in_place(tmp_path: Path) -> None:
             assert switched["agent_id"] == "ben"
             talk = await azure.talk()
             update = await talk.next_event("session.update", nth=2)
-            assert update["session"] == {"instructions": "You are Ben.\n\nFACTS", "tools": []}
+            assert update["session"] == {"instructions": "You are Ben.", "tools": []}
+            note = (await talk.next_event("conversation.item.create"))["item"]
+            assert note["content"][0]["text"] == "FACTS"
             assert "FACTS" not in json.dumps(client.events)
             assert running.recall.asked == 1
             await talk.say("item_a", "Ben here.")
@@ -71,12 +73,13 @@ async def test_other_voice_gets_upstream_with_history(tmp_path: Path) -> None:
             await client.until("broker.agent.switched")
             new = await azure.talk(1)
             await old.closed.wait()
-            items = [(await new.next_event("conversation.item.create", nth=n))["item"] for n in (1, 2)]
+            items = [(await new.next_event("conversation.item.create", nth=n))["item"] for n in (1, 2, 3)]
             assert [(item["role"], item["content"][0]) for item in items] == [
+                ("user", {"type": "input_text", "text": "FACTS"}),
                 ("user", {"type": "input_text", "text": "My name is Kim."}),
                 ("assistant", {"type": "text", "text": "Hello Kim."}),
             ]
-            assert new.received[0]["session"]["instructions"] == "You are Cid.\n\nFACTS"
+            assert new.received[0]["session"]["instructions"] == "You are Cid."
             assert new.received[0]["session"]["voice"]["name"] == "guy"
             await new.hear("item_u2", "Who are you?", previous=items[-1]["id"])
             await new.say("item_a2", "I am Cid.", previous="item_u2")

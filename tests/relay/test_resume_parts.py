@@ -8,11 +8,11 @@ import pytest
 from tests.relay.support.model_azure import ModelTalk, append
 from tests.relay.test_resume_core import call, deliver_until, spoken
 from token_broker.relay.confirmation.agreement import disagreements
+from token_broker.relay.confirmation.paths import merged
 from token_broker.relay.resume.clocks import ExpiryClock, Resumes, SilenceClock
 from token_broker.relay.resume.gap import Gap
 from token_broker.relay.resume.held_audio import HeldAudio, first_loud_ms
 from token_broker.relay.resume.ledger import Due
-from token_broker.relay.resume.settings_changes import merged
 from token_broker.relay.resume.steps import Listen
 
 Event = dict[str, Any]

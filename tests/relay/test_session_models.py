@@ -1,20 +1,25 @@
 """Every session that the broker sends fits the models of Microsoft's and OpenAI's SDKs."""
 
+import json
+
 import pytest
 from azure.ai.voicelive import models
 from openai.types.realtime import RealtimeSessionCreateRequest, SessionUpdateEvent
 from openai.types.realtime.conversation_item_create_event import ConversationItemCreateEvent
 
 from strategies.base import Dialect, SessionSpec
+from strategies.session_model.agent_settings import CLIENT_MAY_SET
+from strategies.session_model.running_session import handoff_session
 from strategies.session_model.session_fields import ga_realtime_session, voice_live_session
 from tests.relay.support.broker import make_settings
-from tests.relay.support.official_models import known_to_microsoft, strictly
+from tests.relay.support.official_models import known_to_microsoft, strictly, voice_live_session_fits
 from token_broker.memory.types import Role
-from token_broker.relay.dialects.broker_events import new_agent_update
+from token_broker.relay.confirmation.confirmation import Confirmation
 from token_broker.relay.resume.history import Item
 from token_broker.relay.resume.replay import NewSession, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.steps import Say
+from token_broker.sessions.agent_tools import FunctionTool
 from token_broker.sessions.agents import load_agents
 from token_broker.sessions.plans import session_spec
 
@@ -23,8 +28,9 @@ TOOL = {"type": "function", "name": "look_up", "description": "x", "parameters":
 
 def specs() -> list[SessionSpec]:
     settings = make_settings("http://127.0.0.1:1")
-    agents = [*load_agents().values(), load_agents().get("elena").model_copy(update={"tools": (TOOL,)})]  # type: ignore[union-attr]
-    return [session_spec(agent, settings, recalled="FACTS") for agent in agents]
+    agents = load_agents()
+    with_tool = agents["elena"].model_copy(update={"tools": (FunctionTool.model_validate(TOOL),)})
+    return [session_spec(agent, settings, recalled="FACTS") for agent in (*agents.values(), with_tool)]
 
 
 @pytest.mark.parametrize("spec", specs(), ids=range(4))
@@ -60,18 +66,16 @@ def test_turn_detection_has_its_defaults() -> None:
 
 
 def test_handoff_update_fits_both_sdks() -> None:
-    import json
-
-    for spec in specs():
-        strictly(SessionUpdateEvent, json.loads(new_agent_update(spec, "ga", "e")))
-        known_to_microsoft(json.loads(new_agent_update(spec, "preview", "e"))["session"], models.RequestSession)
+    first, *others = specs()
+    for spec in others:
+        session = handoff_session(first, spec, "ga", changes={}, may_set=CLIENT_MAY_SET)
+        strictly(SessionUpdateEvent, json.loads(Confirmation(session, event_id="e").update))
+        voice_live_session_fits(handoff_session(first, spec, "preview", changes={}, may_set=CLIENT_MAY_SET))
 
 
 @pytest.mark.parametrize("role", ["user", "assistant"])
 @pytest.mark.parametrize("dialect", ["ga", "preview"])
 def test_history_items_fit_both_sdks(dialect: Dialect, role: Role) -> None:
-    import json
-
     said = Item("x" * 40, role, texts={0: "What was said."})
     (event,) = replay([Say(said)], NewSession(dialect, {}), old=dialect, restored=Restored()).messages
     assert len(json.loads(event)["item"]["id"]) <= 32

@@ -349,6 +349,35 @@ async def test_repeated_reminders_end_the_call(
     assert (told.out + told.err).count("call_ended_for_changes") == 1
 
 
+@pytest.mark.parametrize("again", [False, True])
+async def test_refused_setting_is_left_out(*, again: bool) -> None:
+    ended: list[str] = []
+    refused = {"code": "invalid_value", "param": "session.audio.input.transcription.model"}
+
+    async def script(talk: AzureTalk) -> None:
+        for param in [refused["param"]] + ["session.tools"] * again:
+            talk.arrived(await talk.connection.recv())
+            about = {**refused, "param": param, "event_id": talk.received[-1]["event_id"]}
+            await talk.send({"type": "error", "error": about})
+        if not again:
+            talk.arrived(await talk.connection.recv())
+            await talk.send({"type": "session.updated", "session": talk.received[-1]["session"]})
+        await talk.hear("item_1", "Thanks.")
+
+    async with call(script) as azure, broker(azure.url) as running:
+        running.relay._hang_up = lambda *_, why: ended.append(why)
+        listen(running, azure)
+        await running.ingest.reach(1)
+        status = running.relay.snapshot()
+        assert status.settings_left_out == {"default": {"elena": {"session.audio.input.transcription": 1}}}
+        assert status.sessions_refused == ({"default": {"elena": 1}} if again else {})
+        assert ended == ["Azure refuses the agent's settings"] * again
+        second = azure.talks[0].received[1]["session"]
+        assert (set(second), second["tools"]) == ({"type", "instructions", "tools"}, [])
+        running.limits.end("rtc_1")
+        await running.quiet()
+
+
 async def test_repeated_change_is_restored_again() -> None:
     async def script(talk: AzureTalk) -> None:
         await joined(talk)

@@ -206,7 +206,7 @@ async def test_handshake_takes_what_http_takes(lines: tuple[str, ...]) -> None:
 
 
 async def test_refused_heads_are_logged() -> None:
-    secret = "c" * MAX_HEAD_BYTES
+    secret = "z" * MAX_HEAD_BYTES  # no digit of an id
     heads = {
         "head_too_large": [
             handshake(f"Cookie: {secret}"),
@@ -225,7 +225,7 @@ async def test_refused_heads_are_logged() -> None:
             (line,) = logged
             assert (line["event"], line["code"]) == ("request_refused", code)
             assert line["correlation_id"] == document["correlation_id"]
-            assert "ccc" not in str(line)
+            assert "zzz" not in str(line)
 
 
 async def test_endless_header_gets_431() -> None:

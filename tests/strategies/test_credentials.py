@@ -60,7 +60,7 @@ def tokens(source: Source, clock: Clocks, timeout_s: float = 5) -> EntraTokens:
     return EntraTokens(source, timeout_s=timeout_s, clock=clock, monotonic=clock)
 
 
-async def get(entra: EntraTokens, timeout_s: float = 1) -> str:
+async def get(entra: EntraTokens, timeout_s: float = 10) -> str:
     return (await entra.get(timeout_s=timeout_s)).get_secret_value()
 
 

@@ -400,7 +400,11 @@ def test_last_hope_asks_during_a_rest(pool: Pool) -> None:
     for _ in range(3):
         probe = pool.admit(A, "ga", agent_id="elena", early=True)
         assert probe is not None
-        assert pool.admit(A, "ga", agent_id="marcus", early=True) is None, "one at a time"
+        assert pool.admit(A, "ga", agent_id="marcus") is None, "somebody with another way waits for the probe"
+        beside = pool.admit(A, "ga", agent_id="marcus", early=True)
+        assert beside is not None
+        assert not beside.permit.probe
+        pool.refused(beside, REFUSED)
         pool.refused(probe, REFUSED)
     assert pool.outlook(wanted(), ("ga",)).state == "poor"
     probe = pool.admit(B, "ga", agent_id="elena", early=True)
@@ -408,6 +412,18 @@ def test_last_hope_asks_during_a_rest(pool: Pool) -> None:
     pool.answered(probe)
     assert not pool.all_fail(wanted(), ways("ga"))
     assert pool.admit(B, "ga", agent_id="elena") is not None
+
+
+def test_a_crowd_without_hope_is_bounded(pool: Pool, clock: Clock) -> None:
+    for each in (A, B):
+        ask(pool, REFUSED, REFUSED, REFUSED, of=each)
+    permits = [pool.admit(A, "ga", agent_id="elena", early=True) for _ in range(30)]
+    asked = [permit for permit in permits if permit is not None]
+    assert len(asked) == 21, "the probe, and twenty beside it"
+    clock.now_s += 5
+    assert pool.admit(A, "ga", agent_id="elena", early=True) is not None
+    pool.answered(asked[-1])
+    assert not pool.all_fail(wanted(), ways("ga")), "any of their answers shows that it is back"
 
 
 def test_last_hope_asks_for_an_odd_agent(pool: Pool) -> None:

@@ -1,8 +1,10 @@
 """A resource dies under its talks, and the others have quotas: running talks first, paced, and no refusal by Azure."""
 
 import asyncio
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 
@@ -15,7 +17,7 @@ from strategies.pool import Pool
 from strategies.resources import Quotas, Resource, Wanted
 from tests.strategies.fakes import SPEC
 from tests.strategies.test_hedging import GRANT
-from tests.strategies.test_pool import REFUSED, A, B, resource
+from tests.strategies.test_pool import REFUSED, A, B, C, resource
 from tests.strategies.virtual_time import run_in_virtual_time
 
 PER_MINUTE, PER_SECOND = 30, 5
@@ -96,6 +98,37 @@ def test_running_talks_move_first(replicas: int) -> None:
         assert waited_s[-1] < 62, "two of three begin at their rate"
 
 
+# --- a full minute, again and again
+
+
+async def minutes(replicas: int, per_minute: int) -> tuple[Azure, int]:
+    """Three resources of 30 new connections a minute, and 85 talks a minute for five minutes. Gives who was refused."""
+    clock, chance = asyncio.get_running_loop().time, random.Random(7)
+    three = [resource(name, quotas=replace(LIMITED, voice_live_per_second=0)) for name in ("x", "y", "z")]
+    pools = [Pool(three, clock=clock) for _ in range(replicas)]
+    for pool in pools:
+        pool.divide_quotas(replicas)
+    azure = Azure({each.name: [] for each in three})
+    talks = [(chance.uniform(0, 0.5) + number * 60 / per_minute, f"talk-{number}") for number in range(5 * per_minute)]
+    await asyncio.gather(
+        *(begin(pools[number % replicas], azure, name, at_s) for number, (at_s, name) in enumerate(talks))
+    )
+    return azure, len(talks) - len(azure.got)
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_three_resources_serve_85_a_minute(replicas: int) -> None:
+    azure, refused = run_in_virtual_time(minutes(replicas, 85))
+    assert refused == 0
+    assert azure.most_within(60) <= PER_MINUTE, "no 429 of Azure's"
+
+
+def test_what_exceeds_the_quotas_is_kept_from_azure() -> None:
+    azure, refused = run_in_virtual_time(minutes(1, 120))
+    assert refused > 100
+    assert azure.most_within(60) <= PER_MINUTE
+
+
 # --- slow resources
 
 
@@ -162,3 +195,39 @@ def test_slow_resource_is_hedged_within_bounds() -> None:
         assert status.breaker == "closed"
         assert status.attempts == status.successes, "nobody is blamed"
     assert [each.running for each in strategies] == [0, 0], "losers are undone"
+
+
+# --- resources that hang
+
+
+async def plans_while_some_hang() -> tuple[list[float], Pool]:
+    """40 plans, eight at once, while two of three resources never answer: how long each took."""
+    clock = asyncio.get_running_loop().time
+    pool = Pool([A, B, C], clock=clock)
+    strategies = [
+        Slow(name, each, partial(float, 0.3 if each is C else 60)) for name in ("ga", "unified") for each in (A, B, C)
+    ]
+    links = [Link(each.resource, each) for each in strategies]
+    chain = Chain(pool, links, policy=RetryPolicy(), hedger=Hedger(pool, clock=clock))
+    times_s: list[float] = []
+    at_once = asyncio.Semaphore(8)
+
+    async def supply(_resource: Resource) -> SessionSpec:
+        return SPEC
+
+    async def plan(number: int) -> None:
+        async with at_once:
+            began_s = clock()
+            result = await chain.mint(supply, deadline_s=began_s + 6, wanted=Wanted(str(number), "elena"))
+            assert result.grant is not None
+            times_s.append(clock() - began_s)
+
+    await asyncio.gather(*(plan(number) for number in range(40)))
+    return times_s, pool
+
+
+def test_hanging_resources_are_found_together() -> None:
+    times_s, pool = run_in_virtual_time(plans_while_some_hang())
+    assert max(times_s) < 2.7, "what five hedged plans find out helps the others that wait"
+    assert sorted(times_s)[30] < 1.0
+    assert [each.health for each in pool.snapshot()] == ["slow", "slow", "good"]

@@ -128,7 +128,7 @@ def test_fresh_replica_begins_at_its_rate() -> None:
     quota.divide(3)
     quota.begin_used(100.0)
     free = [second for second in range(61) if quota.take(100.0 + second, running=True) == 0]
-    assert free == list(range(6, 61, 6))
+    assert free == list(range(3, 61, 6))
 
 
 def test_fresh_replica_keeps_what_it_took() -> None:
@@ -136,4 +136,4 @@ def test_fresh_replica_keeps_what_it_took() -> None:
     assert quota.take(100.0) == 0
     quota.begin_used(101.0)
     free = [second for second in range(61) if quota.take(101.0 + second, running=True) == 0]
-    assert free == [30, 45, 59, 60], "one of five at 15 s is owed"
+    assert free == [23, 38, 53, 59], "one of five at 7.5 s is owed"

@@ -26,7 +26,11 @@ parameters = {{ type = "object", properties = {{}} }}
 [agents.ben]
 name = "Ben"
 inherits = "ann"
-tools = [{{ type = "function", name = "canary_function", run = "client", parameters = {{ type = "object", properties = {{}} }} }}]
+[[agents.ben.tools]]
+type = "function"
+name = "canary_function"
+run = "client"
+parameters = {{ type = "object", properties = {{}} }}
 [agents.cid]
 name = "Cid"
 inherits = "ann"

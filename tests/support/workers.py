@@ -126,7 +126,8 @@ class Workers:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         option = session.config.option
-        if session.testsfailed or option.collectonly or option.usepdb or len(session.items) < 2:
+        broken = session.testsfailed and not option.continue_on_collection_errors
+        if broken or option.collectonly or option.usepdb or len(session.items) < 2:
             return None
         reporter: Any = session.config.pluginmanager.getplugin("terminalreporter")
         reporter.showfspath = False  # several files at a time

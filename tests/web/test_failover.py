@@ -199,7 +199,7 @@ async def test_partial_words_reach_the_memory(quiet_browser: Browser) -> None:
     ("faults", "code"),
     [
         ({"token_answers": [404]}, "fake_404"),
-        ({"token_answers": [401]}, "fake_401"),
+        ({"token_answers": [401]}, "sign_in_required"),
         ({"token_answers": [403]}, "fake_403"),
         ({"transports": (PROXY,), "socket_closes": [4403]}, "origin_refused"),
         ({"transports": (PROXY,), "socket_closes": [4429]}, "too_many_sessions"),

@@ -15,6 +15,7 @@ from token_broker.api.offers import (
     CallRelay,
     check_offer,
 )
+from token_broker.api.token import ASKING_SHARE
 from token_broker.observability.logging import bind_ids
 from token_broker.security.authentication import Caller
 from token_broker.security.limits import too_many_sessions
@@ -37,7 +38,7 @@ async def create_call(request: Request[CallState]) -> Response:
     callers, calls = request.state["callers"], request.state["calls"]
     callers.ensure_staying()
     settings = callers.settings
-    deadline_s = time.monotonic() + settings.token_budget_s
+    deadline_s = time.monotonic() + settings.token_budget_s * ASKING_SHARE
     caller = _caller(request)
     await callers.rate.admit(caller.limit_key)
     ensure_not_blocked(callers.blocklist, caller.owner.principal, caller.owner.session_id)

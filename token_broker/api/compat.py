@@ -24,7 +24,7 @@ from strategies.base import SessionSpec
 from strategies.session_model.session_fields import flat_session, ga_realtime_session
 from token_broker.api.compat_operations import CALL_PATHS, HANG_UP_PATHS, MAX_FORM_FIELDS, MINT_PATHS, SESSION_PATHS
 from token_broker.api.offers import CallRelay, check_offer
-from token_broker.api.token import Minting
+from token_broker.api.token import ASKING_SHARE, Minting
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
 from token_broker.relay.adapters import COMPAT_ENDPOINTS, CompatEndpoint
 from token_broker.relay.admission import Admission
@@ -160,7 +160,7 @@ async def create_compat_call(request: Request[CompatState]) -> Response:
     """Answers 201 with the SDP answer and `Location`; problems: 400, 401, 403, 408, 413, 415, 429, 502 to 504."""
     admission, calls = request.state["admission"], request.state["calls"]
     settings = calls.minting.settings
-    deadline_s = time.monotonic() + settings.token_budget_s
+    deadline_s = time.monotonic() + settings.token_budget_s * ASKING_SHARE
     admitted = admission.by_any(request.scope)
     bind_ids(session_id=admitted.owner.session_id)
     offer = await _read_offer(request, settings)

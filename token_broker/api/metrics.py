@@ -4,7 +4,7 @@ The relay and the memory count for themselves, at no cost a frame. Their status 
 two can't disagree.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypedDict
 
 from prometheus_client import Metric
@@ -19,12 +19,13 @@ from strategies.pool import ResourceStatus
 from token_broker.api.status import StatusSources
 from token_broker.memory.memory_status import MemoryStatus
 from token_broker.observability.events import Metrics
-from token_broker.relay.counters import RelayStatus
+from token_broker.relay.counters import RelayStatus, ResourceUse
 from token_broker.web.openapi_document import Operation, ResponseSpec
 from token_broker.web.requests import Problem
 
 __all__ = ["METRICS_OPERATIONS", "MetricsState", "StateCollector", "get_metrics", "memory_metrics"]
 
+_RELAYED = ("resource", "direction")
 RESOURCE_HEALTH = ("good", "failing", "slow", "recovering")
 _CLOSE_CODES = ("1000", "1009", "1011", "4400", "4401", "4403", "4408", "4410", "4429", "4502", "4503")
 
@@ -71,7 +72,12 @@ class StateCollector(Collector):
         yield _gauge(
             "max_talks", "Places there are in this process; 0 is without limit.", sources.settings.max_sessions
         )
-        yield _gauge("clock_skew_seconds", "Our clock less Azure's, at the last mint.", sources.clock_skew_s)
+        skew = GaugeMetricFamily(
+            "token_broker_clock_skew_seconds", "Our clock less Azure's, at the last mint.", labels=["resource"]
+        )
+        for name, skew_s in sources.plan_counters.clock_skew_at.items():
+            skew.add_metric([name], skew_s)
+        yield skew
         yield from _breakers(
             [
                 *((each.resource or "", "strategy", each) for each in sources.strategies()),
@@ -79,6 +85,14 @@ class StateCollector(Collector):
             ]
         )
         yield from _resources(sources.pool.snapshot())
+        hedges = CounterMetricFamily(
+            "token_broker_hedges",
+            "Calls beside a silent one: asked at this resource, won by it, and calls undone since another was faster.",
+            labels=["resource", "outcome"],
+        )
+        for (name, outcome), count in sources.chain.hedger.counts.items():
+            hedges.add_metric([name, outcome], count)
+        yield hedges
         yield _counter(
             "talks_asked", "Talks asked for, by proxy or relayed call; each counts once.", sources.talk_counters.asked
         )
@@ -145,7 +159,7 @@ def _resources(resources: Sequence[ResourceStatus]) -> Iterator[Metric]:
 def _relay(relay: RelayStatus) -> Iterator[Metric]:
     yield _gauge("active_talks", "Proxied talks that run now.", relay.active)
     yield _counter("talks", "Proxied talks admitted.", relay.sessions)
-    yield _counter("talks_ready", "Proxied talks that Azure took.", relay.ready)
+    yield _by_resource("talks_ready", "Proxied talks that Azure took.", relay, lambda use: use.ready)
     yield _counter("agent_handoffs", "Handoffs to another agent within a talk.", relay.handoffs)
     resumes = CounterMetricFamily(
         "token_broker_talk_resumes",
@@ -158,7 +172,20 @@ def _relay(relay: RelayStatus) -> Iterator[Metric]:
     yield resumes
     yield _counter("turns", "Turns of proxied talks handed to the memory.", relay.turns)
     yield _counter("turns_lost", "Turns of proxied talks that the memory did not take.", relay.turns_lost)
-    yield _counter("failed_transcriptions", "User turns that Azure could not transcribe.", relay.failed_transcriptions)
+    yield _by_resource(
+        "failed_transcriptions",
+        "User turns that Azure could not transcribe.",
+        relay,
+        lambda use: use.failed_transcriptions,
+    )
+    missing = GaugeMetricFamily(
+        "token_broker_transcription_missing",
+        "1 while users' words are not transcribed, since the transcription deployment does not exist.",
+        labels=["resource"],
+    )
+    for resource in relay.resources:
+        missing.add_metric([resource], resource in relay.transcription_missing)
+    yield missing
     failed = CounterMetricFamily(
         "token_broker_failed_answers", "Answers that Azure did not finish, by its code.", labels=["resource", "code"]
     )
@@ -197,14 +224,16 @@ def _relay(relay: RelayStatus) -> Iterator[Metric]:
     for code, count in sorted((dict.fromkeys(_CLOSE_CODES, 0) | relay.closes).items()):
         closes.add_metric([code], count)
     yield closes
-    for name, text, counts in (
-        ("frames", "Events relayed.", relay.frames),
-        ("bytes", "Bytes of the events relayed.", relay.bytes),
-    ):
-        family = CounterMetricFamily(f"token_broker_relayed_{name}", text, labels=["direction"])
-        family.add_metric(["to_azure"], counts.to_azure)
-        family.add_metric(["to_client"], counts.to_client)
-        yield family
+    frames = CounterMetricFamily(
+        "token_broker_relayed_frames", "Events relayed, by the resource that carried the talk.", labels=_RELAYED
+    )
+    size = CounterMetricFamily("token_broker_relayed_bytes", "Bytes of the events relayed.", labels=_RELAYED)
+    for resource, use in relay.resources.items():
+        frames.add_metric([resource, "to_azure"], use.to_azure_frames)
+        frames.add_metric([resource, "to_client"], use.to_client_frames)
+        size.add_metric([resource, "to_azure"], use.to_azure_bytes)
+        size.add_metric([resource, "to_client"], use.to_client_bytes)
+    yield from (frames, size)
     yield from _usage(relay)
 
 
@@ -310,6 +339,13 @@ def _sink_metrics(memory: MemoryStatus) -> Iterator[Metric]:
         if not memory.sinks:
             family.add_metric(["local"], float(getattr(memory, field, 0)))
         yield family
+
+
+def _by_resource(name: str, text: str, relay: RelayStatus, value: Callable[[ResourceUse], float]) -> Metric:
+    family = CounterMetricFamily(f"token_broker_{name}", text, labels=["resource"])
+    for resource, use in relay.resources.items():
+        family.add_metric([resource], value(use))
+    return family
 
 
 def _gauge(name: str, text: str, value: float | None) -> Metric:

@@ -282,6 +282,7 @@ def _audit_entry(request: Request[Any], grant: EphemeralGrant, owner: Owner, age
         minted=True,
         secret=grant.token,
         expires_at=grant.expires_at,
+        resource=grant.resource,
     )
 
 

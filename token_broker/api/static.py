@@ -33,7 +33,7 @@ _MEDIA_TYPES = {
     ".svg": "image/svg+xml",
     ".ts": "text/plain; charset=utf-8",
 }
-_SHIPPED_FOLDERS = {"audio", "transports", "types"}
+_SHIPPED_FOLDERS = {"audio", "transports"}
 
 
 def client_routes(azure_origins: Sequence[str] = AZURE_ORIGINS) -> list[BaseRoute]:

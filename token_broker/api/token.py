@@ -30,9 +30,10 @@ from token_broker.settings import Settings
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.requests import Problem, correlation_id, parse_json, public_base, read_body
 
-__all__ = ["RETRY_AFTER_S", "TOKEN_OPERATIONS", "Minting", "RequestTrace", "TokenState", "create_token"]
+__all__ = ["ASKING_SHARE", "RETRY_AFTER_S", "TOKEN_OPERATIONS", "Minting", "RequestTrace", "TokenState", "create_token"]
 
 RETRY_AFTER_S = 5
+ASKING_SHARE = 0.975  # of the budget; what is left is for the answer, also on a busy machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,9 @@ async def create_token(request: Request[TokenState]) -> Response:
         else:
             result = "refused" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"
         skew_s = minted.clock_skew_s if minted else None
-        minting.observe(TokenRequestEnded(**trace.facts(status, code), result=result, clock_skew_s=skew_s))
+        resource = minted.resource if minted else ""
+        ended = TokenRequestEnded(**trace.facts(status, code), result=result, clock_skew_s=skew_s, resource=resource)
+        minting.observe(ended)
 
     with trace.answered(HTTPStatus.OK, tell):
         plan = await _make_plan(request, trace)
@@ -169,7 +172,7 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
     trace.minted = await minting.chain.mint(
         specs.of(agent, tuple(wanted.modalities)),
         wanted=agent.wanted(owner.session_id),
-        deadline_s=trace.began_s + settings.token_budget_s,
+        deadline_s=trace.began_s + settings.token_budget_s * ASKING_SHARE,
         sockets_only=bool(agent.sockets_only),
     )
     grant = trace.minted.grant
@@ -198,6 +201,7 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
         minted=plan.token is not None,
         secret=SecretStr(plan.token or plan.session_token),
         expires_at=plan.expires_at,
+        resource=grant.resource if isinstance(grant, EphemeralGrant) else None,
     )
     write_audit(entry, minting.observe)  # before the answer: a plan that can't be audited is not released
     return plan

@@ -24,7 +24,7 @@ from strategies.transport import make_transport
 from token_broker.azure import build_chain, build_connector, build_pool
 from token_broker.doctor.checks import Check, CheckStatus, KnownIssue
 from token_broker.doctor.hosts import Host, ms_since
-from token_broker.doctor.silent_talk import examine_talks
+from token_broker.doctor.silent_talk import examine_agents, examine_talks
 from token_broker.doctor.verdicts import (
     AzureNames,
     Probe,
@@ -167,6 +167,13 @@ class _Examination:
                 spec=self.spec,
                 minted=minted,
                 tls=self.tls,
+                tell=self.tell,
+            )
+            await examine_agents(
+                self.settings,
+                self._connector(credentials),
+                works=works,
+                agents=list(load_agents(self.settings.agents_file).values()),
                 tell=self.tell,
             )
 

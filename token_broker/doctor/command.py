@@ -38,8 +38,9 @@ class _BrokerUrl(click.ParamType[str]):
 @click.command("doctor")
 @click.option("--json", "wants_json", is_flag=True, help="Print JSON at the end, for machines.")
 @click.option("--connect", is_flag=True, help="Also hold a short, silent talk on each upstream.")
+@click.option("--ping-hooks", "pings_hooks", is_flag=True, help="Also send each tool, guardrail and summary a ping.")
 @click.option("--url", type=_BrokerUrl(), help="Also check a deployed broker from outside.")
-def doctor_command(*, wants_json: bool, connect: bool, url: str | None) -> None:
+def doctor_command(*, wants_json: bool, connect: bool, pings_hooks: bool, url: str | None) -> None:
     """Say why voice fails, and what to do about it: one line a check, in 30 seconds at most.
 
     The checks ask Azure exactly as the broker does, and change nothing. Exit code 0: no check failed; 1: one did;
@@ -49,6 +50,7 @@ def doctor_command(*, wants_json: bool, connect: bool, url: str | None) -> None:
     Examples:
       token-broker doctor
       token-broker doctor --connect
+      token-broker doctor --ping-hooks
       token-broker doctor --url https://voice.example.com
       token-broker doctor --json | jq '.checks[] | select(.status == "failed")'
     """  # noqa: D301  # \b tells click not to fill the paragraph
@@ -73,7 +75,7 @@ def doctor_command(*, wants_json: bool, connect: bool, url: str | None) -> None:
             emit(check)
     else:
         configure_logging(settings, secrets=agents_secrets(settings.agents_file))
-        report = asyncio.run(run_doctor(settings, connect=connect, url=url, emit=emit))
+        report = asyncio.run(run_doctor(settings, connect=connect, pings_hooks=pings_hooks, url=url, emit=emit))
         exit_code = 0 if report.healthy else _FAILED
     if writer:
         writer.close(report)

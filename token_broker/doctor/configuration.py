@@ -15,9 +15,11 @@ from token_broker.settings import (
     VOICE_LIVE_FIRST_VERSION,
     ResourceSettings,
     Settings,
+    SettingsError,
     unknown_variables,
     unused_proxies,
 )
+from token_broker.tools.configured_hooks import hook_secrets
 
 __all__ = [
     "VOICE_LIVE_API_VERSIONS",
@@ -25,6 +27,7 @@ __all__ = [
     "judge_api_version",
     "judge_audiences",
     "judge_cloud",
+    "judge_hook_secrets",
     "judge_proxy",
     "judge_residency",
 ]
@@ -70,6 +73,7 @@ def examine_configuration(settings: Settings, *, looks_outside: bool) -> list[Ch
             for check in _examine_resource(resource)
         ]
         checks += judge_residency(settings)
+    checks += judge_hook_secrets(settings)
     if settings.auth == "entra":
         checks.append(judge_audiences(settings.entra_audience))
     checks += judge_proxy(settings)
@@ -111,6 +115,18 @@ def judge_residency(settings: Settings) -> list[Check]:
     finding = f"{', '.join(kept)}: kept to zones, yet a Global deployment may process outside its geography"
     remediation = "deploy Data Zone or Regional models where the law asks for it, if Azure offers them for the model"
     return [Check(name, CheckStatus.NOTE, finding, remediation=remediation)]
+
+
+def judge_hook_secrets(settings: Settings) -> list[Check]:
+    """Whether the agents' hooks can be signed: without that the broker does not start."""
+    try:
+        hook_secrets(settings, load_agents(settings.agents_file).values())
+    except AgentsFileError:  # told by the check that uses the file
+        return []
+    except SettingsError as error:
+        remediation = "set it, here and at the servers that are posted to (docs/tools.md)"
+        return [Check("hooks", CheckStatus.FAILED, line, remediation=remediation) for line in error.lines]
+    return []
 
 
 def judge_cloud(settings: Settings) -> list[Check]:

@@ -1,6 +1,7 @@
 """Runs all checks at once, each within its own limit and all within one, and reports each as it is done."""
 
 import asyncio
+import ssl
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -11,10 +12,16 @@ from token_broker.azure import make_client
 from token_broker.doctor.azure_checks import examine_azure
 from token_broker.doctor.checks import Check, CheckStatus, Report
 from token_broker.doctor.configuration import examine_configuration
+from token_broker.doctor.hosts import STEP_S
 from token_broker.doctor.outside import examine_broker
 from token_broker.doctor.stores import examine_database, examine_sinks
 from token_broker.doctor.tenant import examine_tenant
-from token_broker.settings import ResourceSettings, Settings
+from token_broker.doctor.verdicts import judge_hook
+from token_broker.hooks.sender import HookSender, hook_client
+from token_broker.sessions.agents import AgentsFileError, load_agents
+from token_broker.settings import ResourceSettings, Settings, SettingsError
+from token_broker.tools.configured_hooks import configured_hooks, hook_secrets
+from token_broker.tools.ping import ping_hooks
 
 __all__ = ["LIMIT_S", "run_doctor"]
 
@@ -35,13 +42,14 @@ async def run_doctor(
     connect: bool,
     url: str | None,
     emit: Callable[[Check], None],
+    pings_hooks: bool = False,
     source: TokenSource | None = None,
     limit_s: float = LIMIT_S,
 ) -> Report:
     """Makes every check that the settings call for, and calls `emit` with each at once.
 
-    `connect` holds a short silent talk; `url` is a deployed broker to check from outside; `source` is where Entra
-    tokens come from. It raises nothing: what goes wrong is a finding.
+    `connect` holds a short silent talk; `pings_hooks` asks the servers of agents' hooks; `url` is a deployed broker to
+    check from outside; `source` is where Entra tokens come from. It raises nothing: what goes wrong is a finding.
     """
     report = Report()
 
@@ -78,6 +86,8 @@ async def run_doctor(
             "stores": examine_stores(),
             "callers": examine_sign_in(),
         }
+        if pings_hooks:
+            parts["hooks"] = _examine_hooks(settings, tell, tls)
         if url is not None:
             parts["url"] = examine_broker(url, client, tell, settings=settings, tls=tls)
         tasks = {asyncio.create_task(part, name=f"doctor {name}"): name for name, part in parts.items()}
@@ -96,3 +106,19 @@ async def run_doctor(
             # Cancelled parts close their sockets here, before the client that they share is closed.
             await asyncio.wait(tasks, timeout=_CANCEL_S)
     return report
+
+
+async def _examine_hooks(settings: Settings, tell: Callable[[Check], None], tls: ssl.SSLContext) -> None:
+    """Sends every hook of the agents a signed ping. What is wrong with the file or the secret is told elsewhere."""
+    try:
+        agents = load_agents(settings.agents_file).values()
+        secrets = hook_secrets(settings, agents)
+    except (AgentsFileError, SettingsError):
+        return
+    hooks = configured_hooks(agents)
+    if not hooks:
+        tell(Check("hooks", CheckStatus.NOTE, "no agent has a tool, guardrail or summary with a URL"))
+        return
+    async with hook_client(tls=tls, proxy=settings.proxy) as client:
+        async for hook, answer, took_ms in ping_hooks(hooks, HookSender(client, secrets), timeout_s=STEP_S):
+            tell(judge_hook(hook.name, answer, f"{took_ms:.0f} ms"))

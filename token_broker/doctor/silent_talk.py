@@ -1,4 +1,4 @@
-"""`--connect`: a short silent talk on each upstream, and whether Azure accepts an ephemeral token as a subprotocol."""
+"""`--connect`: a short silent talk on each upstream, each agent's session, and an ephemeral token as a subprotocol."""
 
 import asyncio
 import base64
@@ -14,19 +14,21 @@ import picows
 
 from strategies.base import EphemeralGrant, SessionSpec
 from strategies.errors import MintError
-from strategies.resources import Resource
-from strategies.session_model.session_fields import voice_live_transcription
+from strategies.resources import Resource, is_allowed
 from strategies.transport import BoundedResolver
 from token_broker.doctor.checks import Check, CheckStatus
 from token_broker.doctor.hosts import ms_since
 from token_broker.relay.azure.connector import Route, UpstreamConnector
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.socket import AzureSocket, connect
+from token_broker.sessions.agents import Agent
+from token_broker.sessions.plans import SpecSupplier, session_spec
 from token_broker.settings import Settings
 
-__all__ = ["examine_talks"]
+__all__ = ["examine_agents", "examine_talks"]
 
 TALK_S = 6.0
+AGENTS_AT_MOST = 10  # a resource takes about 30 new sessions a minute (docs/azure.md §8.3)
 _SILENCE_MS = 300  # OpenAI's API refuses to commit less than 100 ms
 _CHUNK_MS = 20
 _BYTES_PER_MS = 48  # PCM16, mono, 24 kHz
@@ -56,9 +58,7 @@ async def examine_talks(
     (resource,) = connector.pool.resources  # the doctor has a connector of each
     routes = [route for route in connector.routes[resource.name] if route.name in works]
 
-    async def supply(resource: Resource) -> SessionSpec:
-        del resource  # the settings are its own
-        return spec
+    supply = _supplier(spec)
 
     async def hold(route: Route) -> SilentTalk:
         began_s = time.monotonic()
@@ -76,13 +76,63 @@ async def examine_talks(
 
     talks = await asyncio.gather(*(hold(route) for route in routes))
     for route, talk in zip(routes, talks, strict=True):
-        ga = route.dialect == "ga"
-        transcription = settings.transcription_model if ga else voice_live_transcription(spec.model_family)
+        session = route.session(spec)
+        hints = session.get("audio", {}).get("input", session)
+        transcription = (hints.get("transcription") or hints.get("input_audio_transcription") or {}).get(
+            "model", "none"
+        )
         for check in judge_talk(route.name, talk, transcription):
             tell(check)
     if minted is not None:
         accepted = await _accepts_subprotocol(minted, settings, tls)
         tell(judge_subprotocol(accepted, turned_on=settings.direct_websocket == "on"))
+
+
+async def examine_agents(
+    settings: Settings,
+    connector: UpstreamConnector,
+    *,
+    works: Sequence[str],
+    agents: Sequence[Agent],
+    tell: Callable[[Check], None],
+) -> None:
+    """Has Azure take each agent's session on each upstream in `works`, one after the other: new ones are limited."""
+    (resource,) = connector.pool.resources
+    asked = [agent for agent in agents if is_allowed(resource, agent.wanted(""))]
+    for route in (each for each in connector.routes[resource.name] if each.name in works):
+        name = f"agents {route.name}"
+        taken: list[str] = []
+        for agent in asked[:AGENTS_AT_MOST]:
+            spec = session_spec(agent, settings, resource)
+            try:
+                async with asyncio.timeout(TALK_S):
+                    upstream = await connector.attempt(
+                        resource, route, supply=_supplier(spec), timeout_s=TALK_S, model=spec.model
+                    )
+                    await upstream.socket.aclose()
+            except (MintError, TimeoutError) as error:
+                finding = f"{agent.id}: {str(error) or 'no answer in time'}"
+                remediation = "try the agent without its own settings, voices and tools (docs/agents.md)"
+                tell(Check(name, CheckStatus.FAILED, finding, remediation=remediation))
+                continue
+            if upstream.left_out:
+                finding = f"{agent.id}: Azure refuses {', '.join(upstream.left_out)}, and talks go on without"
+                remediation = "take it out of the agent, or ask a resource or api-version that has it (docs/agents.md)"
+                tell(Check(name, CheckStatus.WARNING, finding, remediation=remediation))
+            else:
+                taken.append(agent.id)
+        if taken:
+            tell(Check(name, CheckStatus.OK, f"Azure takes the sessions of {', '.join(taken)}"))
+        if (untried := len(asked) - AGENTS_AT_MOST) > 0:
+            tell(Check(name, CheckStatus.NOTE, f"{untried} more agents were not tried"))
+
+
+def _supplier(spec: SessionSpec) -> SpecSupplier:
+    async def supply(resource: Resource) -> SessionSpec:
+        del resource  # the settings are its own
+        return spec
+
+    return supply
 
 
 async def _send_silence(socket: AzureSocket) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from strategies.errors import (
 )
 from strategies.models import is_classic_whisper, model_table
 from token_broker.doctor.checks import Check, CheckStatus, KnownIssue
+from token_broker.hooks.sender import HookAnswer, HookFailure
 
 __all__ = [
     "AzureNames",
@@ -27,6 +28,7 @@ __all__ = [
     "judge_chain",
     "judge_clock",
     "judge_error",
+    "judge_hook",
     "judge_key",
     "judge_mints",
     "judge_region",
@@ -310,3 +312,28 @@ def _explain(error: MintError, names: AzureNames) -> tuple[KnownIssue | None, st
             return None, (
                 "check the network and the lines above; name a private certificate authority in SSL_CERT_FILE"
             )
+
+
+_HOOK_FAILURES: dict[HookFailure, tuple[str, str]] = {
+    "refused": ("its address is link-local, or a metadata service's", "name the server by another address"),
+    "unreachable": ("can't be reached", "check its name, its port, its certificate and the proxy"),
+    "timeout": ("does not answer in time", "answer a ping at once, before anything else"),
+    "redirect": ("answers with a redirect, which is never followed", "name the URL that it points to"),
+    "too_large": ("answers a ping with more than 64 KiB", "answer it with an empty body"),
+    "broken": ("breaks the connection off, or answers as no HTTP server does", "look at its log"),
+}
+
+
+def judge_hook(name: str, answer: HookAnswer, value: str) -> Check:
+    """What a hook's answer to a signed ping means; `name` says which hook, such as `elena: tool order_status`."""
+    name = f"hook {name}"
+    if answer.ok:
+        return Check(name, CheckStatus.OK, "takes the signature", value)
+    if answer.failure is not None:
+        finding, remediation = _HOOK_FAILURES[answer.failure]
+        return Check(name, CheckStatus.FAILED, finding, value, remediation)
+    if answer.status in {401, 403}:
+        remediation = "give it the same BROKER_TOOLS_SECRET; check its clock, and the headers of its `run`"
+        return Check(name, CheckStatus.FAILED, f"refuses the ping (HTTP {answer.status})", value, remediation)
+    remediation = 'check its URL; it should answer {"type": "ping"} with 200'
+    return Check(name, CheckStatus.FAILED, f"answers the ping with HTTP {answer.status}", value, remediation)

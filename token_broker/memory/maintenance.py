@@ -1,5 +1,6 @@
 """Maintenance of the memory: erasure, retention, dead letters, blocks. For the broker and the command line."""
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.drivers.sqlite import SqliteDatabase
-from token_broker.memory.store.full_text import merge_segments
 from token_broker.memory.types import arrival_at, to_us
 from token_broker.security.tokens import LEEWAY_S, RESUME_GRACE_S
 from token_broker.settings import Settings
@@ -27,13 +27,14 @@ __all__ = ["Maintenance", "Progress", "SinkReceipt", "open_maintenance"]
 
 Progress = Callable[[int, int], None]  # how many are done, of how many
 
-# What one transaction deletes at most, so that turns wait only briefly behind it: deleting a megabyte from SQLite, with
-# its full text, takes 100 to 200 ms.
+# What one transaction deletes at most, so that turns wait only briefly behind it: deleting a megabyte from SQLite
+# takes tens of milliseconds.
 _CHUNK = 100
 _CHUNK_BYTES = 1_048_576
 _SESSIONS_CHUNK = 500
 _DAY_S = 86_400
 _RECENT_S = 3600.0  # every replica has looked by then which sessions were erased
+_BETWEEN_S = 0.01  # transactions that nobody waits for
 CLAIMS_KEPT_S = 7_200.0  # a session of Azure's lasts an hour, and no call of it is told again later
 _LOCK_PATIENCE_S = 5.0  # for a transaction of the running broker
 
@@ -224,6 +225,10 @@ class Maintenance:
         await self._database.write(partial(remove_expired_tickets, before_s=now_s - 2 * LEEWAY_S))
         while await self._database.write(partial(prune_claims, older_than_s=CLAIMS_KEPT_S, limit=_CHUNK)):
             pass
+        from token_broker.memory.store.turn_words import fold_stored
+
+        while await self._database.write(fold_stored):  # noqa: ASYNC110  # it works between the pauses
+            await asyncio.sleep(_BETWEEN_S)
         if not retention_days:
             return 0
         before_s = now_s - retention_days * _DAY_S
@@ -327,12 +332,10 @@ class Maintenance:
         return await self._database.read(read_status)
 
     async def _delete_turns(self, work: "Callable[[Connection], int]") -> int:
-        """Deletes in transactions of a chunk each; how many turns. Their terms leave SQLite's full text with them."""
+        """Deletes in transactions of a chunk each; how many turns."""
         done = 0
         while count := await self._database.write(work):
             done += count
-            if self._database.dialect == "sqlite":
-                await merge_segments(self._database)
         return done
 
 

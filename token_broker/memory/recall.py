@@ -19,6 +19,7 @@ from token_broker.memory.context import (
 )
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store_errors import StoreBusyError, StoreError
+from token_broker.memory.turn_search import TurnSearch
 from token_broker.memory.types import LAST_TURNS, FactSource, Remembered, SinkError
 from token_broker.security.limits import BoundedDict
 from token_broker.security.tokens import ANONYMOUS, Owner
@@ -110,6 +111,7 @@ class BoundedRecall:
 
     def __init__(self, database: Database, facts: Callable[[], FactSource | None], *, budget_s: float) -> None:
         self._database = database
+        self._search = TurnSearch(database)
         self._facts = facts
         self._budget_s = budget_s
         self.cache: RecallCache[_Found] = RecallCache()
@@ -136,11 +138,10 @@ class BoundedRecall:
         self.counts.asked += 1
         if self._budget_s <= 0:
             return ()
-        from token_broker.memory.delivery.local import search_turns
-
         try:
             async with asyncio.timeout(self._budget_s):
-                return await search_turns(self._database, owner, query, limit=limit)
+                found = await self._search.find(owner, query, limit=limit)
+                return [Remembered(turn.content, turn.role, turn.created_at) for turn in found]
         except TimeoutError:
             self.counts.late += 1
         except StoreError as error:

@@ -2,7 +2,7 @@
 
 `async with Memory.open(settings) as memory` locks the SQLite file (StoreInUseError where another process has it) and
 starts the background tasks: opening the store, group commit, ingest buffer, blocklist, resources' switches, delivery,
-full text, sweeping, erasing.
+sweeping, erasing.
 """
 
 import asyncio
@@ -27,8 +27,9 @@ from token_broker.memory.memory_status import MemoryStatus, SinkStatus, StoreSta
 from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.repositories import StoredBlocklist, StoredSessions, StoredTickets
 from token_broker.memory.resource_switches import ResourceSwitches
-from token_broker.memory.store.full_text import FullTextIndexer
 from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreUnreachableError
+from token_broker.memory.tool_claims import ToolClaims
+from token_broker.memory.turn_search import TurnSearch
 from token_broker.memory.types import FactSource, OutboxStatus, Outcome, SinkName, Turn, backoff_s, to_us
 from token_broker.security.limits import BoundedDict
 from token_broker.security.tokens import Owner
@@ -55,7 +56,7 @@ _FLUSH_S = 5.0  # at shutdown, for the proxy's turns to reach the store
 
 
 class Memory:
-    """Turns, sessions, tickets, the blocklist, recall, the resources' switches; make it with `Memory.open`."""
+    """Turns, sessions, tickets, the blocklist, recall, switches, claims of tools; make it with `Memory.open`."""
 
     def __init__(
         self,
@@ -113,8 +114,8 @@ class Memory:
         self.tickets = StoredTickets(self._database, patience_s=settings.store_patience_s, clock=clock)
         self.blocklist = StoredBlocklist(self._database, required=settings.require_blocklist == "on", clock=clock)
         self.switches = ResourceSwitches(self._database)
-        local = LocalFacts(self._database)
-        self._indexer = FullTextIndexer(self._database) if is_sqlite and not self._recalls_from_sink else None
+        self.tool_claims = ToolClaims(self._database)
+        local = LocalFacts(self._database, TurnSearch(self._database))
         self.recall = BoundedRecall(
             self._database, lambda: self._facts if self._recalls_from_sink else local, budget_s=settings.recall_budget_s
         )
@@ -288,8 +289,6 @@ class Memory:
 
     def _stored(self, session_ids: Collection[str]) -> None:
         self.recall.cache.invalidate(session_ids)
-        if self._indexer is not None:
-            self._indexer.nudge()
         for worker in self._workers.values():
             worker.nudge()
 
@@ -338,8 +337,6 @@ class Memory:
         self._start("erased sessions", self._keep_looking_for_erased)
         self._start("sweeping", self._keep_sweeping)
         self._start("erasing", self._keep_erasing)
-        if self._indexer is not None:
-            self._start("full-text", self._indexer.run)
 
     async def _keep_delivering(self, name: SinkName) -> None:
         from token_broker.memory.delivery.open_sinks import open_sink, policy_of

@@ -8,7 +8,7 @@ few and our own: templates of routes, strategies, outcomes; never a path, a prin
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, PlatformCollector, ProcessCollector
@@ -75,6 +75,7 @@ class CredentialIssued:
     agent_id: str
     strategy: str
     holder: CredentialHolder
+    resource: str = ""  # that minted it; empty for the broker's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +101,11 @@ class ChainRequestEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRequestEnded(ChainRequestEnded):
-    """A token request has its answer. `clock_skew_s` is our clock less Azure's, where a token was minted."""
+    """A token request has its answer. `clock_skew_s` is our clock less Azure's, at the `resource` that minted."""
 
     result: TokenResult
     clock_skew_s: float | None = None
+    resource: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,7 +263,11 @@ class Metrics:
         )
         self._credentials = _Children(
             self._counter(
-                "credentials_issued", "Credentials issued; each has its line in the audit.", "strategy", "holder"
+                "credentials_issued",
+                "Credentials issued; each has its line in the audit.",
+                "resource",
+                "strategy",
+                "holder",
             )
         )
         self._requests = _Children(
@@ -315,7 +321,7 @@ class Metrics:
                 self._attempt_seconds.of(event.resource, strategy).observe(event.duration_ms / 1000)
                 self._mint_requests.of(event.resource, strategy).inc(event.tries)
             case CredentialIssued():
-                self._credentials.of(event.strategy, event.holder).inc()
+                self._credentials.of(event.resource, event.strategy, event.holder).inc()
             case TalkLive():
                 self._live_seconds.of(event.resource).observe(event.duration_s)
             case TalkEnded():
@@ -336,8 +342,11 @@ class Metrics:
             self._token_requests.of(result)
             self._token_seconds.of(result)
         for strategy in strategies:
-            self._credentials.of(strategy, "browser")
-            for resource in names if strategy != "websocket_proxy" else ():
+            if strategy == "websocket_proxy":
+                self._credentials.of("", strategy, "browser")
+                continue
+            for resource in names:
+                self._credentials.of(resource, strategy, "browser")
                 self._attempts.of(resource, strategy, "minted")
                 self._attempt_seconds.of(resource, strategy)
                 self._mint_requests.of(resource, strategy)
@@ -374,12 +383,13 @@ class PlanCounters:
     usable: int = 0
     degraded: int = 0
     clock_skew_s: float | None = None  # our clock less Azure's, at the last mint
+    clock_skew_at: dict[str, float] = field(default_factory=dict)  # the same, by resource
 
     def __call__(self, event: Event, /) -> None:
         if not isinstance(event, TokenRequestEnded):
             return
         if event.clock_skew_s is not None:
-            self.clock_skew_s = event.clock_skew_s
+            self.clock_skew_s = self.clock_skew_at[event.resource] = event.clock_skew_s
         if event.result != "refused":
             self.requests += 1
             self.usable += event.result in {"minted", "degraded"}

@@ -83,8 +83,9 @@ class Redactor:
 def own_secrets(settings: Settings) -> tuple[SecretStr | None, ...]:
     """The settings' secrets, as a `Redactor` wants them."""
     keys = [resource.settings.key for resource in settings.resources]
-    memory = (settings.zep_api_key, settings.memory_http_secret)
-    return (settings.key, *keys, *memory, settings.metrics_token, *settings.signing_keys)
+    hooks = [secret.get_secret_value() for secret in (settings.tools_secret, settings.memory_http_secret) if secret]
+    hook_secrets = [SecretStr(each.removeprefix("whsec_")) for text in hooks for each in text.split()]
+    return (settings.key, *keys, settings.zep_api_key, settings.metrics_token, *settings.signing_keys, *hook_secrets)
 
 
 def configure_logging(settings: Settings, *, secrets: Iterable[SecretStr] = ()) -> None:
@@ -156,6 +157,7 @@ class AuditEntry:
     secret: SecretStr
     expires_at: datetime
     holder: CredentialHolder = "browser"
+    resource: str | None = None  # that minted it
 
 
 def write_audit(entry: AuditEntry, observe: Observer) -> None:
@@ -168,11 +170,13 @@ def write_audit(entry: AuditEntry, observe: Observer) -> None:
         agent_id=entry.agent_id,
         strategy=entry.strategy,
         holder=entry.holder,
+        resource=entry.resource,
         has_token=entry.minted,
         fingerprint=fingerprint(entry.secret.get_secret_value()),
         expires_at=entry.expires_at.isoformat(),
     )
-    observe(CredentialIssued(agent_id=entry.agent_id, strategy=entry.strategy, holder=entry.holder))
+    issued = CredentialIssued(entry.agent_id, entry.strategy, entry.holder, entry.resource or "")
+    observe(issued)
 
 
 def audit_blocks(blocked: Collection[tuple[str, str]], *, unblocked: Collection[tuple[str, str]]) -> None:

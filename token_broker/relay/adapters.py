@@ -121,6 +121,10 @@ class ProtocolAdapter(Protocol):
         """The event that says what becomes of a call of a tool, where this client knows one."""
         ...
 
+    def switched(self, agent_id: str) -> str | None:
+        """The event that says that another agent has the talk, where this client knows one."""
+        ...
+
     def announce_end(self, left_s: float) -> str | None:
         """The event that says that the talk ends in `left_s`, where this client knows one."""
         ...
@@ -179,6 +183,9 @@ class ProxyAdapter:
     def called(self, tool: Tell) -> str | None:
         took = {} if tool.duration_ms is None else {"duration_ms": round(tool.duration_ms)}
         return broker_event("broker.tool", name=tool.name, call_id=tool.call_id, state=tool.state, **took)
+
+    def switched(self, agent_id: str) -> str | None:
+        return broker_event("broker.agent.switched", agent_id=agent_id)
 
     def announce_end(self, left_s: float) -> str | None:
         message = f"Azure ends this talk in {left_s:.0f} s, and no other session is to be had: ask for a new plan"
@@ -271,6 +278,11 @@ class CompatAdapter:
     def called(self, tool: Tell) -> str | None:
         """None: an official client knows no such event, and is to see no call that is not its own."""
         del tool
+        return None
+
+    def switched(self, agent_id: str) -> str | None:
+        """None: an official client knows nothing of agents."""
+        del agent_id
         return None
 
     def announce_end(self, left_s: float) -> str | None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
 from strategies.health import BreakerStatus
 from token_broker.relay.transcripts.failed_answers import FailedAnswer
 from token_broker.security.limits import BoundedDict
@@ -22,10 +24,15 @@ __all__ = [
     "Usage",
 ]
 
-_TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
-USAGE_EVENTS = frozenset({"response.done", _TRANSCRIBED})
-"""Azure's events that say what it bills: a response, or the transcription of what the user said."""
+log = structlog.get_logger("token_broker.relay")
 
+_TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
+_NOT_TRANSCRIBED = "conversation.item.input_audio_transcription.failed"
+USAGE_EVENTS = frozenset({"response.done", _TRANSCRIBED, _NOT_TRANSCRIBED})
+"""Azure's events that say what it bills: a response, or the transcription of what the user said, which may fail."""
+
+_BOOKED = ("to_azure_frames", "to_azure_bytes", "to_client_frames", "to_client_bytes", "failed_transcriptions")
+_NO_DEPLOYMENT = "DeploymentNotFound"
 _FAILURE_CODES = 50  # Azure's own codes are fewer; a label must not grow without bound
 _OTHER = "other"
 _PRINCIPALS_KEPT = 10_000  # anonymous principals are addresses: without a limit they would grow it for ever
@@ -102,8 +109,14 @@ class UpstreamStatus(BreakerStatus):
 
 @dataclass(slots=True)
 class ResourceUse:
-    """What talks had of one Azure resource."""
+    """What talks had of one Azure resource. `ready` are the talks that it took first."""
 
+    ready: int = 0
+    to_azure_frames: int = 0
+    to_azure_bytes: int = 0
+    to_client_frames: int = 0
+    to_client_bytes: int = 0
+    failed_transcriptions: int = 0
     usage_by_agent: dict[str, Usage] = field(default_factory=dict)
     transcription_usage: TranscriptionUsage = field(default_factory=TranscriptionUsage)
     failed_answers: Counter[str] = field(default_factory=Counter)
@@ -114,12 +127,13 @@ class RelayStatus:
     """The relay since the process began, as `/status` shows it and metrics read it.
 
     `resumes` are by the resource that was lost and by reason, `failed` among them; `closes` are by close code,
-    `failed_answers` by Azure's code for what went wrong. `settings_left_out` are the sessions that go on without a
-    field of the agent's that Azure refused, by resource, agent and field; `sessions_refused` those that came to
-    nothing, by resource and agent. `refused_events` are clients' events that are not in the allowlist,
-    `fields_left_out` fields that were taken out of clients' events, `calls_ended` calls that were hung up since their
-    client changed the agent's session repeatedly. `tool_calls` are the calls of tools in answers that have their
-    outputs, the clients' own among them. Bytes are those of events, not of WebSocket frames.
+    `failed_answers` by Azure's code for what went wrong. `transcription_missing` are the resources whose last
+    transcription failed because there is no such deployment: nothing that users say there is kept. `settings_left_out`
+    are the sessions that go on without a field of the agent's that Azure refused, by resource, agent and field;
+    `sessions_refused` those that came to nothing, by resource and agent. `refused_events` are clients' events that are
+    not in the allowlist, `fields_left_out` fields that were taken out of clients' events, `calls_ended` calls that were
+    hung up since their client changed the agent's session repeatedly. `tool_calls` are the calls of tools in answers
+    that have their outputs, the clients' own among them. Bytes are those of events, not of WebSocket frames.
     """
 
     active: int
@@ -134,6 +148,7 @@ class RelayStatus:
     turns: int
     turns_lost: int
     failed_transcriptions: int
+    transcription_missing: list[str]
     failed_answers: dict[str, int]
     settings_left_out: dict[str, dict[str, dict[str, int]]]
     sessions_refused: dict[str, dict[str, int]]
@@ -169,6 +184,11 @@ class TalkCounters:
     tool_calls_failed: int = 0
     usage: Usage = field(default_factory=Usage)
     transcription: TranscriptionUsage = field(default_factory=TranscriptionUsage)
+    booked_to_azure_frames: int = 0  # what `RelayCounters.book` has counted for a resource, of each
+    booked_to_azure_bytes: int = 0
+    booked_to_client_frames: int = 0
+    booked_to_client_bytes: int = 0
+    booked_failed_transcriptions: int = 0
 
 
 @dataclass(slots=True)
@@ -186,10 +206,19 @@ class RelayCounters:
     usage_by_agent: dict[str, Usage] = field(default_factory=dict)
     usage_by_principal: BoundedDict[str, Usage] = field(default_factory=lambda: BoundedDict(_PRINCIPALS_KEPT))
     resources: dict[str, ResourceUse] = field(default_factory=dict)
+    transcription_missing: set[str] = field(default_factory=set)
 
     def use_of(self, resource: str) -> ResourceUse:
         """What talks had of that resource."""
         return self.resources.setdefault(resource, ResourceUse())
+
+    def book(self, talk: TalkCounters, resource: str) -> None:
+        """Counts for the resource what the talk relayed since the last call: it has carried the talk meanwhile."""
+        use = self.use_of(resource)
+        for name in _BOOKED:
+            total = getattr(talk, name)
+            setattr(use, name, getattr(use, name) + total - getattr(talk, f"booked_{name}"))
+            setattr(talk, f"booked_{name}", total)
 
     def count_usage_of(
         self, event: Mapping[str, Any], *, principal: str, agent_id: str, talk: TalkCounters, resource: str
@@ -198,7 +227,17 @@ class RelayCounters:
 
         A transcription's counts for the talk, a response's also for its agent and its principal (the latest 10,000).
         """
-        if event.get("type") == _TRANSCRIBED:
+        kind = event.get("type")
+        if kind == _NOT_TRANSCRIBED:
+            error = event.get("error")
+            if isinstance(error, dict) and error.get("code") == _NO_DEPLOYMENT:
+                if resource not in self.transcription_missing:
+                    log.error("transcription_deployment_missing", resource=resource, agent_id=agent_id)
+                self.transcription_missing.add(resource)
+                self.use_of(resource)
+            return
+        if kind == _TRANSCRIBED:
+            self.transcription_missing.discard(resource)
             if isinstance(transcription := event.get("usage"), dict):
                 talk.transcription.add(transcription)
                 self.use_of(resource).transcription_usage.add(transcription)

@@ -15,6 +15,8 @@ from token_broker.relay.counters import USAGE_EVENTS, RelayCounters, TalkCounter
 from token_broker.relay.dialects.conversation_items import TOOL_LIST
 from token_broker.relay.dialects.item_cache import CACHED_EVENTS
 from token_broker.relay.event_text import SESSION_EVENTS, event_of, event_type, event_type_by_head, is_audio_delta
+from token_broker.relay.guardrail.checks import GUARD_EVENTS
+from token_broker.relay.guardrail.talk_guard import TalkGuard
 from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.allowlist import Refused
 from token_broker.relay.policy.visibility import (
@@ -40,11 +42,11 @@ _AUDIO_DELTAS = frozenset({"response.audio.delta", "response.output_audio.delta"
 _NAMING_EVENTS = frozenset({"input_audio_buffer.speech_started", "input_audio_buffer.committed"})
 _PARSED_EVENTS = (
     TURN_EVENTS | SESSION_EVENTS | ERROR_EVENTS | CACHED_EVENTS | LEDGER_EVENTS | SEQUENCER_EVENTS | CALL_EVENTS
-) | _NAMING_EVENTS
+) | (_NAMING_EVENTS | GUARD_EVENTS)
 
 
 class EventHandler:
-    """One talk's handler. It calls `broken` where Azure sends something that is not an event.
+    """One talk's handler. It calls `broken` where Azure sends something that is not an event, and `user_spoke`.
 
     `redact` removes the secrets that are known now from a text; `events` counts what Azure has sent.
     """
@@ -59,10 +61,12 @@ class EventHandler:
         ledger: TalkLedger,
         answers: TalkAnswers,
         hidden: HiddenCalls,
+        guard: TalkGuard,
         restored: Restored,
         counters: RelayCounters,
         talk: TalkCounters,
         broken: Callable[[UpstreamConnection], None],
+        user_spoke: Callable[[], None],
         time_s: Callable[[], float],
         redact: Callable[[str], str],
     ) -> None:
@@ -73,11 +77,13 @@ class EventHandler:
         self._ledger = ledger
         self._answers = answers
         self._hidden = hidden
+        self._guard = guard
         self._restored = restored
         self.events = 0
         self._counters = counters
         self._talk = talk
         self._broken = broken
+        self._user_spoke = user_spoke
         self._time_s = time_s
         self._redact = redact
 
@@ -146,11 +152,16 @@ class EventHandler:
             self._ledger.told()
             return []
         self._ledger.azure_sent(event, self._time_s())
+        keeps_turn = self._guard.azure_sent(event)  # first: no answer is asked for while it checks
         self._answers.azure_sent(event)
+        if kind in {"input_audio_buffer.speech_started", "input_audio_buffer.committed"}:
+            self._user_spoke()
+        if self._handoff.holds and not self._answers.sequencer.is_answering:
+            self._handoff.is_quiet(upstream)
         if self._restored.is_told(event):
             return []
         if kind == "session.updated":
-            self._handoff.confirm(upstream)
+            self._handoff.session_told(event, upstream)
         elif kind not in SESSION_EVENTS:
             if kind == "error" and _ends_session(event):
                 return []  # the talk goes on in another session
@@ -164,8 +175,9 @@ class EventHandler:
                     talk=self._talk,
                     resource=upstream.resource,
                 )
+        if keeps_turn:
             self._turns.feed(event, self._time_s())
-        visible = self._hidden.for_client(event)
+        visible = self._hidden.for_client(self._guard.for_client(event))
         shown = event if visible is None else without_quoted_secrets(without_agents_settings(visible), self._redact)
         # What hides nothing and needs no translation is sent as Azure wrote it: serialising would double the cost.
         events: list[str] = []

@@ -9,16 +9,20 @@ watches all waits. Where Azure's side is lost, the talk goes on in another sessi
 import asyncio
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
+from strategies.base import SessionSpec
 from strategies.errors import MalformedError
+from strategies.resources import Resource
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
-from token_broker.relay.answers.actions import Refuse, Run, Tell
-from token_broker.relay.answers.catalogue import tools_of
+from token_broker.relay.answers.actions import Refuse, Tell
+from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell
 from token_broker.relay.answers.hidden_calls import HiddenCalls
 from token_broker.relay.answers.sequencer import AnswerSequencer
 from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
@@ -28,12 +32,15 @@ from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.event_handler import EventHandler
 from token_broker.relay.event_text import compact, event_type_by_head, parsed
 from token_broker.relay.fast_path import FastPath
-from token_broker.relay.handoff import AgentHandoff
+from token_broker.relay.guardrail.talk_guard import GuardHooks, NoHook, TalkGuard
+from token_broker.relay.handoff import AgentHandoff, HandoffHooks
 from token_broker.relay.policy.allowlist import Broken, Command, Refused, is_plain_append
 from token_broker.relay.policy.visibility import without_agents_settings
+from token_broker.relay.recalled.talk_memory import TalkMemory
 from token_broker.relay.resume.held_audio import HeldAudio
+from token_broker.relay.resume.history import Item
 from token_broker.relay.resume.ledger import ASK_ID, TalkLedger
-from token_broker.relay.resume.replay import NewSession, replay
+from token_broker.relay.resume.replay import NewSession, item_event, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.resumption import Resumption, TalkHooks
 from token_broker.relay.resume.steps import Ask, Step
@@ -44,15 +51,17 @@ from token_broker.server.client_wire import IMAGE_FIELD
 from token_broker.server.close_codes import (
     BAD_REQUEST,
     DRAINING,
+    ENDED_BY_AGENT,
     INTERNAL,
     TOO_LARGE,
     Ending,
     left,
 )
 from token_broker.sessions.agents import Agent, AgentRegistry
-from token_broker.sessions.plans import TalkSpecs
+from token_broker.sessions.plans import SpecSupplier, TalkSpecs
 from token_broker.settings import Settings
-from token_broker.tools.runner import ToolCall, ToolOutput, ToolRunner
+from token_broker.tools.guardrail import GuardrailClient
+from token_broker.tools.runner import ToolOutput, ToolRunner
 
 __all__ = ["Talk", "TalkParts"]
 
@@ -60,6 +69,7 @@ log = structlog.get_logger("token_broker.relay")
 
 _AUDIO_CHARS_A_SECOND = 64_000  # base64 of PCM16 at 24 kHz, the richest of the formats
 _HEAD_CHARS = 128
+_GREETING_AFTER_S = 0.3  # for a client that sets its session first, such as its format, or says something itself
 _LONGEST_NOTED = 65_536  # a longer event of a client's may be an item with an image
 
 
@@ -75,6 +85,7 @@ class TalkParts:
     counters: RelayCounters
     redact: Callable[[str], str]
     tools: ToolRunner | None = None
+    guardrail: GuardrailClient | None = None
 
 
 class Talk:
@@ -89,27 +100,36 @@ class Talk:
         owner: Owner,
         agent: Agent,
         on_live: Callable[[str], None] = lambda _resource: None,
+        greets: Callable[[], bool] = lambda: True,
     ) -> None:
         self.counters = TalkCounters()
         self._parts = parts
         self._adapter = adapter
         self._on_live = on_live
+        self._greets = greets
         self.owner = owner
         self._client = client
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[Ending] = self._loop.create_future()
         self._ready = asyncio.Event()
         self._upstream: UpstreamConnection | None = None
+        self._resource = ""  # which carries the talk, or did last
+        self._memory = TalkMemory(
+            parts.recall,
+            owner,
+            agent=lambda: self._handoff.agent,
+            tell=self._tell_note,
+            start=self._start,
+        )
         self._turns = TurnRecorder(
             owner,
             agent.id,
-            ingest=parts.ingest,
+            ingest=self._memory.listening(parts.ingest),
             counters=self.counters,
             on_lost=self._report_lost_turn,
             scope=secrets.token_hex(4),
         )
-        self._specs = TalkSpecs(parts.settings, owner, parts.recall)
-        self._specs.start()
+        self._specs = TalkSpecs(parts.settings, owner, None)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ledger = TalkLedger(HeldAudio(round(parts.settings.resume_audio_s * _AUDIO_CHARS_A_SECOND)))
         self._restored = Restored()
@@ -119,26 +139,56 @@ class Talk:
             agents=parts.agents,
             connector=parts.connector,
             turns=self._turns,
-            supply=self._specs.of,
-            start=self._start,
-            move=self._hand_over,
-            tell=self._tell,
+            hooks=HandoffHooks(
+                supply=self._supply,
+                changes=lambda: self._ledger.settings,
+                start=self._start,
+                move=self._hand_over,
+                lost=lambda upstream: self._resumption.leave(upstream, "refused", "Azure did not change the agent"),
+                tell=self._tell,
+                switched=adapter.switched,
+                send=self._send_context,
+                want=lambda: self._answers.want("handoff"),
+                changed=self._agent_changed,
+                time_s=self._loop.time,
+            ),
+            timeout_s=parts.settings.proxy_connect_timeout_s,
+        )
+        self._farewell = Farewell()
+        self._ledger.notes = self._memory.notes
+        self._memory.begin()
+        self._session: UpstreamConnection | None = None  # the one that is told things, also while it takes over
+        self._calls = AgentCalls(
+            parts.tools, owner, lambda: self._handoff.agent, self.counters, builtin=self._run_builtin
         )
         sequencer = AnswerSequencer(
-            lambda: tools_of(self._handoff.agent),
+            self._calls.tools,
             facts=self._ledger.facts,
-            holds=lambda: self._ledger.holds,
+            holds=self._holds_answers,
             plays_until_s=lambda: self._turns.assembler.plays_until_s,
         )
         self._ledger.acting = lambda: sequencer.calls.is_acting
         self._answers = TalkAnswers(
             sequencer,
-            AnswerHooks(tell=self._tell_call, refuse=self._refuse, run=self._run_call, start=self._start),
+            AnswerHooks(tell=self._tell_call, refuse=self._refuse, run=self._calls.run, start=self._start),
         )
-        hidden = HiddenCalls(
-            lambda name: (tool := tools_of(self._handoff.agent).get(name)) is not None and tool.by == "client",
-            sequencer.calls.withholds,
+        self._guard = TalkGuard(
+            parts.guardrail or NoHook(),
+            owner,
+            agent,
+            GuardHooks(
+                send=self._send_own,
+                forward=self._send_checked,
+                want=lambda response: self._answers.want("guardrail", response),
+                keep=lambda event: self._turns.feed(event, self._loop.time()),
+                drop=self._turns.drop,
+                refuse=lambda refusal: self._refuse(Refuse(refusal.code, refusal.message, refusal.event_id)),
+                instructions=lambda: self._ledger.facts.instructions,
+                settled=self._answers.tick,
+                start=self._start,
+            ),
         )
+        hidden = HiddenCalls(self._calls.is_clients, sequencer.calls.withholds)
         self._handler = EventHandler(
             adapter,
             owner,
@@ -147,10 +197,12 @@ class Talk:
             ledger=self._ledger,
             answers=self._answers,
             hidden=hidden,
+            guard=self._guard,
             restored=self._restored,
             counters=parts.counters,
             talk=self.counters,
             broken=self._on_garbage,
+            user_spoke=self._user_spoke,
             time_s=self._loop.time,
             redact=parts.redact,
         )
@@ -168,7 +220,7 @@ class Talk:
             client,
             session_id=owner.session_id,
             connector=parts.connector,
-            supply=self._specs.of,
+            supply=self._supply,
             turns=self._turns,
             ledger=self._ledger,
             restored=self._restored,
@@ -278,7 +330,18 @@ class Talk:
             self._ledger.audio.append(message)
             return
         noted = len(message) <= _LONGEST_NOTED or kind == "response.create" or IMAGE_FIELD.decode() not in message
-        event = parsed(message) if noted else {}
+        event = parsed(message) if noted or self._guard.is_on else {}
+        if self._guard.admits(kind, event, len(message)):
+            self._pass_on(kind, message, event, upstream)
+
+    def _send_checked(self, event: Mapping[str, Any]) -> None:
+        """Sends Azure an event of the client's that has waited for a verdict."""
+        assert self._session is not None  # noqa: S101  # the guard lets nothing go on while none is there
+        self._pass_on(event["type"], compact(event), dict(event), self._session)
+
+    def _pass_on(self, kind: str, message: str, event: dict[str, Any], upstream: UpstreamConnection) -> None:
+        if kind == "conversation.item.create" and (event.get("item") or {}).get("role") == "user":
+            self._user_spoke()
         if not self._answers.admits(kind, event):
             self._answers.tick()
             return
@@ -292,6 +355,8 @@ class Talk:
             upstream.socket.put(self._adapter.error(empty))
             return
         self._ledger.client_sent(kind, message, event)
+        if kind == "session.update":
+            message = self._guard.for_azure(event, message)
         upstream.socket.send(self._restored.for_azure(message))
         self._answers.tick()
 
@@ -301,7 +366,7 @@ class Talk:
         """Connects, sends the client the opening, and carries events until Azure's side or the client's is over."""
         try:
             upstream = await self._parts.connector.connect(
-                self._specs.of(self._handoff.agent),
+                self._supply(self._handoff.agent),
                 wanted=self._handoff.agent.wanted(self.owner.session_id),
                 prefer=self._adapter.dialect,
             )
@@ -309,9 +374,13 @@ class Talk:
             self.end(error.ending)
             return
         self._begin_answers(upstream, ())
+        for note in await self._memory.opening():
+            self._tell_note(note)
         self._use(upstream)
         self._parts.counters.ready += 1
+        self._parts.counters.use_of(upstream.resource).ready += 1
         self._on_live(upstream.resource)
+        self._start(self._greet(), "talk-greeting")
         upstream.first[:] = self._adapter.opening(
             upstream, session_id=self.owner.session_id, agent_id=self._handoff.agent.id
         )
@@ -348,28 +417,86 @@ class Talk:
                 counters.to_client_bytes += len(event)
         return True
 
+    def book(self) -> None:
+        """Counts what was relayed for the resource that carries the talk."""
+        if self._resource:
+            self._parts.counters.book(self.counters, self._resource)
+
     def _use(self, upstream: UpstreamConnection) -> None:
-        self._upstream = upstream
+        self.book()
+        self._upstream, self._resource = upstream, upstream.resource
         self._fast_path.join(upstream)
         self._resumption.begin(upstream)
 
+    def _supply(self, agent: Agent) -> SpecSupplier:
+        """The agent's spec for a session over a socket, which answers nothing that its guardrail has not seen."""
+        supply = self._specs.of(agent)
+
+        async def held(resource: Resource) -> SessionSpec:
+            return replace(await supply(resource), holds_answers=True)
+
+        return supply if agent.guardrail is None else held
+
+    async def _greet(self) -> None:
+        """Has the agent speak first, once a talk, unless the user does."""
+        greeting = self._handoff.agent.greeting
+        if greeting is None or not self._greets():
+            return
+        await asyncio.sleep(_GREETING_AFTER_S)
+        told = f"The conversation begins, and you speak first. Say this, and then let the user speak: {greeting}"
+        instructions = f"{self._ledger.facts.instructions}\n\n{told}".strip()
+        if self._handoff.agent.greeting == greeting:
+            self._answers.want("greeting", {"instructions": instructions, "tool_choice": "none"})
+
+    def _send_own(self, event: Mapping[str, Any]) -> None:
+        """Sends Azure an event of the broker's own that another session would have to be told."""
+        assert self._session is not None  # noqa: S101  # nobody sends while none is there
+        text = compact(event)
+        self._ledger.client_sent(event["type"], text, event)
+        self._session.socket.send(self._restored.for_azure(text))
+
+    def _send_context(self, event: Mapping[str, Any]) -> None:
+        """Tells this session of Azure's something that neither the client nor another session needs."""
+        if self._session is not None:
+            self._restored.expect_item(event["item"]["id"], event["item"]["id"])
+            self._session.socket.send(compact(event))
+
+    def _agent_changed(self, agent: Agent) -> None:
+        self._guard.follow(agent)
+
+    def _user_spoke(self) -> None:
+        self._handoff.user_spoke()
+        self._farewell.take_back()
+
+    def _holds_answers(self) -> bool:
+        """Whether no answer may be asked for now, whatever is due."""
+        if self._ledger.holds or self._guard.is_checking or self._handoff.holds:
+            return True
+        return self._farewell.is_asked and self._farewell.holds(self._batches(), spoke=self._ledger.last_sounded)
+
+    def _batches(self) -> list[AbstractSet[str]]:
+        return [batch.answered | batch.open.keys() for batch in self._answers.sequencer.calls]
+
+    def _tell_note(self, note: Item) -> None:
+        """Tells the session what the memory knows; the next one is told it again."""
+        if self._session is not None:
+            self._restored.expect_note(note.item_id)
+            self._session.socket.send(item_event(note, note.item_id, self._session.route.dialect))
+
     def _begin_answers(self, upstream: UpstreamConnection, steps: Sequence[Step]) -> None:
         """From now on this session is asked for answers; `steps` is what it was told of an earlier one."""
-
-        def send(event: Mapping[str, Any]) -> None:
-            text = compact(event)
-            self._ledger.client_sent(event["type"], text, event)
-            upstream.socket.send(self._restored.for_azure(text))
-
+        self._session = upstream
         asked = (step.request or {"event_id": ASK_ID} for step in steps if isinstance(step, Ask))
         self._answers.begin(
-            upstream.route.dialect, send, asked=frozenset(str(event.get("event_id")) for event in asked)
+            upstream.route.dialect, self._send_own, asked=frozenset(str(event.get("event_id")) for event in asked)
         )
+        self._guard.begin()
 
     def _begin_gap(self) -> None:
         """No session carries the talk: nothing of the last one reaches it any more."""
-        self._upstream = None
+        self._upstream = self._session = None
         self._answers.cut()
+        self._guard.cut()
         self._fast_path.join(None)
 
     def _hand_over(self, old: UpstreamConnection, new: UpstreamConnection, settings: dict[str, Any]) -> bool:
@@ -389,6 +516,7 @@ class Talk:
         self._restored.begin()
         dialect = new.route.dialect
         self._answers.cut()
+        self._guard.cut()
         steps = ledger.steps()
         made = replay(steps, NewSession(dialect, settings), old=old.route.dialect, restored=self._restored)
         ledger.moved(replayed_chars=made.committed_chars, listened_chars=made.open_chars)
@@ -419,18 +547,7 @@ class Talk:
             self._resumption.tell_later(text)
 
     def _tell_call(self, tool: Tell) -> None:
-        if tool.duration_ms is not None:
-            self.counters.tool_calls += 1
-            self.counters.tool_calls_failed += tool.state == "failed"
-            log.info(
-                "tool_called",
-                session_id=self.owner.session_id,
-                agent_id=self._handoff.agent.id,
-                tool=tool.name,
-                call_id=tool.call_id,
-                state=tool.state,
-                ms=round(tool.duration_ms),
-            )
+        self._calls.note(tool)
         if (text := self._adapter.called(tool)) is not None:
             self._tell(text)
 
@@ -438,15 +555,11 @@ class Talk:
         refusal = Refused(what.code, what.message, event_id=what.event_id)
         self._tell(self._adapter.error(refusal, retryable=what.retryable))
 
-    async def _run_call(self, call: Run) -> ToolOutput:
-        name = call.tool.name
-        if call.tool.by == "builtin" and name != "recall":
-            return ToolOutput("This can't be done in this talk.", ok=False)
-        if self._parts.tools is None:
-            return ToolOutput("No tool can be used here.", ok=False)
-        agent, owner = self._handoff.agent, self.owner
-        made = ToolCall(owner.talk_id, call.azure_session, call.call_id, name, call.arguments, agent, owner)
-        return await self._parts.tools.run(made)
+    async def _run_builtin(self, name: str, arguments: str, call_id: str) -> ToolOutput:
+        if name == "handoff":
+            return ToolOutput(*self._handoff.request_by_model(arguments))
+        self._farewell.ask(call_id)
+        return ToolOutput(END_TALK_OUTPUT, ok=True)
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         def on_done(task: "asyncio.Task[None]") -> None:
@@ -483,6 +596,19 @@ class Talk:
             self.end(ending)
             return
         if upstream is not None and snapshot is not None:
+            answering = self._answers.sequencer.is_answering
+            if self._farewell.is_over(
+                now_s,
+                self._batches(),
+                answering=answering,
+                spoke=self._ledger.last_sounded,
+                plays_until_s=self._turns.assembler.plays_until_s,
+            ):
+                self.end(ENDED_BY_AGENT)
+                return
+            if self._handoff.holds and not answering:
+                self._handoff.is_quiet(upstream)
+            self._handoff.tick(now_s, upstream)
             if self._watchdog.azure_is_dead(now_s, snapshot):
                 self._resumption.fell_silent(upstream)
             else:
@@ -494,8 +620,9 @@ class Talk:
         """Closes the client, waits shortly for a transcript under way, keeps the turns that are left, closes Azure."""
         self._fast_path.join(None)
         self._answers.aclose()
+        self._guard.aclose()
         self._parts.counters.handoffs += self._handoff.count
-        running: list[asyncio.Task[Any]] = [*self._tasks, *filter(None, [self._specs.recalling])]
+        running: list[asyncio.Task[Any]] = [*self._tasks, *filter(None, [self._memory.recalling])]
         for task in running:
             task.cancel()
         await asyncio.wait(running)  # before closing: a task must not write to a socket that is being closed
@@ -505,6 +632,7 @@ class Talk:
                 await self._handler.await_last_transcript(self._upstream)
         finally:
             self._turns.flush()
+            self.book()
             await self._resumption.aclose()
             if self._upstream is not None:
                 await self._upstream.socket.aclose()

@@ -9,34 +9,44 @@ Nobody checks what such a client sends to Azure. Some clients set instructions o
 sideband begins in silence, so what was changed before it joined is not seen: each join sends the agent's session. From
 then on the session is restored whenever it differs, and a client that keeps changing it loses the call.
 
+The agent's tools run over the sideband: their outputs go over it, and the `response.create` that follows them. A client
+asks itself for the answer to an output of its own.
+
 A connection that ends, however it ends, says nothing of the call: the sideband joins again. The call is over when Azure
 says so, or when Azure repeatedly does not know a call that was joined before.
 """
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
 
 from strategies.base import SessionSpec
 from strategies.errors import MintError, MisconfiguredError
-from strategies.session_model.session_fields import ga_session
+from strategies.session_model.running_session import agents_session
 from token_broker.memory.types import TurnIngest
 from token_broker.observability.logging import audit_changed_call
+from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.sequencer import SEQUENCER_EVENTS, AnswerSequencer
+from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.azure.socket import AzureSocket
+from token_broker.relay.confirmation.paths import Path
+from token_broker.relay.confirmation.refused_field import field_to_leave_out, shown_path, without
 from token_broker.relay.counters import USAGE_EVENTS, RelayCounters, TalkCounters
 from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import compact, event_type
+from token_broker.relay.resume.session_facts import SessionFacts
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.failed_answers import failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.tokens import Owner
-from token_broker.server.close_codes import DONE, UPSTREAM_FAILED, Ending
+from token_broker.server.close_codes import DONE, INTERNAL, UPSTREAM_FAILED, Ending
 from token_broker.sessions.agents import Agent
 from token_broker.settings import Settings
+from token_broker.tools.runner import ToolRunner
 
 __all__ = ["CallListener"]
 
@@ -50,7 +60,7 @@ _NO_SUCH_CALL = frozenset({404, 410})
 _UNKNOWN_TIMES = 3  # in a row: one 404 may come of a fault at Azure, while the call goes on
 # An official client sets its own session when it connects, and perhaps with each of its agents. More is deliberate.
 _CHANGES_AT_MOST = 5
-_HANDLED = TURN_EVENTS | {"session.updated", "error"}
+_HANDLED = TURN_EVENTS | SEQUENCER_EVENTS | {"session.updated"}
 _SESSION_OVER = "session_expired"  # the code of the error that ends a session (docs/azure.md §8.1)
 _REMINDER = f"{OWN_EVENT_IDS}reminder_"
 _HUNG_UP = Ending(DONE, "the call has ended")
@@ -61,7 +71,7 @@ class CallListener:
     """Listens to one call from its answer to its end; draining waits for it as for a talk.
 
     `hang_up` ends the call at Azure for a reason. `holds_place` says whether the call still has its place among the
-    open talks; without one it was ended elsewhere.
+    open talks; without one it was ended elsewhere. `tools` runs the agent's tools.
     """
 
     def __init__(
@@ -77,6 +87,7 @@ class CallListener:
         resource: str,
         hang_up: Callable[[str], None],
         holds_place: Callable[[], bool],
+        tools: ToolRunner | None = None,
     ) -> None:
         self.counters = TalkCounters()
         self._settings = settings
@@ -84,7 +95,9 @@ class CallListener:
         self._relay = counters
         self._owner = owner
         self._agent = agent
-        self._spec = spec
+        # What its client may not change. Over WebRTC it can all the same: then this is put back.
+        self._session = agents_session(spec, "ga", without=agent.client_may_set)
+        self._wanted = _shown(self._session)
         self._resource = resource
         self._hang_up = hang_up
         self._holds_place = holds_place
@@ -92,6 +105,8 @@ class CallListener:
         self._joins = 0
         self._session_over = False  # Azure said so
         self._confirmed = False  # whether Azure has ever shown exactly the agent's session
+        self._left_out: Path | None = None  # a field that Azure has refused
+        self._gave_up = False
         self._deviation: dict[str, Any] | None = None  # what the last reminder was sent to correct
         self._now_s = asyncio.get_running_loop().time
         self._over: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
@@ -100,6 +115,14 @@ class CallListener:
             log.warning("turn_lost", session_id=owner.session_id, why="the memory is full")
 
         self._turns = TurnRecorder(owner, agent.id, ingest=ingest, counters=self.counters, on_lost=log_lost)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._facts = SessionFacts()
+        calls = AgentCalls(tools, owner, lambda: agent, self.counters)
+        self._answers = TalkAnswers(
+            AnswerSequencer(calls.tools, facts=self._facts, listens=True),
+            # The client sees the call's events itself, and nobody hears of what it may not do.
+            AnswerHooks(tell=calls.note, refuse=lambda _refusal: None, run=calls.run, start=self._start),
+        )
 
     def end(self, ending: Ending) -> None:
         """Stops listening for this reason; the call goes on."""
@@ -109,6 +132,7 @@ class CallListener:
     async def run(self, endpoint: str, call_id: str) -> Ending:
         """Listens until the call is over, or has reached the longest time of a talk. Never raises MintError."""
         until_s = self._now_s() + self._settings.max_talk_s
+        self._facts.session_id = call_id  # it stays the same on each join
         heard = False
         breaks = 0  # in quick succession
         try:
@@ -120,6 +144,7 @@ class CallListener:
                 try:
                     ending = await self._listen(socket, until_s)
                 finally:
+                    self._answers.cut(lost=False)
                     await socket.aclose()
                 if ending is not None:
                     return ending
@@ -141,7 +166,21 @@ class CallListener:
             log.warning("sideband_refused", session_id=self._owner.session_id, outcome=error.outcome, why=str(error))
             return Ending(UPSTREAM_FAILED, "Azure let nobody listen")
         finally:
+            self._answers.aclose()
+            for task in self._tasks:
+                task.cancel()
             self._turns.flush()
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        def on_done(task: "asyncio.Task[None]") -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("call_failed", session_id=self._owner.session_id, error=type(error).__name__, exc_info=error)
+                self.end(Ending(INTERNAL, "the broker failed"))
+
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(on_done)
 
     async def _join(self, endpoint: str, call_id: str, *, unknown_for_s: float) -> AzureSocket:
         """Joins the call, which Azure may not know for that long. Raises MintError."""
@@ -166,6 +205,7 @@ class CallListener:
         """Why listening is over; None where the connection ended and the call may go on."""
         self._joins += 1
         self._send_session(socket, f"join_{self._joins}")
+        self._answers.begin("ga", lambda event: socket.send(compact(event)))
         pinged_s = self._now_s()
         while not self._over.done():
             now_s = self._now_s()
@@ -203,8 +243,11 @@ class CallListener:
             event = None
         if not isinstance(event, dict):
             return
+        self._answers.azure_sent(event)
         if kind == "session.updated":
-            self._compare(socket, event.get("session"))
+            session = event.get("session")
+            self._facts.note({**session, "id": self._facts.session_id} if isinstance(session, dict) else None)
+            self._compare(socket, session)
         elif kind == "error":
             self._note_error(socket, event.get("error"))
             return
@@ -229,11 +272,24 @@ class CallListener:
         if isinstance(event_id, str) and event_id.startswith(_REMINDER):
             # A refused reminder has restored nothing.
             log.warning("reminder_refused", session_id=self._owner.session_id, code=str(error.get("code"))[:64])
-            self._restore(socket)
+            about = {"resource": self._resource, "agent_id": self._agent.id}
+            field = field_to_leave_out(error, self._session)
+            if field is not None and self._left_out is None:
+                self._left_out = field
+                self._session = without(self._session, field)
+                self._wanted = _shown(self._session)
+                self._connector.settings_report.note_left_out((shown_path(field),), **about)
+                self._send_session(socket, f"without_{self._joins}")
+            elif field is not None and not self._gave_up:
+                self._gave_up = True
+                self._connector.settings_report.note_refused(**about)
+                self._hang_up("Azure refuses the agent's settings")
+            elif field is None:
+                self._restore(socket)
 
     def _compare(self, socket: AzureSocket, session: Any) -> None:
         """Restores the agent's instructions, tools and transcription where the session has others."""
-        wanted = self._agents_session()
+        wanted = self._wanted
         if not isinstance(session, dict):
             return
         if _agrees(session, wanted):
@@ -264,12 +320,16 @@ class CallListener:
 
     def _send_session(self, socket: AzureSocket, number: str) -> None:
         update = {"type": "session.update", "event_id": f"{_REMINDER}{number}"}
-        socket.send(compact({**update, "session": {"type": "realtime", **self._agents_session()}}))
+        socket.send(compact({**update, "session": self._session}))
 
-    def _agents_session(self) -> dict[str, Any]:
-        own = ga_session(self._spec)
-        audio_in = {"transcription": own["audio"]["input"]["transcription"]}
-        return {"instructions": own["instructions"], "tools": own.get("tools", []), "audio": {"input": audio_in}}
+
+def _shown(session: dict[str, Any]) -> dict[str, Any]:
+    """The session as Azure states it: of the transcription's hints only these (docs/azure.md §4.5)."""
+    hints = session.get("audio", {}).get("input", {}).get("transcription")
+    if not hints:
+        return session
+    shown = {name: hints[name] for name in ("model", "language", "prompt") if name in hints}
+    return {**session, "audio": {**session["audio"], "input": {**session["audio"]["input"], "transcription": shown}}}
 
 
 def _agrees(stated: Any, wanted: Any) -> bool:

@@ -34,6 +34,7 @@ from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import AgentRegistry
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings
+from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolRunner
 from token_broker.web.middleware import not_found
 from token_broker.web.requests import Problem, correlation_id, problem_response, refuse_socket
@@ -66,7 +67,8 @@ class VoiceRelay:
 
     Route WebSockets and plain requests of the proxy's path, which has the parameter `session_id`, to `proxy`, and those
     of a compatible endpoint's paths to `compat`. `limits` are shared with the SDP relay; `observe` gets a TalkEnded for
-    each talk; `hang_up` ends a call that is listened to; `tools` runs the tools of agents.
+    each talk; `hang_up` ends a call that is listened to; `tools` runs the tools of agents;
+    `guardrail` asks theirs.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class VoiceRelay:
         hang_up: HangUp | None = None,
         level: TalkLevelCounters | None = None,
         tools: ToolRunner | None = None,
+        guardrail: GuardrailClient | None = None,
     ) -> None:
         lasting_secrets = (*own_secrets(settings), *(secret for agent in agents.values() for secret in agent.secrets))
 
@@ -110,6 +113,7 @@ class VoiceRelay:
             counters=self._counters,
             redact=redact,
             tools=tools,
+            guardrail=guardrail,
         )
 
     @property
@@ -120,6 +124,8 @@ class VoiceRelay:
     def snapshot(self) -> RelayStatus:
         """The relay's status now, running talks and the calls that are listened to included."""
         counters = self._counters
+        for talk in self._talks:
+            talk.book()
         running = [*(talk.counters for talk in self._talks), *(call.counters for call in self._calls)]
         totals = counters.totals(running)
         return RelayStatus(
@@ -135,6 +141,7 @@ class VoiceRelay:
             turns=totals.turns,
             turns_lost=totals.turns_lost,
             failed_transcriptions=totals.failed_transcriptions,
+            transcription_missing=sorted(self._parts.counters.transcription_missing),
             failed_answers=dict(counters.failed_answers),
             settings_left_out=self._parts.connector.settings_report.by_resource(),
             sessions_refused=self._parts.connector.settings_report.refused_by_resource(),
@@ -243,6 +250,7 @@ class VoiceRelay:
             resource=resource,
             hang_up=end_call,
             holds_place=lambda: self._limits.keeps(call_id),
+            tools=self._parts.tools,
         )
 
         async def run() -> None:
@@ -278,6 +286,7 @@ class VoiceRelay:
             owner=owner,
             agent=agent,
             on_live=partial(self._level.went_live, owner.talk_id),
+            greets=partial(self._level.greets, owner.talk_id),
         )
         self._counters.sessions += 1
         self._talks.add(talk)

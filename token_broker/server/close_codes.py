@@ -7,6 +7,7 @@ __all__ = [
     "CLIENT_STALLED",
     "DONE",
     "DRAINING",
+    "ENDED_BY_AGENT",
     "FOREIGN_ORIGIN",
     "INTERNAL",
     "SESSION_REFUSED",
@@ -60,6 +61,7 @@ class Ending:
 SESSION_REFUSED = Ending(
     UPSTREAM_FAILED, "Azure refused the agent's settings; its operator has to act", "session_refused", told=True
 )
+ENDED_BY_AGENT = Ending(DONE, "the agent has ended the talk", ends_talk=True)
 _HUNG_UP = Ending(DONE, "the client hung up", ends_talk=True, by_client=True)
 _LEFT = Ending(DONE, "the client left", by_client=True)
 # Browsers send the first where a page closes its socket and gives the code, and no code otherwise. A page that is left

@@ -1,8 +1,8 @@
 """One agent: what it is told, how it speaks and listens, what it may do. docs/agents.md describes each key."""
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
-from typing import Annotated, Any, Literal
+from functools import cached_property, partial
+from typing import Annotated, Any, Literal, Protocol
 
 import httpx
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
@@ -12,7 +12,19 @@ from strategies.session_model.agent_settings import CLIENT_MAY_SET, AgentSetting
 from token_broker.resources import ModelFamily
 from token_broker.sessions.agent_tools import BuiltinName, HookUrl, McpTool, Tool, builtin_declaration
 
-__all__ = ["Agent", "AgentId", "AgentKeys", "FoundryAgent", "Guardrail", "SummaryHook", "Text"]
+__all__ = [
+    "OFF",
+    "Agent",
+    "AgentId",
+    "AgentKeys",
+    "FoundryAgent",
+    "FoundryAgentKeys",
+    "Guardrail",
+    "GuardrailKeys",
+    "SummaryHook",
+    "Text",
+    "checked_voice",
+]
 
 _VOICE_CHARS = 256
 
@@ -22,7 +34,7 @@ _Names = tuple[Annotated[str, StringConstraints(min_length=1, max_length=64)], .
 _Greeting = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4_096)]
 _FoundryName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 # `false` switches off what would be inherited.
-_OFF = BeforeValidator(lambda value: None if value is False else value)
+OFF = BeforeValidator(lambda value: None if value is False else value)
 
 
 def _some(names: Any) -> Any:
@@ -34,33 +46,46 @@ def _some(names: Any) -> Any:
 _Some = Annotated[_Names, Field(max_length=64), AfterValidator(_some)]
 
 
-class _Table(BaseModel):
+class _AgentTable(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Guardrail(_Table):
+class GuardrailKeys(_AgentTable):
+    """A guardrail as an entry of the file states it: the rest is inherited."""
+
+    url: HookUrl | None = Field(None, repr=False)
+    timeout_ms: int = Field(300, ge=50, le=10_000, strict=True)
+    fail: Literal["open", "closed"] = "open"
+
+
+class Guardrail(GuardrailKeys):
     """The hook that sees each of the user's words before the answer is asked for.
 
     `fail`: whether a turn goes on where the hook fails, or no transcript comes.
     """
 
     url: HookUrl = Field(repr=False)
-    timeout_ms: int = Field(300, ge=50, le=10_000, strict=True)
-    fail: Literal["open", "closed"] = "open"
 
 
-class SummaryHook(_Table):
+class SummaryHook(_AgentTable):
     """The hook that makes a talk's summary."""
 
     url: HookUrl = Field(repr=False)
 
 
-class FoundryAgent(_Table):
+class FoundryAgentKeys(_AgentTable):
+    """A Foundry agent as an entry of the file states it: the rest is inherited."""
+
+    project: _FoundryName | None = None
+    name: _FoundryName | None = None
+    version: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+
+
+class FoundryAgent(FoundryAgentKeys):
     """A Foundry voice agent that is the upstream; `version` None is its newest."""
 
     project: _FoundryName
     name: _FoundryName
-    version: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
 
 
 class AgentKeys(AgentSettings):
@@ -70,15 +95,13 @@ class AgentKeys(AgentSettings):
     model_family: ModelFamily | None = None
     zones: _Some = ()
     resources: _Some = ()
-    greeting: Annotated[_Greeting | None, _OFF] = None
+    greeting: Annotated[_Greeting | None, OFF] = None
     client_may_set: frozenset[ClientSetting] = CLIENT_MAY_SET
     handoff_to: tuple[AgentId, ...] | None = Field(None, max_length=1000)
     control: Literal["auto", "required"] = "auto"
-    guardrail: Annotated[Guardrail | None, _OFF] = None
     builtin_tools: tuple[BuiltinName, ...] = ()
     recall: Literal["start", "every_turn", "off"] = "start"
-    summary: Annotated[SummaryHook | None, _OFF] = None
-    foundry_agent: Annotated[FoundryAgent | None, _OFF] = None
+    summary: Annotated[SummaryHook | None, OFF] = None
     tools: tuple[Tool, ...] = Field((), repr=False, max_length=128)
 
 
@@ -96,6 +119,8 @@ class Agent(AgentKeys):
     voices: Mapping[Dialect, Voice]
     instructions: str = Field(repr=False)
     handoff_ids: tuple[str, ...] = ()
+    guardrail: Guardrail | None = None
+    foundry_agent: FoundryAgent | None = None
 
     @cached_property
     def settings(self) -> AgentSettings:
@@ -128,7 +153,7 @@ class Agent(AgentKeys):
             return "its guardrail is closed"
         return ""
 
-    @property
+    @cached_property
     def is_seen(self) -> bool:
         """Whether every talk of it has to be seen, so that no plan has an unseen transport."""
         return self.control == "required" or self.guardrail is not None or bool(self.sockets_only)
@@ -143,9 +168,16 @@ class Agent(AgentKeys):
             if hook is not None and (query := httpx.URL(hook.url).query):
                 yield SecretStr(query.decode("ascii", "replace"))
 
-    def wanted(self, session_id: str, *, running: bool = False) -> Wanted:
-        """Who asks the pool for a resource: this agent, in that session. `running` is a talk that has to move."""
-        return Wanted(session_id, self.id, self.zones, self.resources, running, self.model or "")
+    @cached_property
+    def wanted(self) -> "_Asks":
+        """Who asks the pool for a resource: this agent, in the session that it is called with. `running` is a talk that
+        has to move.
+        """
+        return partial(Wanted, agent_id=self.id, zones=self.zones, resources=self.resources, model=self.model or "")
+
+
+class _Asks(Protocol):
+    def __call__(self, session_id: str, *, running: bool = False) -> Wanted: ...
 
 
 def checked_voice(voice: Any) -> Any:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from strategies.models import is_classic_whisper
 from strategies.resources import Resource, is_allowed
-from strategies.session_model.session_fields import Body, lost_settings
+from strategies.session_model.lost_settings import lost_settings
+from strategies.session_model.session_fields import Body
 from token_broker.sessions.agent import Agent
 from token_broker.sessions.agent_tools import tool_doubts
 from token_broker.sessions.plans import session_spec

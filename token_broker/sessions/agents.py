@@ -13,11 +13,14 @@ from strategies.session_model.agent_settings import Dialect, ToolChoice
 from strategies.session_model.azure_schema import schema_faults
 from token_broker.resources import fault_lines
 from token_broker.sessions.agent import (
+    OFF,
     Agent,
     AgentId,
     AgentKeys,
     FoundryAgent,
+    FoundryAgentKeys,
     Guardrail,
+    GuardrailKeys,
     SummaryHook,
     Text,
     checked_voice,
@@ -79,6 +82,8 @@ class _Entry(AgentKeys):
     inherits: AgentId | None = None
     voices: _Voices | None = None
     instructions: Text | None = Field(None, repr=False)
+    guardrail: Annotated[GuardrailKeys | None, OFF] = None
+    foundry_agent: Annotated[FoundryAgentKeys | None, OFF] = None
 
 
 class _File(BaseModel):
@@ -159,9 +164,15 @@ def _resolve(source: Path, file: _File, agent_id: str) -> Agent:
         if found["voices"].get(dialect) is None:
             raise AgentsFileError(f"{source}: agents.{agent_id}.voices.{dialect}: missing, and none is inherited")
     permitted = file.agents if found.get("handoff_to") is None else found["handoff_to"]
-    return Agent(
-        id=agent_id, name=entry.name, **found, handoff_ids=tuple(each for each in permitted if each != agent_id)
-    )
+    others = tuple(each for each in permitted if each != agent_id)
+    try:
+        return Agent(id=agent_id, name=entry.name, **found, handoff_ids=others)
+    except ValidationError as error:  # what is needed of a table, and no entry of the line states
+        lines = fault_lines(source, error, Agent, found)
+        prefix = f"{source}: "
+        raise AgentsFileError(
+            "\n".join(f"{prefix}agents.{agent_id}.{line.removeprefix(prefix)}" for line in lines)
+        ) from None
 
 
 def _stated(entry: _Entry) -> dict[str, Any]:

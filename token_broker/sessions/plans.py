@@ -19,7 +19,7 @@ from strategies.session_model.session_fields import voice_name
 from token_broker.memory.types import Recall
 from token_broker.resources import family_of
 from token_broker.security.tokens import TICKET_TTL_S, Owner, TokenSigner
-from token_broker.sessions.agents import Agent
+from token_broker.sessions.agent import Agent
 from token_broker.sessions.schemas import Connection, Plan, RelayConnection, WebRtcConnection, WebSocketConnection
 from token_broker.settings import Settings
 from token_broker.web.requests import websocket_url
@@ -86,7 +86,8 @@ class TalkSpecs:
         async def supply(resource: Resource) -> SessionSpec:
             self.start()
             # Shielded: an attempt that overruns its share is cancelled, and the next one still needs the answer.
-            recalled = "" if self.recalling is None else await asyncio.shield(self.recalling)
+            recalling = None if agent.recall == "off" else self.recalling
+            recalled = "" if recalling is None else await asyncio.shield(recalling)
             return session_spec(agent, self._settings, resource, recalled=recalled, modalities=modalities)
 
         return supply

@@ -31,6 +31,7 @@ class _Talk:
     is_over: bool = False  # it was hung up, or ended by us
     is_counted: bool = False  # among those that were asked for
     has_left: bool = False  # its client left before it was live
+    is_greeted: bool = False
     lost_s: float = 0.0
 
 
@@ -82,6 +83,14 @@ class TalkLevelCounters:
         if (known := self._talks.get(talk)) is None:
             return None
         return not known.is_over and (known.connections > 0 or self._clock() - known.lost_s < LOST_KEPT_S)
+
+    def greets(self, talk: str) -> bool:
+        """Whether the agent speaks first now: True once a talk, however often its client connects."""
+        known = self._talks.get(talk)
+        if known is None or known.is_greeted:
+            return False
+        known.is_greeted = True
+        return True
 
     def seen(self, talk: str) -> None:
         """A sign that the talk goes on although no connection of it is open here: a plan asked for with its token."""

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 from token_broker.hooks.sender import HookSender
 from token_broker.observability.events import GuardrailAsked, Observer, null_observer
 from token_broker.security.tokens import Owner
-from token_broker.sessions.agents import Agent
+from token_broker.sessions.agent import Agent
 from token_broker.web.requests import uuid7
 
 __all__ = ["GuardrailClient", "HttpGuardrail", "Verdict", "WordSource", "parse_verdict"]

@@ -22,8 +22,8 @@ from token_broker.memory.tool_claims import CallId, FoundCall
 from token_broker.memory.types import Remembered, replace_unstorable
 from token_broker.observability.events import Observer, ToolOutcome, ToolRan, null_observer
 from token_broker.security.tokens import Owner
+from token_broker.sessions.agent import Agent
 from token_broker.sessions.agent_tools import BUILTIN_PARAMETERS, FunctionTool, HttpRun, compiled_schema
-from token_broker.sessions.agents import Agent
 from token_broker.tools.arguments import bound_arguments, checked_arguments, faults_in
 from token_broker.tools.runner import ToolCall, ToolOutput
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from token_broker.security.tokens import Owner
-from token_broker.sessions.agents import Agent
+from token_broker.sessions.agent import Agent
 
 __all__ = ["ToolCall", "ToolOutput", "ToolRunner"]
 

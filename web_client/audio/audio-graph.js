@@ -29,6 +29,11 @@ export class AudioGraph {
   #inputMeter = null;
   /** @type {AnalyserNode | null} */
   #outputMeter = null;
+  /** What the loudspeaker gets of the worklet's sound. @type {GainNode | null} */
+  #gain = null;
+  #volume = 1;
+  /** The chosen loudspeaker; empty is the system's. */
+  #speakerId = "";
   /** @type {MediaStream | null} */
   #microphone = null;
   /** @type {MediaStreamAudioSourceNode | null} */
@@ -64,6 +69,8 @@ export class AudioGraph {
     };
     this.#inputMeter = attempt(() => new AnalyserNode(context, { fftSize: 1024 }));
     this.#outputMeter = attempt(() => new AnalyserNode(context, { fftSize: 1024 }));
+    this.#gain = attempt(() => new GainNode(context));
+    if (this.#gain) this.#gain.connect(context.destination);
   }
 
   /** Whether sound can be played and recorded over a WebSocket: the worklets are there. */
@@ -155,7 +162,7 @@ export class AudioGraph {
       this.#clearing.get(event.request)?.(event.cuts);
     };
     if (this.#outputMeter) node.connect(this.#outputMeter);
-    node.connect(context.destination);
+    node.connect(this.#gain ?? context.destination);
     this.#playback = node;
   }
 
@@ -211,11 +218,40 @@ export class AudioGraph {
   attachRemote(stream) {
     this.detachRemote();
     // An element plays it: Chromium decodes a WebRTC stream only while one does. The context only measures it.
-    this.#speaker = new Audio();
-    this.#speaker.srcObject = stream;
+    const speaker = new Audio();
+    speaker.srcObject = stream;
+    speaker.volume = this.#volume;
+    if (this.#speakerId) void within(speaker.setSinkId(this.#speakerId), RESUME_TIMEOUT_MS).catch(warn);
+    this.#speaker = speaker;
     this.#remote = this.#sourceOf(stream);
     if (this.#outputMeter) this.#remote?.connect(this.#outputMeter);
-    this.#speaker.play().catch(() => undefined); // paused by the autoplay policy: `resume` tries again
+    speaker.play().catch(() => undefined); // paused by the autoplay policy: `resume` tries again
+  }
+
+  /** @param {number} volume from 0 to 1 */
+  setVolume(volume) {
+    this.#volume = volume;
+    if (this.#gain) this.#gain.gain.value = volume;
+    if (this.#speaker) this.#speaker.volume = volume;
+  }
+
+  /** Whether this browser lets a page choose the loudspeaker, on every transport. */
+  get choosesSpeaker() {
+    return typeof AudioContext !== "undefined" && "setSinkId" in AudioContext.prototype && "setSinkId" in HTMLMediaElement.prototype;
+  }
+
+  /**
+   * Plays on this loudspeaker from now on, whatever the connection.
+   * @param {string} id of a device; empty is the system's
+   */
+  async setSpeaker(id) {
+    const context = /** @type {(AudioContext & {setSinkId: (id: string) => Promise<void>}) | null} */ (this.#context);
+    await within(Promise.all([context?.setSinkId(id), this.#speaker?.setSinkId(id)]), RESUME_TIMEOUT_MS);
+    this.#speakerId = id;
+  }
+
+  get speakerId() {
+    return this.#speakerId;
   }
 
   /** @param {boolean} muted */

@@ -1,8 +1,6 @@
 /** Opens the microphone with the browser's echo cancellation, and turns its errors into messages for users. */
 
-const CONSTRAINTS = {
-  audio: { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: { ideal: 1 } },
-};
+const PROCESSING = { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: { ideal: 1 } };
 
 /** @type {Record<string, [string, string]>} */
 const FAULTS = {
@@ -10,6 +8,7 @@ const FAULTS = {
   SecurityError: ["microphone_denied", "This page may not use the microphone. Open it over https, in a tab of its own."],
   NotFoundError: ["microphone_missing", "No microphone was found. Plug one in, then press Talk again."],
   NotReadableError: ["microphone_busy", "Another program is using the microphone. Close it, then press Talk again."],
+  OverconstrainedError: ["microphone_missing", "The chosen microphone is gone. Choose another one."],
   AbortError: ["microphone_busy", "The microphone did not start. Unplug it, plug it in again, then press Talk."],
 };
 
@@ -31,13 +30,13 @@ const OPENING_TIMEOUT_MS = 8_000;
 
 /**
  * Asks for the microphone.
- * @param {{isPermitted: boolean, signal: AbortSignal, devices?: MediaDevices}} options
+ * @param {{isPermitted: boolean, signal: AbortSignal, deviceId?: string, devices?: MediaDevices}} options
  *   `isPermitted`: the browser will ask nobody. `signal`: the talk is over; a stream that comes later is stopped.
- *   `devices` is undefined in an insecure context
+ *   `deviceId`: this microphone alone. `devices` is undefined in an insecure context
  * @returns {Promise<MediaStream>} with an audio track
  * @throws {MicrophoneError}
  */
-export async function openMicrophone({ isPermitted, signal, devices = globalThis.navigator?.mediaDevices }) {
+export async function openMicrophone({ isPermitted, signal, deviceId, devices = globalThis.navigator?.mediaDevices }) {
   if (!devices?.getUserMedia) {
     throw new MicrophoneError("microphone_insecure", "Browsers give the microphone to secure pages alone. Open this page over https.");
   }
@@ -48,7 +47,7 @@ export async function openMicrophone({ isPermitted, signal, devices = globalThis
   const late = new MicrophoneError("microphone_busy", "The microphone did not start. Unplug it, plug it in again, then press Talk.");
   const timer = isPermitted ? setTimeout(() => ending.abort(late), OPENING_TIMEOUT_MS) : undefined;
   try {
-    const asked = devices.getUserMedia(CONSTRAINTS);
+    const asked = devices.getUserMedia({ audio: deviceId ? { ...PROCESSING, deviceId: { exact: deviceId } } : PROCESSING });
     asked.then((stream) => ending.signal.aborted && stop(stream), () => undefined);
     const stream = await Promise.race([asked, rejection(ending.signal)]);
     if (stream.getAudioTracks().length > 0) return stream;

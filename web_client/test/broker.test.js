@@ -1,7 +1,9 @@
 import assert from "node:assert/strict";
-import { test } from "node:test";
+import { mock, test } from "node:test";
 
 import { Broker, BrokerError, retryAfterMs } from "../broker.js";
+
+mock.method(console, "error", () => {}); // what a page's own code throws is shown to its developer
 
 /** A broker behind a fetch that answers once with `answer`, and shows what it was asked. */
 function asking(answer) {
@@ -11,7 +13,7 @@ function asking(answer) {
     if (answer instanceof Error) throw answer;
     return answer;
   };
-  return { broker: new Broker("https://b.example/", fetch), asked };
+  return { broker: new Broker("https://b.example/", { fetch }), asked };
 }
 
 const json = (body, init) => new Response(JSON.stringify(body), init);
@@ -61,11 +63,88 @@ test("a problem document's code and detail reach the page", async () => {
   });
 });
 
-for (const [status, retryable] of [[400, false], [401, false], [403, false], [404, false], [408, true], [413, false], [422, false], [429, true], [500, true], [502, true], [503, true]]) {
+for (const [status, retryable] of [[400, false], [403, false], [404, false], [408, true], [413, false], [422, false], [429, true], [500, true], [502, true], [503, true]]) {
   test(`${status} ${retryable ? "is asked again" : "is final"}, whatever its body`, async () => {
     await assert.rejects(asking(new Response("<html>", { status })).broker.requestPlan({}), { retryable, code: `http_${status}` });
   });
 }
+
+/** The error of a request for a plan whose answer is `answer`, and how often the page's `getToken` was called. */
+async function signedIn(answer, getToken) {
+  const wanted = [];
+  const sent = [];
+  const fetch = async (_url, init) => {
+    sent.push(init.headers.Authorization);
+    return typeof answer === "function" ? answer(sent.length) : answer;
+  };
+  const broker = new Broker("https://b.example", {
+    fetch,
+    getToken: (options) => {
+      wanted.push(options.refresh);
+      return getToken(wanted.length);
+    },
+  });
+  const plan = await broker.requestPlan({}).catch((error) => error);
+  return { plan, wanted, sent };
+}
+
+test("the user's token goes with the plan's request, once, and without a second Bearer", async () => {
+  const { plan, wanted, sent } = await signedIn(json({ session_id: "s" }), () => "Bearer one ");
+  assert.deepEqual([plan.session_id, wanted, sent], ["s", [false], ["Bearer one"]]);
+});
+
+test("a token that has expired is asked for anew, once", async () => {
+  const answer = (count) => (count === 1 ? new Response("", { status: 401 }) : json({ session_id: "s" }));
+  const { plan, wanted, sent } = await signedIn(answer, (count) => `token-${count}`);
+  assert.deepEqual([plan.session_id, wanted, sent], ["s", [false, true], ["Bearer token-1", "Bearer token-2"]]);
+});
+
+for (const [name, answer] of [
+  ["401", () => new Response("", { status: 401 })],
+  ["a redirect", () => new Response("", { status: 302, headers: { Location: "https://login.example" } })],
+  ["a page for signing in", () => new Response("<html>", { headers: { "Content-Type": "text/html; charset=utf-8" } })],
+]) {
+  test(`${name} means that the user has to sign in, after one fresh token`, async () => {
+    const { plan, wanted } = await signedIn(answer, (count) => `token-${count}`);
+    assert.deepEqual([plan.code, plan.retryable, wanted], ["sign_in_required", false, [false, true]]);
+  });
+}
+
+test("the same dead token is not tried twice", async () => {
+  const { plan, sent } = await signedIn(() => new Response("", { status: 401 }), () => "dead");
+  assert.deepEqual([plan.code, sent], ["sign_in_required", ["Bearer dead"]]);
+});
+
+for (const [name, getToken] of [
+  ["throws", () => { throw new Error("no"); }],
+  ["gives nothing", () => undefined],
+  ["gives two lines", () => "a\nb"],
+]) {
+  test(`a getToken that ${name} is a sign-in that is due`, async () => {
+    const { plan, sent } = await signedIn(json({}), getToken);
+    assert.deepEqual([plan.code, sent], ["sign_in_required", []]);
+  });
+}
+
+test("a page's own backend can give the plan", async () => {
+  const asked = [];
+  const broker = new Broker("https://b.example", { getPlan: async ({ agentId }) => (asked.push(agentId), { session_id: "s" }) });
+  assert.deepEqual([await broker.requestPlan({ agentId: "elena" }), asked], [{ session_id: "s" }, ["elena"]]);
+});
+
+test("a backend that fails is asked again later", async () => {
+  const broker = new Broker("https://b.example", { getPlan: async () => { throw new Error("no"); } });
+  await assert.rejects(broker.requestPlan({}), { code: "plan_unavailable", retryable: true });
+});
+
+test("the page's headers and cookies go to the broker", async () => {
+  const sent = [];
+  const fetch = async (_url, init) => (sent.push([init.headers["X-Tenant"], init.credentials, init.redirect]), json({}));
+  const broker = new Broker("https://b.example", { fetch, headers: () => ({ "X-Tenant": "t" }), credentials: "include" });
+  await broker.requestPlan({});
+  await broker.reportTurn(REPORT);
+  assert.deepEqual(sent, [["t", "include", "manual"], ["t", "include", "manual"]]);
+});
 
 test("a broker that can't be reached is asked again", async () => {
   await assert.rejects(asking(new TypeError("fetch failed")).broker.requestPlan({}), { code: "unreachable", retryable: true });

@@ -35,7 +35,7 @@ async function requestsOf(transport) {
   };
   const connection = { transport, url: "https://b.example/realtime/calls", token: "t" };
   const audio = { microphone: null, attachRemote() {}, muteRemote() {}, detachRemote() {} };
-  const call = new WebRtcTransport({ connection, audio, onSignal() {}, onDropped() {} });
+  const call = new WebRtcTransport({ connection, audio, request: (...sent) => fetch(...sent), onSignal() {}, onDropped() {} });
   await Promise.race([call.open(new AbortController().signal), new Promise((done) => setTimeout(done, 50))]);
   call.close();
   return asked;

@@ -13,7 +13,9 @@
  * @typedef {object} TransportContext
  * @property {Connection} connection
  * @property {AudioGraph} audio
+ * @property {(url: string | URL, init: RequestInit) => Promise<Response>} request  sends a request to the broker
  * @property {(signal: Signal) => void} onSignal
+ * @property {(event: object) => void} [onEvent]  each event as it came
  * @property {(failure: Failure) => void} onDropped  called once, after `open` has resolved; the transport is closed by then
  *
  * @typedef {object} Transport

@@ -151,7 +151,7 @@ export class WebRtcTransport {
 
   /** @param {unknown} data */
   #handle(data) {
-    const signal = readFrame(data);
+    const signal = readFrame(data, this.#context.onEvent);
     if (!signal || signal.kind === "ready") return;
     if (signal.kind === "playback_started" || signal.kind === "playback_stopped") this.#unmuteAnswer();
     this.#context.onSignal(signal);
@@ -194,13 +194,13 @@ function directExchange({ connection: { url, token } }) {
  * @param {TransportContext} context
  * @returns {Exchange}
  */
-function relayExchange({ connection: { url, token } }) {
+function relayExchange({ connection: { url, token }, request }) {
   const authorization = sessionHeaders(token);
   return async (offer, signal) => {
     let answer;
     try {
       const headers = { "Content-Type": "application/sdp", ...authorization };
-      answer = await fetch(url, { method: "POST", headers, body: offer, signal, redirect: "error" });
+      answer = await request(url, { method: "POST", headers, body: offer, signal });
     } catch {
       signal.throwIfAborted();
       throw failure("sdp_refused", "The voice service can't be reached.");
@@ -211,7 +211,7 @@ function relayExchange({ connection: { url, token } }) {
       if (!location) return;
       const call = new URL(location, url);
       // Best effort: a call whose media has stopped also ends by itself.
-      fetch(call, { method: "DELETE", headers: authorization, keepalive: true }).catch(() => undefined);
+      request(call, { method: "DELETE", headers: authorization, keepalive: true }).catch(() => undefined);
     };
     return { answer: await answer.text(), hangUp };
   };

@@ -135,7 +135,7 @@ export class WebSocketTransport {
    * @returns {Signal | null}
    */
   #handle(data) {
-    const signal = readFrame(data);
+    const signal = readFrame(data, this.#context.onEvent);
     if (!signal) return null;
     switch (signal.kind) {
       case "audio":

@@ -37,6 +37,8 @@ from token_broker.server.drain import Drain, DrainingServer
 from token_broker.server.websocket_protocol import uvicorn_options
 from token_broker.sessions.agents import AgentRegistry, load_agents
 from token_broker.settings import Settings
+from token_broker.tools.guardrail import GuardrailClient
+from token_broker.tools.runner import ToolRunner
 from token_broker.web.requests import Problem, uuid7
 
 KEY = "canary-key-7f3a91"
@@ -230,7 +232,14 @@ def make_settings(url: str, **overrides: Any) -> Settings:
     return broker_settings(None, url, **(chosen | overrides))
 
 
-def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: AgentRegistry | None = None) -> Running:
+def build(
+    settings: Settings,
+    *,
+    tls: ssl.SSLContext | None = None,
+    agents: AgentRegistry | None = None,
+    tools: ToolRunner | None = None,
+    guardrail: GuardrailClient | None = None,
+) -> Running:
     entra = EntraTokens(FixedEntra(), timeout_s=2) if settings.uses_entra else None
     credentials = Credentials(key=settings.key if settings.uses_key else None, entra=entra)
     pool = build_pool(settings)
@@ -277,6 +286,8 @@ def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: Agen
         connector=connector,
         limits=limits,
         drain=drain,
+        tools=tools,
+        guardrail=guardrail,
     )
     running = Running(settings, relay, connector, drain, limits, ingest, recall, tickets, blocklist, signer, book)
     return running
@@ -334,8 +345,15 @@ async def serving(running: Running, *more: BaseRoute, **options: Any) -> AsyncIt
 
 
 @contextlib.asynccontextmanager
-async def broker(url: str, *, tls: ssl.SSLContext | None = None, **overrides: Any) -> AsyncIterator[Running]:
-    async with serving(build(make_settings(url, **overrides), tls=tls)) as running:
+async def broker(
+    url: str,
+    *,
+    tls: ssl.SSLContext | None = None,
+    agents: AgentRegistry | None = None,
+    tools: ToolRunner | None = None,
+    **overrides: Any,
+) -> AsyncIterator[Running]:
+    async with serving(build(make_settings(url, **overrides), tls=tls, agents=agents, tools=tools)) as running:
         yield running
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "preview_client_event",
     "preview_server_event",
     "strictly",
+    "voice_live_session_fits",
 ]
 
 _GA_SERVER: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
@@ -75,6 +76,11 @@ def preview_client_event(event: Any) -> None:
     """Fails where `azure.ai.voicelive.models` has no such event from a client."""
     assert event["type"] in _models.ClientEvent.__mapping__, event["type"]
     _fits(event, models.ClientEvent, event["type"])
+
+
+def voice_live_session_fits(session: Any) -> None:
+    """Fails where `azure.ai.voicelive.models` has no such session to ask for."""
+    _fits(session, models.RequestSession, "session")
 
 
 def _no_extras(value: Any, where: str) -> None:

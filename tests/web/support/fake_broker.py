@@ -42,6 +42,7 @@ class FakeBroker:
     turn_answers: list[int | str] = field(default_factory=list)
     dialect: str = "preview"
     extra_page: str = ""
+    extra_files: dict[str, str] = field(default_factory=dict)  # scripts, by their paths
     health: dict[str, Any] | None = field(default_factory=lambda: {"agents": {"elena": {}, "marcus": {}}})
 
     plans: list[dict[str, Any]] = field(default_factory=list)
@@ -136,6 +137,10 @@ class FakeBroker:
     async def extra(self, request: Request) -> Response:
         return HTMLResponse(self.extra_page)
 
+    async def extra_file(self, request: Request) -> Response:
+        found = self.extra_files.get(request.url.path)
+        return Response(status_code=404) if found is None else Response(found, media_type="text/javascript")
+
     async def proxy(self, websocket: WebSocket) -> None:
         await self._talk(websocket, "broker.ready", self.dialect)
 
@@ -189,6 +194,7 @@ async def run_fake(**knobs: Any) -> AsyncIterator[FakeBroker]:
             Route(f"{api}/status", fake.status),
             Route("/api/v1/memory/enrich", fake.enrich, methods=["POST"]),
             Route("/extra", fake.extra),
+            Route("/{name}.js", fake.extra_file),
             Route("/azure/calls", fake.azure_call, methods=["POST"]),
             Route("/relay/calls", fake.relay_call, methods=["POST"]),
             Route("/relay/calls/{number}", fake.hang_up, methods=["DELETE"]),

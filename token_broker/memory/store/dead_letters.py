@@ -6,6 +6,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, tr
 
 from token_broker.memory.store.sessions import subtract_from_size
 from token_broker.memory.store.tables import dead_letters, is_session, outbox, stored_turn, turns, within_bytes
+from token_broker.memory.store.turn_words import delete_words
 from token_broker.memory.store.turn_writes import enqueue
 from token_broker.memory.types import FULL_BATCH, SINK_BITS, DeadLetter, SinkName
 
@@ -92,6 +93,7 @@ def purge_dead(
         ).first()
         if left is not None and not left.dead and not left.pending:
             subtract_from_size(connection, dead_session_id, its)
+            delete_words(connection, dead_session_id, its)
             connection.execute(delete(turns).where(is_session(turns, dead_session_id), its))
     return len(letters)
 

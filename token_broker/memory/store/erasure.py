@@ -30,6 +30,7 @@ from token_broker.memory.store.tables import (
     turns,
     within_bytes,
 )
+from token_broker.memory.store.turn_words import delete_words
 from token_broker.memory.store_errors import NotOwnerError
 from token_broker.memory.types import ERASED_PRINCIPAL, SinkErasure, SinkName, bucket_of
 from token_broker.security.tokens import ANONYMOUS
@@ -138,6 +139,7 @@ def delete_erased(connection: Connection, session_id: str, *, max_turns: int, ma
             connection.execute(delete(table).where(is_session(table, session_id)))
         connection.execute(update(sessions).where(is_erased).values(epoch=ERASED))
         return 0
+    delete_words(connection, session_id, turns.c.turn_id.in_(turn_ids))
     return connection.execute(
         delete(turns).where(is_session(turns, session_id), turns.c.turn_id.in_(turn_ids))
     ).rowcount
@@ -174,6 +176,7 @@ def delete_older_turns(connection: Connection, before_arrival: int, limit: int, 
         connection.execute(select(sessions.c.epoch).where(is_session(sessions, session_id)).with_for_update())
         its = turns.c.turn_id.in_(by_session[session_id])
         subtract_from_size(connection, session_id, its)
+        delete_words(connection, session_id, its)
         connection.execute(delete(turns).where(is_session(turns, session_id), its))
         letters = dead_letters.c.turn_id.in_(by_session[session_id])
         connection.execute(delete(dead_letters).where(is_session(dead_letters, session_id), letters))

@@ -43,7 +43,6 @@ __all__ = [
     "NOW_US",
     "SCHEMA_REVISION",
     "SESSION_TABLES",
-    "SQLITE_FULL_TEXT",
     "TURN_ORDER",
     "are_sessions",
     "blocks",
@@ -66,6 +65,7 @@ __all__ = [
     "stored_turn",
     "tickets",
     "tool_claims",
+    "turn_words",
     "turns",
     "upgrade",
     "within_bytes",
@@ -81,7 +81,7 @@ _VERSION_TABLE = """CREATE TABLE alembic_version (
 ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
 ERASED = 1  # the epoch of a tombstone without turns
 
-SCHEMA_REVISION = "0004"  # the newest of migrations/versions
+SCHEMA_REVISION = "0006"  # the newest of migrations/versions
 
 metadata = MetaData()
 sessions = Table(
@@ -130,6 +130,7 @@ turns = Table(
     # one row, written once, however many sinks there are.
     Column("pending", SmallInteger, nullable=False, server_default=text("0")),
     Column("dead", SmallInteger, nullable=False, server_default=text("0")),
+    Column("folding", SmallInteger),  # the version of the rules by which its words are folded; NULL: not yet
     PrimaryKeyConstraint("bucket", "session_id", "turn_id"),
     Index("turns_in_order", "bucket", "session_id", "epoch", "place", "arrival"),
     Index("turns_by_arrival", "arrival"),
@@ -301,19 +302,24 @@ tool_claims = Table(
 # Rows that an erased session takes with it, beside its turns. Each table has `bucket` and `session_id`.
 SESSION_TABLES: tuple[Table, ...] = (dead_letters, notices, outbox, tool_claims)
 
-# SQLite's full text. It is contentless: a row's `rowid` is the turn's arrival; `owner` holds a token of the session, so
-# that a search reads nobody else's postings. `full_text.py` fills it behind the commits and merges it in small steps:
-# automerge is off, and a crisis merge, which takes seconds, waits for 500 segments. PostgreSQL needs no table for it.
-SQLITE_FULL_TEXT = (
-    "CREATE VIRTUAL TABLE turns_fts USING fts5(owner, content, content='')",
-    "INSERT INTO turns_fts (turns_fts, rank) VALUES ('automerge', 0)",
-    "INSERT INTO turns_fts (turns_fts, rank) VALUES ('crisismerge', 500)",
-    # A contentless table deletes a row by its former values; of a turn that was not indexed yet they would corrupt it.
-    """CREATE TRIGGER turns_fts_delete AFTER DELETE ON turns
-        WHEN EXISTS (SELECT 1 FROM turns_fts WHERE rowid = old.arrival) BEGIN
-        INSERT INTO turns_fts (turns_fts, rowid, owner, content)
-        VALUES ('delete', old.arrival, 's' || hex(old.session_id), old.content);
-    END""",
+# The folded words of each turn, for recall. A session's stand together: in SQLite they are read from start to end.
+turn_words = Table(
+    "turn_words",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("arrival", BigInteger, nullable=False),
+    Column("words", Text, nullable=False),
+    PrimaryKeyConstraint("bucket", "session_id", "arrival"),
+    sqlite_with_rowid=False,
+)
+
+# Turns from before the words were kept, or that an older replica stores. Rules that change need another such index.
+Index(
+    "turns_unfolded",
+    turns.c.arrival,
+    sqlite_where=turns.c.folding.is_(None),
+    postgresql_where=turns.c.folding.is_(None),
 )
 
 
@@ -388,8 +394,6 @@ def migrate(connection: Connection) -> bool:
     if found is None:
         # The newest tables at once, as all migrations together make them: Alembic takes long to load.
         metadata.create_all(connection, checkfirst=False)
-        for statement in SQLITE_FULL_TEXT if connection.dialect.name == "sqlite" else ():
-            connection.execute(text(statement))
         connection.execute(text(_VERSION_TABLE))
         connection.execute(text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": SCHEMA_REVISION})
     elif found != SCHEMA_REVISION:

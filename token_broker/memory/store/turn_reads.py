@@ -1,6 +1,6 @@
 """Reading turns, as statements: pages of receipts, and what recall shows of a session."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -19,6 +19,7 @@ __all__ = [
     "list_turns",
     "recent_sessions",
     "turn_columns",
+    "turns_at",
 ]
 
 PAGE_BYTES = 1_048_576  # of content
@@ -104,3 +105,17 @@ def recent_sessions(connection: Connection, principal: str, limit: int, *, but: 
     wanted = and_(sessions.c.principal == principal, sessions.c.session_id != but)
     newest = select(sessions.c.session_id).where(wanted).order_by(sessions.c.epoch.desc()).limit(limit)
     return list(connection.scalars(newest))
+
+
+def turns_at(
+    connection: Connection, arrivals: Sequence[int], *, principal: str, chars: int | None = None
+) -> list[StoredTurn]:
+    """The turns of these arrivals, in this order, in sessions that are still `principal`'s; of each `chars` or all."""
+    owned = select(sessions.c.session_id).where(
+        sessions.c.bucket == turns.c.bucket,
+        sessions.c.session_id == turns.c.session_id,
+        sessions.c.principal == principal,
+    )
+    wanted = select(*turn_columns(chars)).where(turns.c.arrival.in_(arrivals), owned.exists())
+    rows = {row.arrival: row for row in connection.execute(wanted)}
+    return [stored_turn(rows[arrival]) for arrival in arrivals if arrival in rows]

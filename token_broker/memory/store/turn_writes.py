@@ -47,6 +47,7 @@ from token_broker.memory.store.tables import (
     notices,
     outbox,
     sessions,
+    turn_words,
     turns,
 )
 from token_broker.memory.types import (
@@ -66,12 +67,14 @@ from token_broker.memory.types import (
     bucket_of,
     to_us,
 )
+from token_broker.memory.words.folding import FOLDING_VERSION, fold_turn
 from token_broker.security.tokens import ANONYMOUS, Owner
 
 __all__ = [
     "enqueue",
     "insert_turns",
     "insert_within_limit",
+    "insert_words",
     "last_arrival",
     "mark_interrupted",
     "put_back",
@@ -112,8 +115,10 @@ TURN_FIELDS: tuple[Column[Any], ...] = (
     turns.c.interrupted,
     turns.c.channel,
     turns.c.pending,
+    turns.c.folding,
 )
 _OUTBOX_FIELDS: tuple[Column[Any], ...] = tuple(outbox.c)
+_WORD_FIELDS: tuple[Column[Any], ...] = tuple(turn_words.c)
 _OWNED_TURN_FIELDS = (*TURN_FIELDS, sessions.c.principal)  # the principal that has to own the session
 
 
@@ -304,6 +309,8 @@ def insert_turns(
         save_sessions(connection, [(item.turn.owner, item.turn.agent_id) for item in orphans], now_s)
         stored = {*stored, *_insert(connection, {item.key: item for item in orphans}, pending)}
     if stored:
+        told = (rows[key] for key in stored)
+        insert_words(connection, ((item.turn.owner.session_id, item.arrival, item.turn.content) for item in told))
         enqueue(connection, sinks, Counter(session_id for session_id, _ in stored), to_us(now_s))
     if len(stored) == len(batch):
         return [Outcome.STORED] * len(batch)
@@ -344,6 +351,7 @@ def _insert(connection: Connection, wanted: Mapping[_Key, ArrivedTurn], pending:
             turn.interrupted,
             turn.channel,
             pending,
+            FOLDING_VERSION,
             turn.owner.principal,
         ]
         rows.append(row)
@@ -355,6 +363,13 @@ def _insert(connection: Connection, wanted: Mapping[_Key, ArrivedTurn], pending:
         select(turns.c.session_id, turns.c.turn_id, turns.c.arrival).where(turns.c.arrival.in_(list(by_arrival)))
     )
     return {(s, t) for s, t, arrival in found if by_arrival[arrival] == (s, t)}
+
+
+def insert_words(connection: Connection, said: Iterable[tuple[str, int, str]]) -> None:
+    """Writes the words of stored turns: session, arrival, content. Those of a repeated attempt are there already."""
+    rows = [(bucket_of(key), key, arrival, words) for key, arrival, text in said if (words := fold_turn(text)).strip()]
+    if rows:
+        _INSERT_WORDS.run(connection, sorted(rows))
 
 
 def last_arrival(connection: Connection) -> int:
@@ -500,6 +515,12 @@ def _insert_turns(dialect: str) -> Insert:
     return inserted
 
 
+def _insert_words(dialect: str) -> Insert:
+    statement = insert_from_batch(dialect, turn_words, _WORD_FIELDS)
+    inserted: Insert = statement.on_conflict_do_nothing(index_elements=["bucket", "session_id", "arrival"])
+    return inserted
+
+
 def _enqueue_for(dialect: str) -> Insert:
     """A session in backoff stays there; any other is due at once, because the new turn may fill a gap."""
     statement = insert_from_batch(dialect, outbox, _OUTBOX_FIELDS)
@@ -516,4 +537,5 @@ def _enqueue_for(dialect: str) -> Insert:
 
 _SAVE_SESSIONS = Batch(SESSION_FIELDS, _save_sessions)
 _INSERT_TURNS = Batch(_OWNED_TURN_FIELDS, _insert_turns)
+_INSERT_WORDS = Batch(_WORD_FIELDS, _insert_words)
 _ENQUEUE = Batch(_OUTBOX_FIELDS, _enqueue_for)

@@ -6,7 +6,7 @@ well below a millisecond, so that an event loop can do something else in between
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from token_broker.memory.words.folding import fold
@@ -22,7 +22,7 @@ _COVERED = 0.34  # of what was asked, by weight: at least so much has a turn tha
 _ENOUGH = 2.04  # of weight: about two rare words answer a long question, however much else it says
 _LEAST = 0.33
 _BESIDE_BEST = 0.8  # of the best one's score: what is less is not told beside it
-_FRAMES_COVERED = 0.8
+_MOST_COVERED = 0.8
 _ECHO = 0.4  # a turn that only asks the same answers nothing
 
 
@@ -83,22 +83,27 @@ class Search:
         """Compares the words of the likeliest turns, a turn a step. Call `best` behind the last one."""
         weights = [term.weight * self._rarity(number) for number, term in enumerate(self.terms)]
         whole = sum(weights)
-        needed = max(_LEAST, min(_COVERED * whole, _ENOUGH))
-        bounds = {hits: _weight_of(hits, weights) for hits in {found.hits for found in self._found.values()}}
-        likely = [found for found in self._found.values() if bounds[found.hits] >= min(needed, whole)]
-        likely.sort(key=lambda found: (bounds[found.hits], found.arrival), reverse=True)
+        needed = max(min(_LEAST, _MOST_COVERED * whole), min(_COVERED * whole, _ENOUGH))
+        common = sum(1 << number for number, count in enumerate(self._counts) if count >= _HITS_A_TERM)
+        hits = {found.hits for found in self._found.values()}
+        sure = {each: _weight_of(each, weights) for each in hits}
+        # Common terms were not looked for everywhere: a turn may have them besides.
+        enough = {each for each in hits if _weight_of(each | common, weights) >= needed}
+        likely = [found for found in self._found.values() if found.hits in enough]
+        likely.sort(key=lambda found: (sure[found.hits], found.arrival), reverse=True)
         asked = frozenset(fold(self.question).split())
         asked |= stop_words_of(asked)[0]
         for found in likely[:_COMPARED]:
-            if (score := self._score(found, weights, needed)) > 0:
+            if (score := self._score(found, found.hits | common, weights, needed)) > 0:
                 self._scores[found.arrival] = score * (_ECHO if asked.issuperset(found.words.split()) else 1)
             yield
 
-    def best(self, limit: int) -> list[int]:
-        """The arrivals of the turns that answer, best first; of equals the newest."""
-        top = max(self._scores.values(), default=0.0)
-        ranked = sorted(self._scores, key=lambda arrival: (round(self._scores[arrival], 2), arrival), reverse=True)
-        return [arrival for arrival in ranked if self._scores[arrival] >= _BESIDE_BEST * top][:limit]
+    def best(self, limit: int, *, but: Collection[int] = ()) -> list[int]:
+        """The arrivals of the turns that answer, without those of `but`, best first; of equals the newest."""
+        scores = {arrival: score for arrival, score in self._scores.items() if arrival not in but}
+        least = _BESIDE_BEST * max(scores.values(), default=0.0)
+        ranked = sorted(scores, key=lambda arrival: (round(scores[arrival], 2), arrival), reverse=True)
+        return [arrival for arrival in ranked if scores[arrival] >= least][:limit]
 
     def _rarity(self, number: int) -> float:
         """From 1, of a term that at most one turn has, down with the number of turns that have it."""
@@ -106,16 +111,16 @@ class Search:
         most = 1 + math.log((self.turns + 2) / 2)
         return (1 + math.log((self.turns + 2) / (count + 1))) / most
 
-    def _score(self, found: _Found, weights: list[float], needed: float) -> float:
+    def _score(self, found: _Found, hits: int, weights: list[float], needed: float) -> float:
         """The weight of what the turn has of the question; 0 where it is too little."""
         said = found.words.split()
         score, decided = 0.0, False
         for number, term in enumerate(self.terms):
-            if found.hits >> number & 1 and (alike := term.likeness(found.words, said)) >= ALIKE:
+            if hits >> number & 1 and (alike := term.likeness(found.words, said)) >= ALIKE:
                 score += weights[number] * alike
                 decided |= is_decisive(term)
         if all(term.is_frame for term in self.terms):
-            needed = _FRAMES_COVERED * sum(weights)
+            needed = _MOST_COVERED * sum(weights)
         return score if decided and score >= needed else 0.0
 
 

@@ -252,8 +252,10 @@ DECISIVE: Final = frozenset(
 # Chinese and Japanese: a pair of signs with one of these says little, and these pairs and runs of signs say nothing.
 STOP_SIGNS: Final = frozenset("的了吗呢吧啊是我你您他她它们們这這那哪什么麼怎谁誰很也都就和在有不几幾嗎何")
 WEAK_SIGNS: Final = frozenset("叫说說问問请請去来會会要想能给給到做对對过過把被住用从從")
-_GRAMS: Final = """什么 怎么 么样 为什 时候 多少 哪里 哪儿 哪个 几点 几个 没有 可以 不能 告诉 记得 一下
-        一个 请问 是不 有没 之前 上次 我们 你们 你好 谢谢 名字 号码 时间 今天 明天 昨天 地方 为何 什麼 怎麼 麼樣
+_GRAMS: Final = """
+        怎么样 什么时候 为什么 怎麼樣 什麼時候 為什麼 什么 怎么
+        么样 为什 时候 多少 哪里 哪儿 哪个 几点 几个 没有 可以 不能 告诉 记得
+        一下 一个 请问 是不 有没 之前 上次 我们 你们 你好 谢谢 名字 号码 时间 今天 明天 昨天 地方 为何 什麼 怎麼 麼樣
         時候 告訴 記得 一個 請問 還記 还记 叫什 知道 关于 關於 說過 说过 提到 何時 何处 名前 何で 何が 何を 何の
         番号 時間 今日 明日 昨日 場所"""
 _RUNS: Final = """でしたか でしょうか ですか でした です ますか ました ます ません だっけ だった

@@ -39,7 +39,7 @@ _HANGUL = re.compile("[\uac00-\ud7a3]")
 _KANA = re.compile("[\u3041-\u30ff]")
 _OTHERS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\uaa60-\uaa7f]+")
 _STOP_RUN = re.compile("|".join(STOP_RUNS))
-_STOP_GRAM = re.compile("|".join(sorted(STOP_GRAMS)))
+_STOP_GRAM = re.compile("|".join(sorted(STOP_GRAMS, key=len, reverse=True)))
 _SHORT_SCRIPTS = re.compile("[\uac00-\ud7a3\u0590-\u06ff\u0900-\u0dff]")  # whose words have few letters
 
 
@@ -107,8 +107,8 @@ def _word(word: str, stops: frozenset[str], *, compounds: bool) -> tuple[Term, .
 @lru_cache(maxsize=1_024)
 def _patterns(word: str) -> tuple[str, ...]:
     """A turn that has a word like this one has one of these."""
-    if word.isdigit():
-        return (f" {word} ",)
+    if any(map(str.isdigit, word)):
+        return (f" {word} ",)  # numbers and codes are like themselves alone
     if _HANGUL.match(word):
         return (min(*stems(word), word[:3], key=len),)
     if _SHORT_SCRIPTS.match(word) or len(shortest := min(stems(word), key=len)) < len(word):

@@ -11,24 +11,19 @@ Reason = Literal["greeting", "guardrail", "say", "handoff", "retry", "client", "
 ToolState = Literal["running", "done", "failed"]
 
 
-def _fits(arguments: str) -> str | None:
-    del arguments
-    return None
-
-
 @dataclass(frozen=True, slots=True)
 class Tool:
     """A function of the agent's, and who runs it: the broker over HTTP, the broker by itself, or the client.
 
-    `say` is spoken while it takes long. `timeout_s` is the time that a client has. `fault` says what is wrong with
-    arguments that a client would get; None: they fit.
+    `say` is spoken while it takes long. `timeout_s` is the time that a client has; `fault` says what is wrong with the
+    arguments that it would get, or that they fit (None).
     """
 
     name: str
     by: Literal["http", "builtin", "client"]
     say: str | None = None
     timeout_s: float = 20.0
-    fault: Callable[[str], str | None] = _fits
+    fault: Callable[[str], str | None] = lambda _arguments: None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """Who runs which of an agent's functions. Pure."""
 
 from collections.abc import Mapping
-from functools import partial
 
 from token_broker.relay.answers.actions import Tool
 from token_broker.sessions.agent import Agent
@@ -19,11 +18,11 @@ def tools_of(agent: Agent) -> Mapping[str, Tool]:
             continue
         if isinstance(tool.run, HttpRun):
             found[tool.name] = Tool(tool.name, "http", say=tool.run.say)
-        else:
-            found[tool.name] = Tool(tool.name, "client", timeout_s=tool.timeout_s, fault=partial(_fault, tool))
+            continue
+
+        def fault(arguments: str, tool: FunctionTool = tool) -> str | None:
+            checked = checked_arguments(tool, arguments)
+            return checked if isinstance(checked, str) else None
+
+        found[tool.name] = Tool(tool.name, "client", timeout_s=tool.timeout_s, fault=fault)
     return found
-
-
-def _fault(tool: FunctionTool, arguments: str) -> str | None:
-    found = checked_arguments(tool, arguments)
-    return found if isinstance(found, str) else None

@@ -12,7 +12,7 @@ from typing import Any
 from token_broker.relay.answers.actions import Action, Run, Send, Tell, Tool
 from token_broker.security.limits import BoundedDict
 
-__all__ = ["OUTPUT_ID", "Batch", "OpenCalls"]
+__all__ = ["OUTPUT_ID", "CallBatch", "OpenCalls"]
 
 Event = Mapping[str, Any]
 
@@ -33,7 +33,7 @@ _UNKNOWN = "There is no tool of this name. The tools are: {names}."
 
 
 @dataclass(slots=True)
-class _Call:
+class _OpenCall:
     """A call, an approval (`tool` is None) or a call of Azure's own (no `name` either).
 
     `output` waits for a session while none is there.
@@ -48,7 +48,7 @@ class _Call:
 
 
 @dataclass(slots=True)
-class Batch:
+class CallBatch:
     """What one answer called: the calls that are `open`, and the keys of those that are `answered`.
 
     `asks`: the model has to be asked to go on. `acts`: something of it is the broker's or Azure's to do, not the
@@ -59,7 +59,7 @@ class Batch:
     response_id: str
     silent: bool = False
     """Whether tools were off in that answer: then it asks for nothing."""
-    open: dict[str, _Call] = field(default_factory=dict)
+    open: dict[str, _OpenCall] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
     functions: int = 0
     ended: bool = False
@@ -95,14 +95,14 @@ class OpenCalls:
         self._azure_session = azure_session
         self._listens = listens
         self._here = False
-        self._batches: dict[str, Batch] = {}
+        self._batches: dict[str, CallBatch] = {}
         self.told: set[str] = set()
         """The keys whose outputs Azure has told of."""
         self._seen = BoundedDict[tuple[str, str], None](_SEEN)  # calls by session and id
         self._names = BoundedDict[str, str](_SEEN)  # of calls under way, by item
         self._faults = BoundedDict[str, str](_SEEN)  # why calls are not made, by id
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[CallBatch]:
         return iter(list(self._batches.values()))
 
     @property
@@ -114,14 +114,14 @@ class OpenCalls:
         """The keys that have their outputs, and of which the model has not gone on yet."""
         return frozenset().union(*(batch.answered for batch in self))
 
-    def ready(self) -> list[Batch]:
+    def ready(self) -> list[CallBatch]:
         """The batches from which the model is to be asked to go on. Forgets those that need nothing more."""
         for batch in self:
             if batch.is_complete and (batch.cancelled or not batch.asks or not (batch.acts or not self._listens)):
                 self.drop(batch)
         return [batch for batch in self if batch.is_complete and not batch.asked]
 
-    def drop(self, batch: Batch) -> None:
+    def drop(self, batch: CallBatch) -> None:
         """Nothing more is to be done about it."""
         self._batches.pop(batch.response_id, None)
         self.told -= batch.answered
@@ -167,7 +167,7 @@ class OpenCalls:
             if batch.said or batch.cancelled or batch.silent or not batch.ended:
                 continue
             for call in batch.open.values():
-                if call.tool is not None and call.tool.say and now_s - call.began_s >= _SAY_AFTER_S:
+                if call.tool is not None and call.tool.say and call.began_s + _SAY_AFTER_S <= now_s:
                     batch.said = True
                     return call.tool.say
         return None
@@ -184,13 +184,15 @@ class OpenCalls:
         self.told = set(self.answered())
         return done
 
-    def cut(self) -> None:
-        """The session is gone. Approvals and calls of Azure's own end with it: the model has to be asked again."""
+    def cut(self, *, lost: bool = True) -> None:
+        """The session is gone, or only our way to it. Approvals and calls of Azure's own end with a session that is
+        `lost`: then the model has to be asked again.
+        """
         self._here = False
         self.told.clear()
         for batch in self:
             batch.ended = True
-            for call in [each for each in batch.open.values() if each.tool is None and each.output is None]:
+            for call in [each for each in batch.open.values() if lost and each.tool is None]:
                 del batch.open[call.key]
                 batch.asks = batch.acts = True
 
@@ -228,7 +230,7 @@ class OpenCalls:
         elif kind == "mcp_approval_request":
             batch = self._batch(response_id, silent=silent)
             if key not in batch.answered:
-                batch.open.setdefault(key, _Call(key, str(item.get("name")), now_s, None, now_s + _APPROVAL_S))
+                batch.open.setdefault(key, _OpenCall(key, str(item.get("name")), now_s, None, now_s + _APPROVAL_S))
                 batch.acts = True
         elif kind == "function_call" and item.get("status", "completed") == "completed" and not outside:
             return self._take(item, self._batch(response_id, silent=silent), now_s)
@@ -308,12 +310,12 @@ class OpenCalls:
 
     # --- parts of the above
 
-    def _batch(self, response_id: str, *, silent: bool) -> Batch:
+    def _batch(self, response_id: str, *, silent: bool) -> CallBatch:
         if (batch := self._batches.get(response_id)) is None:
-            batch = self._batches[response_id] = Batch(response_id, silent)
+            batch = self._batches[response_id] = CallBatch(response_id, silent)
         return batch
 
-    def _take(self, item: Event, batch: Batch, now_s: float) -> list[Action]:
+    def _take(self, item: Event, batch: CallBatch, now_s: float) -> list[Action]:
         call_id, name, arguments = str(item.get("call_id")), str(item.get("name")), item.get("arguments")
         identity = (self._azure_session(), call_id)
         if identity in self._seen:
@@ -323,7 +325,7 @@ class OpenCalls:
         batch.functions += 1
         batch.asks = not batch.silent
         tool = self._tools().get(name)
-        call = batch.open[call_id] = _Call(call_id, name, now_s, tool)
+        call = batch.open[call_id] = _OpenCall(call_id, name, now_s, tool)
         fault = self._faults.get(call_id)
         fault = fault or self._fault(name, arguments, batch.functions, silent=batch.silent)
         if tool is None or fault is not None:
@@ -348,21 +350,21 @@ class OpenCalls:
             return _UNKNOWN.format(names=", ".join(sorted(tools)) or "none")
         return tool.fault(arguments) if tool.by == "client" else None
 
-    def _give(self, batch: Batch, call: _Call) -> list[Action]:
+    def _give(self, batch: CallBatch, call: _OpenCall) -> list[Action]:
         """Sends an output, where a session is there to take it."""
         if not self._here:
             return []
         batch.answer(call.key)
         return [_item("function_call_output", call.key, {"call_id": call.key, "output": call.output or ""})]
 
-    def _begin_mcp(self, item: Event, batch: Batch, now_s: float) -> None:
+    def _begin_mcp(self, item: Event, batch: CallBatch, now_s: float) -> None:
         key, approval = str(item.get("id")), str(item.get("approval_request_id"))
         if any(key in each.open or key in each.answered for each in self):
             return
         for each in self:  # what was waited for is this call now
             if each.open.pop(approval, None) is not None and each is not batch:
                 each.asks = each.asks or each.functions > 0
-        batch.open[key] = _Call(key, "", now_s, None, now_s + _MCP_S)
+        batch.open[key] = _OpenCall(key, "", now_s, None, now_s + _MCP_S)
         batch.acts = True
 
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from strategies.base import Dialect
+from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.answers.actions import Action, Reason, Refuse, Send, Tool
-from token_broker.relay.answers.open_calls import Batch, OpenCalls
-from token_broker.relay.resume.ledger import SAY_ID
+from token_broker.relay.answers.open_calls import CallBatch, OpenCalls
+from token_broker.relay.dialects.broker_events import SAY_ID
 from token_broker.relay.resume.session_facts import SessionFacts
 
 __all__ = ["ACTIVE_ALREADY", "CREATE_ID", "SEQUENCER_EVENTS", "AnswerSequencer"]
@@ -53,6 +53,7 @@ class _Want:
     response: dict[str, Any] | None = None
     event: dict[str, Any] | None = None
     items: int = 0
+    outside: bool = False
     tries: int = 0
 
     @property
@@ -71,12 +72,12 @@ class _Create:
     event_ids: frozenset[str] = frozenset()
     covers: frozenset[str] = frozenset()
     wants: tuple[_Want, ...] = ()
-    batches: tuple[Batch, ...] = ()
+    batches: tuple[CallBatch, ...] = ()
     tools_off: bool = False
 
 
 @dataclass(slots=True)
-class _Answer:
+class _AnswerUnderWay:
     """An answer that Azure makes: of a `create`, or by itself. It goes on from the keys that it `covers`."""
 
     covers: frozenset[str] = frozenset()
@@ -117,7 +118,7 @@ class AnswerSequencer:
         self._here = False
         self._moved = False
         self._dialect: Dialect = "ga"
-        self._active: dict[str, _Answer] = {}
+        self._active: dict[str, _AnswerUnderWay] = {}
         self._create: _Create | None = None
         self._wants: deque[_Want] = deque()
         self._speaking = False
@@ -130,6 +131,11 @@ class AnswerSequencer:
         self._owed_s = 0.0
         self._number = 0
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether an answer is asked for or made, or a call of one has no output yet."""
+        return bool(self._active) or self._create is not None or self.calls.is_acting
+
     def due_s(self, now_s: float) -> float:
         """When `tick` has something to do next; infinity: nothing is known."""
         times = [*self.calls.times(), self._by_itself_s, self._blocked_s]
@@ -141,7 +147,7 @@ class AnswerSequencer:
 
     def tick(self, now_s: float) -> list[Action]:
         """Does what is due: an answer is asked for, a call has taken too long."""
-        if self._create is not None and now_s - self._create.sent_s >= _CREATED_S:
+        if self._create is not None and self._create.sent_s + _CREATED_S <= now_s:
             self._again(self._create)
         return self.calls.expire(now_s) + self._next(now_s)
 
@@ -177,14 +183,17 @@ class AnswerSequencer:
                 self.calls.drop(batch)
         return done + self._next(now_s)
 
-    def cut(self) -> None:
-        """The session is gone: its answers are over, and what it was asked is asked of the next one."""
-        self._moved = self._moved or self._here
+    def cut(self, *, lost: bool = True) -> None:
+        """The session is gone: its answers are over, and what it was asked is asked of the next one.
+
+        Where it is not `lost`, only our way to it is: what it does and tells meanwhile is not seen.
+        """
+        self._moved = self._moved or (self._here and lost)
         self._here = self._speaking = self._plays = False
         self._create = None
         self._active.clear()
         self._by_itself_s = self._blocked_s = 0.0
-        self.calls.cut()
+        self.calls.cut(lost=lost)
 
     # --- what the client sends
 
@@ -219,7 +228,12 @@ class AnswerSequencer:
         elif kind == "input_audio_buffer.cleared":
             self._speaking, self._by_itself_s = False, 0.0
         elif kind == "response.created":
-            self._begin_answer(event.get("response"))
+            if isinstance(stated := event.get("response"), dict):
+                outside = "conversation_id" in stated and stated["conversation_id"] is None
+                create, self._create = self._create, None
+                covers = frozenset(self.calls.told) if create is None else create.covers
+                self._by_itself_s = self._by_itself_s if outside else 0.0
+                self._active[str(stated.get("id"))] = _AnswerUnderWay(covers, outside, create)
         elif kind == "response.output_item.added":
             self.calls.add_output(event, now_s, silent=silent)
         elif kind == "response.function_call_arguments.done":
@@ -262,7 +276,7 @@ class AnswerSequencer:
         asked = {"instructions": f"{self._facts.instructions}\n\n{told}".strip(), "tool_choice": "none"}
         return [self._send(_Create("say", now_s, self._items), SAY_ID, asked)]
 
-    def _ask(self, ready: list[Batch], now_s: float) -> Action:
+    def _ask(self, ready: list[CallBatch], now_s: float) -> Action:
         """One `response.create` for the finished batches and all wants for which any answer will do."""
         if not ready and not self._wants[0].is_plain:
             wants: tuple[_Want, ...] = (self._wants.popleft(),)
@@ -302,24 +316,15 @@ class AnswerSequencer:
 
     # --- answers
 
-    def _begin_answer(self, stated: Any) -> None:
-        if not isinstance(stated, dict):
-            return
-        outside = "conversation_id" in stated and stated["conversation_id"] is None
-        create, self._create = self._create, None
-        covers = frozenset(self.calls.told) if create is None else create.covers
-        if not outside:
-            self._by_itself_s = 0.0
-        self._active[str(stated.get("id"))] = _Answer(covers, outside, create)
-
     def _end_answer(self, stated: Any, now_s: float) -> list[Action]:
         if not isinstance(stated, dict):
             return []
         response_id = str(stated.get("id"))
-        answer = self._active.pop(response_id, None) or _Answer()
+        answer = self._active.pop(response_id, None) or _AnswerUnderWay()
         done: list[Action] = []
         for item in stated.get("output") or ():
-            done += self.calls.end_output(item, response_id, now_s, silent=answer.silent, outside=answer.outside)
+            if isinstance(item, dict) and item.get("type") != "mcp_call":  # it may run on
+                done += self.calls.end_output(item, response_id, now_s, silent=answer.silent, outside=answer.outside)
         self.calls.end_answer(response_id, cancelled=stated.get("status") == "cancelled")
         self._blocked_s = 0.0
         if answer.outside:
@@ -405,7 +410,7 @@ class AnswerSequencer:
             passes, actions = self._client_item(item, event, now_s)
             if not passes:
                 return False, actions
-        outside = response.get("conversation") == "none"
+        outside = response.get("conversation") == "none" or response.get("commit") is False
         if self._owed and now_s < self._owed_s and not outside and not response.get("append_input_items"):
             self._owed -= 1
             for batch in self.calls:
@@ -414,15 +419,16 @@ class AnswerSequencer:
                     break
             return False, []
         brokers = self._create is not None and self._create.reason != "client"
-        if not brokers and not any(answer.is_brokers for answer in self._active.values()):
+        brokers = brokers or any(answer.is_brokers for answer in self._active.values())
+        if not brokers or response.get("cancel_previous") is True:
             if not self._active:
                 self._create = _Create("client", now_s, self._items, _ids(event), self.calls.answered())
             return True, []
         if not outside:  # the latest counts, as one answer is wanted
-            self._wants = deque(want for want in self._wants if want.event is None or _is_outside(want.event))
+            self._wants = deque(want for want in self._wants if want.event is None or want.outside)
         if len(self._wants) >= _WISHES_AT_MOST:
             return False, [Refuse(ACTIVE_ALREADY, "too many answers are asked for at once", _id(event))]
-        self._wants.append(_Want("client", response or None, event, self._items))
+        self._wants.append(_Want("client", response or None, event, self._items, outside))
         return False, []
 
 
@@ -433,8 +439,3 @@ def _id(event: Event) -> str | None:
 
 def _ids(event: Event) -> frozenset[str]:
     return frozenset(filter(None, [_id(event)]))
-
-
-def _is_outside(event: Event) -> bool:
-    response = event.get("response")
-    return isinstance(response, dict) and response.get("conversation") == "none"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from strategies.base import Dialect
+from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.answers.actions import Action, Reason, Refuse, Run, Send, Tell
 from token_broker.relay.answers.sequencer import AnswerSequencer
 from token_broker.tools.runner import ToolOutput
@@ -68,10 +68,10 @@ class TalkAnswers:
         self._send = send
         self._perform(self.sequencer.begin(dialect, self._loop.time(), asked=asked))
 
-    def cut(self) -> None:
-        """The session is gone."""
+    def cut(self, *, lost: bool = True) -> None:
+        """The session is gone; where it is not `lost`, only our way to it."""
         self._send = None
-        self.sequencer.cut()
+        self.sequencer.cut(lost=lost)
 
     def tick(self) -> None:
         """Does what is due."""

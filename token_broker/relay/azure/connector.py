@@ -7,7 +7,6 @@ the strategies' chain. A redirect is never followed: it would send the credentia
 import asyncio
 import logging
 import ssl
-import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -45,6 +44,7 @@ from token_broker.relay.azure.opening import (
 from token_broker.relay.azure.route import ConnectionHealth, Route, UpstreamConnection, make_routes
 from token_broker.relay.azure.socket import AzureSocket, connect
 from token_broker.relay.confirmation.report import SettingsReport
+from token_broker.relay.guardrail.held import held_session
 from token_broker.security.limits import BoundedDict
 from token_broker.server.close_codes import SESSION_REFUSED, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
 from token_broker.sessions.plans import SpecSupplier
@@ -155,11 +155,11 @@ class UpstreamConnector:
             candidates += [(resource, route) for route in routes]
         if after is not None:
             candidates.sort(key=lambda pair: pair[1].dialect != after.route.dialect)
-        began_s = time.monotonic()
+        began_s = self._hedger.clock()
         candidates.sort(key=lambda pair: self._unfit.get((pair[0].name, pair[1].name, wanted.agent_id), 0.0) > began_s)
         attempt = partial(self._attempt_for, wanted.agent_id, on_refused, supply=supply, model=wanted.model)
         deadline_s = began_s + self._timeout_s
-        contest = _Handshakes(self.pool, wanted, candidates, attempt, deadline_s=deadline_s)
+        contest = _Handshakes(self.pool, wanted, candidates, attempt, deadline_s=deadline_s, clock=self._hedger.clock)
         upstream = await self._hedger.race(contest, is_handshake=True)
         if upstream is not None and contest.winner is not None:
             health = ConnectionHealth(self.pool, contest.winner, upstream.socket, expires_s=upstream.expires_s)
@@ -188,7 +188,7 @@ class UpstreamConnector:
             upstream = await self.attempt(resource, route, **asked)
         except SessionRefusedError:
             self.settings_report.note_refused(resource=resource.name, agent_id=agent_id)
-            self._unfit[resource.name, route.name, agent_id] = time.monotonic() + _UNFIT_S
+            self._unfit[resource.name, route.name, agent_id] = self._hedger.clock() + _UNFIT_S
             on_refused(resource.name)
             raise
         self.settings_report.note_left_out(upstream.left_out, resource=resource.name, agent_id=agent_id)
@@ -213,7 +213,11 @@ class UpstreamConnector:
             async with asyncio.timeout_at(deadline_s):
                 opened = await self._opened(route.url_of(model), deadline_s, self._credentials.get(resource.name))
                 try:
-                    taken = await take_session(opened, route.session(await supply(resource)))
+                    spec = await supply(resource)
+                    session = route.session(spec)
+                    if spec.holds_answers:
+                        session = held_session(session, route.dialect)
+                    taken = await take_session(opened, session)
                 except BaseException:
                     await opened.aclose(graceful=False)
                     raise
@@ -268,7 +272,7 @@ class UpstreamConnector:
 
 
 class _Handshakes:
-    """The handshakes of one talk, as a contest: `candidates` in their order, until `deadline_s` (monotonic)."""
+    """The handshakes of one talk, as a contest: `candidates` in their order, until `deadline_s` of the clock."""
 
     def __init__(
         self,
@@ -278,6 +282,7 @@ class _Handshakes:
         attempt: Callable[..., Coroutine[Any, Any, UpstreamConnection]],
         *,
         deadline_s: float,
+        clock: Callable[[], float],
     ) -> None:
         self.ending: Ending | None = None  # for the client, where nothing was connected
         self.winner: PoolPermit | None = None
@@ -288,6 +293,7 @@ class _Handshakes:
         self._early = pool.all_fail(wanted, ((resource, route.name) for resource, route in candidates))
         self._attempt = attempt
         self._deadline_s = deadline_s
+        self._clock = clock
         self._made = 0
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -310,7 +316,7 @@ class _Handshakes:
         about = {
             "resource": call.permit.resource.name,
             "upstream": call.permit.route,
-            "ms": round((time.monotonic() - call.began_s) * 1000),
+            "ms": round((self._clock() - call.began_s) * 1000),
         }
         if error is None:
             self.winner = call.permit
@@ -335,6 +341,8 @@ class _Handshakes:
     def _next_admitted(self, busy: Collection[str], refused: list[_Candidate]) -> Call[UpstreamConnection] | None:
         """The first handshake that gets a permit; those that get none leave the contest, into `refused`."""
         wanted = self._wanted
+        if self._made:  # others have found out more meanwhile
+            self._left.sort(key=lambda each: self._pool.is_sick(each[0].name))
         for candidate in [each for each in self._left if each[0].name not in busy]:
             resource, route = candidate
             self._left.remove(candidate)
@@ -349,7 +357,7 @@ class _Handshakes:
             )
             if permit is not None:
                 self._made += 1
-                left_s = max(0.001, self._deadline_s - time.monotonic())
+                left_s = max(0.001, self._deadline_s - self._clock())
                 breakers = [self._pool.breaker(other.name, later.name) for other, later in self._left]
                 if any(each.would_admit_early if self._early else each.would_admit for each in breakers):
                     left_s /= 2

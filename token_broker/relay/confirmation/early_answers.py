@@ -57,8 +57,10 @@ class EarlyAnswers:
         if kind == "conversation.item.deleted" and item_id in self._items:
             del self._items[str(item_id)]
             return []
-        if kind == "error" and (owned := self._owned(event)) is not None:
-            self._items.pop(owned, None)
+        error = event.get("error")
+        about = error.get("event_id") if isinstance(error, dict) else None
+        if kind == "error" and isinstance(about, str) and about.startswith(_DELETE_ID):
+            self._items.pop(about.removeprefix(_DELETE_ID), None)
             return []
         if response_id in self._responses:
             self._note_item(event.get("item"))
@@ -72,14 +74,6 @@ class EarlyAnswers:
             self._note_item(item)
             return [] if self._open else self._deletions()
         return None
-
-    def _owned(self, event: Mapping[str, Any]) -> str | None:
-        """The item that an error about one of these events is about; empty for a cancellation. None: it is not one."""
-        error = event.get("error")
-        event_id = error.get("event_id") if isinstance(error, dict) else None
-        if not isinstance(event_id, str) or not event_id.startswith(_DELETE_ID):
-            return None
-        return event_id.removeprefix(_DELETE_ID)
 
     def _note_item(self, item: object) -> None:
         if isinstance(item, dict) and isinstance(item_id := item.get("id"), str):

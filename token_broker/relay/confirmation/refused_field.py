@@ -37,8 +37,10 @@ def field_to_leave_out(error: Fields, session: Fields) -> Path | None:
     path = _named(error, session)
     if path is None:
         return None
-    found = _existing(session, path)
-    while len(found) > 1 and _is_essential(found):
+    found = path
+    while value_of(session, found) is ABSENT:
+        found = found[:-1]
+    while len(found) > 1 and (found[-1] in _ESSENTIAL or (found[0] == "tools" and "parameters" in found[:-1])):
         found = found[:-1]
     if found == ("tools",) != path:  # a tool that the session does not have
         return None
@@ -96,18 +98,6 @@ def _named(error: Fields, session: Fields) -> Path | None:
     if not steps or len(steps) > _DEEPEST:
         return None
     return tuple(int(step) if step.isascii() and step.isdigit() else step for step in steps)
-
-
-def _existing(session: Fields, path: Path) -> Path:
-    """The first steps of `path`, as far as `session` has them."""
-    while value_of(session, path) is ABSENT:
-        path = path[:-1]
-    return path
-
-
-def _is_essential(path: Path) -> bool:
-    inside_parameters = path[0] == "tools" and "parameters" in path[:-1]
-    return inside_parameters or path[-1] in _ESSENTIAL
 
 
 def _without(value: Any, path: Path) -> Any:

@@ -1,25 +1,27 @@
-"""The events that the broker itself sends: `broker.*` and errors to the client, changes of the agent to Azure. Pure but
+"""The events that the broker itself sends: `broker.*` and errors to the client. Pure but
 for the ids that it makes.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from strategies.base import Dialect, SessionSpec
 from token_broker.relay.event_text import compact
 from token_broker.web.requests import uuid7
 
 __all__ = [
     "OWN_EVENT_IDS",
+    "SAY_ID",
     "api_error",
     "broker_error",
     "broker_event",
     "is_own",
-    "new_agent_update",
 ]
 
 OWN_EVENT_IDS = "broker_"
 """The prefix of the `event_id`s that the broker sends to Azure: an error about one of them is not the client's."""
+
+SAY_ID = f"{OWN_EVENT_IDS}say_"
+"""The prefix of the `event_id` by which words for a wait are asked for: after a move they are not asked for again."""
 
 _OWN_ERROR = f"event_{OWN_EVENT_IDS}"
 
@@ -52,13 +54,3 @@ def is_own(event: Mapping[str, Any]) -> bool:
     """Whether it is such an error of the broker's: it names fields as the client has them already."""
     event_id = event.get("event_id")
     return isinstance(event_id, str) and event_id.startswith(_OWN_ERROR)
-
-
-def new_agent_update(spec: SessionSpec, dialect: Dialect, event_id: str) -> str:
-    """The `session.update` that hands the conversation to another agent.
-
-    It names no voice, since Azure refuses a change of voice once the model has spoken (docs/azure.md §4.2).
-    """
-    session: dict[str, Any] = {"type": "realtime"} if dialect == "ga" else {}
-    session |= {"instructions": spec.instructions, "tools": [dict(tool) for tool in spec.tools]}
-    return compact({"type": "session.update", "event_id": event_id, "session": session})

@@ -7,7 +7,7 @@ GA names an assistant's parts `output_text` and `output_audio`; preview and Voic
 from collections.abc import Callable
 from typing import Any
 
-from strategies.base import Dialect
+from strategies.session_model.agent_settings import Dialect
 
 __all__ = [
     "TOOL_LIST",

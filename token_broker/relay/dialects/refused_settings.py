@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from strategies.base import Dialect
-from strategies.session_model.agent_settings import CLIENT_MAY_SET
+from strategies.session_model.agent_settings import CLIENT_MAY_SET, Dialect
 from token_broker.relay.dialects import values
 from token_broker.relay.dialects.session_settings import RESPONSE_ROWS, SESSION_ROWS, MaySet, Setting, value_at
 from token_broker.relay.dialects.shapes import shown_name

@@ -13,9 +13,8 @@ from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from typing import Any
 
-from strategies.base import Dialect
-from strategies.session_model.agent_settings import CLIENT_MAY_SET, ClientSetting
-from strategies.session_model.session_fields import LEFT_OUT, SESSION_FIELDS, put_at
+from strategies.session_model.agent_settings import CLIENT_MAY_SET, ClientSetting, Dialect
+from strategies.session_model.session_fields import LEFT_OUT, SESSION_FIELDS, put_at, value_at
 from token_broker.relay.dialects import values
 from token_broker.relay.dialects.client_values import (
     AUDIO_FORMAT,
@@ -306,15 +305,6 @@ def _without_synonyms(stated: Fields, target: Dialect) -> Fields:
 def _rest(stated: Fields, settings: tuple[Setting, ...], source: Dialect) -> dict[str, Any]:
     names = {path[0] for setting in settings if (path := setting.path(source)) is not None}
     return {name: value for name, value in stated.items() if name not in names}
-
-
-def value_at(stated: Any, path: tuple[str, ...]) -> Any:
-    """What is at `path` in `stated`; LEFT_OUT where nothing is."""
-    for name in path:
-        if not isinstance(stated, dict) or name not in stated:
-            return LEFT_OUT
-        stated = stated[name]
-    return stated
 
 
 def _shown(stated: Fields, tree: Tree) -> Fields:

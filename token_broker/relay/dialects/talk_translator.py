@@ -10,7 +10,7 @@ Over Voice Live, a client of GA is told by these means what GA itself would have
 from collections.abc import Callable
 from typing import Any
 
-from strategies.base import Dialect
+from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.dialects.translation import Event, needs_reading, to_client
 from token_broker.security.limits import BoundedDict
 

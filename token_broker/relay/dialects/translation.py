@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from strategies.base import Dialect
+from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.dialects.broker_events import is_own
 from token_broker.relay.dialects.conversation_items import (
     completed_item,

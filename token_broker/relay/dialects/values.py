@@ -7,8 +7,7 @@ well-formed value that the dialect cannot express becomes `LEFT_OUT`, which is n
 from collections.abc import Mapping
 from typing import Any
 
-from strategies.base import Dialect
-from strategies.session_model.session_fields import LEFT_OUT
+from strategies.session_model.agent_settings import LEFT_OUT, Dialect
 
 __all__ = [
     "LEFT_OUT",

@@ -5,17 +5,18 @@ what the next session is told: every utterance gets one answer, and nothing that
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from token_broker.relay.confirmation.paths import merged
+from token_broker.relay.dialects.broker_events import SAY_ID
 from token_broker.relay.resume.held_audio import HeldAudio
 from token_broker.relay.resume.history import Item, TalkHistory, text_of
 from token_broker.relay.resume.session_facts import PLAIN_CHARS_A_MS, SessionFacts
-from token_broker.relay.resume.settings_changes import merged
 from token_broker.relay.resume.steps import Ask, Handover, Listen, Resend, Say, Speech, Step
 
-__all__ = ["ASK_ID", "LEDGER_EVENTS", "SAY_ID", "Due", "TalkLedger"]
+__all__ = ["ASK_ID", "LEDGER_EVENTS", "Due", "TalkLedger"]
 
 Event = Mapping[str, Any]
 Due = Literal["nothing", "answer", "content", "end"]
@@ -39,8 +40,6 @@ LEDGER_EVENTS = frozenset({_SPEECH_STARTED, _SPEECH_STOPPED, "input_audio_buffer
 
 ASK_ID = "broker_ask"
 """The `event_id` of the `response.create` by which a new session is asked for an answer that was lost."""
-SAY_ID = "broker_say_"
-"""The prefix of the `event_id` of words for a wait, which are not asked for again."""
 
 _IDLE_S = 1.0  # of audio that is kept while nobody speaks
 _TOLD_S = 1.0
@@ -118,6 +117,8 @@ class TalkLedger:
         self.completed = 0
         self.acting: Callable[[], bool] = lambda: False
         """Whether a tool or an approval is waited for, as somebody else knows it."""
+        self.notes: Callable[[], Sequence[Item]] = tuple
+        """Items that a new session is told first, and that are no part of the talk."""
         self._refused_s: float | None = None
         self._last_sounded = True
         self.facts = SessionFacts()
@@ -304,6 +305,11 @@ class TalkLedger:
         return self._history.shorten(event.get("item_id"), event.get("audio_end_ms")) is not None
 
     @property
+    def last_sounded(self) -> bool:
+        """Whether the answer that ended last had sound."""
+        return self._last_sounded
+
+    @property
     def hears_nothing(self) -> bool:
         """Whether no audio is there to be committed."""
         return self.audio.end <= self._buffer_start
@@ -355,7 +361,7 @@ class TalkLedger:
 
     def steps(self) -> tuple[Step, ...]:
         """What a new session is told, in order."""
-        steps: list[Step] = []
+        steps: list[Step] = [Say(note) for note in self.notes()]
         for item in self._history.latest():
             if item.kind in ("call", "output") or item.text:
                 steps.append(Say(item))

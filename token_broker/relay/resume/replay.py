@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from strategies.base import Dialect
+from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.confirmation.paths import DETECTION
 from token_broker.relay.dialects.session_settings import value_at
 from token_broker.relay.dialects.translation import to_azure
@@ -19,11 +19,11 @@ from token_broker.relay.event_text import compact, parsed
 from token_broker.relay.resume.held_audio import Payload
 from token_broker.relay.resume.history import Item, text_of
 from token_broker.relay.resume.ledger import ASK_ID
-from token_broker.relay.resume.restored import COMMIT_ID, UPDATE_ID, Restored
+from token_broker.relay.resume.restored import COMMIT_ID, NOTE_IDS, UPDATE_ID, Restored
 from token_broker.relay.resume.steps import Ask, Listen, Resend, Say, Speech, Step
 from token_broker.web.requests import uuid7
 
-__all__ = ["PROBES", "NewSession", "Replay", "replay"]
+__all__ = ["PROBES", "NewSession", "Replay", "item_event", "replay"]
 
 Event = Mapping[str, Any]
 
@@ -105,9 +105,12 @@ def replay(steps: Sequence[Step], session: NewSession, *, old: Dialect, restored
         match step:
             case Say(item=item):
                 item_id = _fitting_id(item)
-                restored.expect_item(item_id, item.item_id)
-                texts.add(item.item_id)
-                made.messages.append(_item_event(item, item_id, session.dialect))
+                if item_id.startswith(NOTE_IDS):
+                    restored.expect_note(item_id)
+                else:
+                    restored.expect_item(item_id, item.item_id)
+                    texts.add(item.item_id)
+                made.messages.append(item_event(item, item_id, session.dialect))
             case Speech(item_id=shown_as, appends=appends, told=told):
                 restored.expect_commit(shown_as, told=told)
                 made.messages += [*appends, compact({"type": "input_audio_buffer.commit", "event_id": COMMIT_ID})]
@@ -139,7 +142,8 @@ def _fitting_id(item: Item) -> str:
     return item.item_id if _FITTING_ID.fullmatch(item.item_id) else f"broker{uuid7().replace('-', '')[-24:]}"
 
 
-def _item_event(item: Item, item_id: str, dialect: Dialect) -> str:
+def item_event(item: Item, item_id: str, dialect: Dialect) -> str:
+    """The `conversation.item.create` that tells a session of an item, by this id."""
     stated: dict[str, Any] = {"id": item_id}
     if item.kind == "call":
         known = {name: item.fields.get(name, "") for name in ("call_id", "name", "arguments")}

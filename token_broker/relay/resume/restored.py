@@ -4,19 +4,25 @@ Text that a new session is told keeps its item id where Azure takes it. Speech t
 from Azure: the client goes on with the old one.
 """
 
+import json
+import re
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 from token_broker.security.limits import BoundedDict
 
-__all__ = ["COMMIT_ID", "UPDATE_ID", "Restored"]
+__all__ = ["COMMIT_ID", "NOTE_IDS", "UPDATE_ID", "Restored"]
 
 Event = Mapping[str, Any]
 
 COMMIT_ID, UPDATE_ID = "broker_commit", "broker_update"
 """The `event_id`s of the broker's own commits, and of its updates beside the agent's settings."""
 
+NOTE_IDS = "mem_"
+"""How ids of items begin that only the model sees."""
+
+_BEHIND = re.compile(r'("previous_item_id"\s*:\s*)"(' + NOTE_IDS + r'[^"]*)"')
 _ITEM_EVENTS = frozenset({"conversation.item.created", "conversation.item.added", "conversation.item.done"})
 _NAMES_KEPT = 64
 
@@ -28,6 +34,7 @@ class Restored:
         self._names = BoundedDict[str, str](_NAMES_KEPT)  # Azure's id of an item: the client's
         self._known: frozenset[str] = frozenset()
         self._hidden: set[str] = set()
+        self._notes: dict[str, str | None] = {}  # the item that the client knows before each
         self._commits: deque[tuple[str | None, bool]] = deque()
         self._updates = 0
         self._speaking: str | None = None
@@ -35,12 +42,13 @@ class Restored:
     @property
     def is_empty(self) -> bool:
         """Whether events need no look: nothing was restored, or nothing of it can be told of any more."""
-        return not (self._names or self._hidden or self._commits or self._updates or self._speaking)
+        return not (self._names or self._hidden or self._notes or self._commits or self._updates or self._speaking)
 
     def begin(self) -> None:
         """A new session: what the one before was told is over."""
         self._names.clear()
         self._hidden.clear()
+        self._notes.clear()
         self._commits.clear()
         self._updates = 0
         self._speaking = None
@@ -50,6 +58,10 @@ class Restored:
         self._hidden.add(shown_as)
         if item_id != shown_as:
             self._names[item_id] = shown_as
+
+    def expect_note(self, item_id: str) -> None:
+        """Azure will tell of an item that the client never knows; what follows it follows the item before."""
+        self._notes[item_id] = None
 
     def expect_commit(self, shown_as: str | None, *, told: bool) -> None:
         """Azure will commit an utterance once more; `told`: the client has heard of it."""
@@ -85,7 +97,10 @@ class Restored:
         """Azure's event with the names that the client knows."""
         for name, shown_as in self._names.items():
             text = text.replace(f'"{name}"', f'"{shown_as}"')
-        return text
+        return _BEHIND.sub(self._before, text) if self._notes and NOTE_IDS in text else text
+
+    def _before(self, found: "re.Match[str]") -> str:
+        return found[1] + json.dumps(self._notes.get(found[2]))
 
     def for_azure(self, text: str) -> str:
         """The client's event with Azure's names."""
@@ -105,7 +120,13 @@ class Restored:
                 self._hidden.add(shown_as)
             return told
         item = event.get("item")
-        return kind in _ITEM_EVENTS and isinstance(item, dict) and item.get("id") in self._hidden
+        if kind not in _ITEM_EVENTS or not isinstance(item, dict):
+            return False
+        if (item_id := item.get("id")) in self._notes:
+            before = event.get("previous_item_id")
+            self._notes[item_id] = before if isinstance(before, str) else None
+            return True
+        return item_id in self._hidden
 
     def refused(self, event_id: object) -> None:
         """Azure refused something that the broker sent: its event does not come."""

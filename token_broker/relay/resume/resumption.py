@@ -8,19 +8,22 @@ client sent meanwhile.
 import asyncio
 import re
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import structlog
 
-from strategies.base import Dialect
 from strategies.errors import TimedOutError
+from strategies.resources import Wanted
+from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.confirmation.agreement import disagreements
+from token_broker.relay.confirmation.paths import merged
 from token_broker.relay.confirmation.refused_field import field_to_leave_out, shown_path, without
 from token_broker.relay.event_text import SESSION_EVENTS, compact, event_of, event_type, parsed
+from token_broker.relay.guardrail.held import held_changes
 from token_broker.relay.policy.allowlist import Refused, is_plain_append
 from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.relay.resume.clocks import ExpiryClock, Resumes, SilenceClock
@@ -28,7 +31,8 @@ from token_broker.relay.resume.gap import Gap
 from token_broker.relay.resume.ledger import TalkLedger
 from token_broker.relay.resume.replay import PROBES, NewSession, replay
 from token_broker.relay.resume.restored import Restored
-from token_broker.relay.resume.settings_changes import client_settings, merged
+from token_broker.relay.resume.search import SessionSearch
+from token_broker.relay.resume.settings_changes import client_settings
 from token_broker.relay.resume.steps import Step
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.server.close_codes import SESSION_REFUSED, UPSTREAM_FAILED, Ending
@@ -42,8 +46,6 @@ log = structlog.get_logger("token_broker.relay")
 
 Reason = Literal["lost", "silent", "expiring", "quota", "refused"]
 
-_UNFIT_S = 30.0
-_FIRST_PAUSE_S = 0.2  # between attempts, doubled each time
 _SETTINGS_ID = "broker_settings"
 _SETTINGS_TRIES = 2  # a refused field is left out once
 _BURST_CHARS = 65_536  # a second of audio
@@ -115,6 +117,13 @@ class Resumption:
         self._restored = restored
         self._hooks = hooks
         self._loop = asyncio.get_running_loop()
+        self._search = SessionSearch(
+            connector.pool,
+            lambda resource: tuple(route.name for route in connector.routes[resource]),
+            self._asking,
+            timeout_s=settings.proxy_connect_timeout_s,
+            hold_s=settings.resume_hold_s,
+        )
         self._silence = SilenceClock()
         self._expiry = ExpiryClock()
         self._resumes = Resumes()
@@ -126,7 +135,6 @@ class Resumption:
         self._why = ""
         self._next: _Next | None = None
         self._opening = False
-        self._unfit: dict[str, float] = {}  # resources that failed this talk, and until when others are asked first
         self._notices: list[str] = []
 
     # --- while a session is there
@@ -234,7 +242,7 @@ class Resumption:
             if reason != "expiring" and not self._resumes.begin(began_s, completed=self._ledger.completed):
                 raise NoUpstreamError(Ending(UPSTREAM_FAILED, "Azure broke off again and again"))
             if reason != "expiring":
-                self._unfit[old.resource] = began_s + _UNFIT_S
+                self._search.failed_at(old.resource)
             await self._tell(self._adapter.resuming(reason))
             found = found or await self._connect(old)
             try:
@@ -277,6 +285,9 @@ class Resumption:
     def _wanted(self) -> tuple[str, dict[str, Any]]:
         return (self._hooks.next_agent().id, self._ledger.settings)
 
+    def _asking(self) -> Wanted:
+        return self._hooks.next_agent().wanted(self._session_id, running=True)
+
     def _failed(self, why: str, reason: Reason, lost_at: str) -> Ending:
         fault = self._ledger.fault
         lost = f"{self._why} ({fault})" if _CODE.fullmatch(fault) else self._why
@@ -285,78 +296,23 @@ class Resumption:
         return Ending(UPSTREAM_FAILED, f"{lost}: ask for a new plan")
 
     async def _connect(self, old: UpstreamConnection) -> _Next:
-        """A session that has confirmed the talk's settings, within the limit. Raises NoUpstreamError.
+        """A session that has confirmed the talk's settings. Raises NoUpstreamError."""
 
-        A wait for a known refill of a quota does not count, up to a limit of its own.
-        """
-        deadline_s = self._loop.time() + self._settings.proxy_connect_timeout_s
-        hold_left_s = self._settings.resume_hold_s
-        pause_s = _FIRST_PAUSE_S
-        why = Ending(UPSTREAM_FAILED, "Azure did not answer in time")
-        while True:
-            now_s = self._loop.time()
-            others = self._others()
+        async def attempt(wanted: Wanted) -> _Next:
             try:
-                async with asyncio.timeout_at(deadline_s if not others else now_s + (deadline_s - now_s) / 2):
-                    return await self._attempt(old, others)
-            except NoUpstreamError as error:
-                why = error.ending
-                if isinstance(error, _RefusedError):
-                    await self._tell(self._adapter.resuming("refused"))
-            except TimeoutError:
-                if not others:
-                    raise NoUpstreamError(why) from None
-            if others:
-                if self._others() == others:  # none of them took the talk
-                    self._unfit.clear()
-                continue
-            refill_s = self._refill_s()
-            if 0 < refill_s <= hold_left_s:
-                await self._tell(self._adapter.resuming("quota", retry_after_s=refill_s))
-                await asyncio.sleep(refill_s)
-                hold_left_s -= refill_s
-                deadline_s += refill_s
-                continue
-            if self._loop.time() + pause_s >= deadline_s:
-                raise NoUpstreamError(why)
-            await asyncio.sleep(pause_s)
-            pause_s *= 2
+                return await self._attempt(old, wanted)
+            except _RefusedError:
+                await self._tell(self._adapter.resuming("refused"))
+                raise
 
-    def _refill_s(self) -> float:
-        """When one of the permitted resources has quota again, where that is known; 0: quota is not what is missing."""
-        pool = self._connector.pool
-        agent = self._hooks.next_agent()
-        wanted = agent.wanted(self._session_id, running=True)
-        waits_s = []
-        for resource in pool.order(wanted):
-            for route in self._connector.routes[resource.name]:
-                refusal = pool.why_not(
-                    resource,
-                    route.name,
-                    agent_id=agent.id,
-                    model=wanted.model,
-                    session_id=self._session_id,
-                    running=True,
-                )
-                if refusal.is_quota and refusal.retry_after_s > 0:
-                    waits_s.append(refusal.retry_after_s)
-        return min(waits_s, default=0.0)
+        async def hold(for_s: float) -> None:
+            await self._tell(self._adapter.resuming("quota", retry_after_s=for_s))
 
-    def _others(self) -> tuple[str, ...]:
-        """The resources to ask first: not those that failed this talk a moment ago. None where there is no choice."""
-        pool = self._connector.pool
-        now_s = self._loop.time()
-        names = [each.name for each in pool.order(self._hooks.next_agent().wanted(self._session_id, running=True))]
-        fit = tuple(name for name in names if self._unfit.get(name, now_s) <= now_s)
-        return fit if len(fit) < len(names) else ()
+        return await self._search.find(attempt, hold)
 
-    async def _attempt(self, old: UpstreamConnection, others: tuple[str, ...] = ()) -> _Next:
+    async def _attempt(self, old: UpstreamConnection, asking: Wanted) -> _Next:
         wanted = self._wanted()
-        agent = self._hooks.next_agent()
-        supply = self._supply(agent)
-        asking = agent.wanted(self._session_id, running=True)
-        if others:
-            asking = replace(asking, resources=others)
+        supply = self._supply(self._hooks.next_agent())
         refused: list[str] = []  # where Azure did not take the agent's settings
         try:
             new = await self._connector.connect(supply, wanted=asking, after=old, on_refused=refused.append)
@@ -366,7 +322,7 @@ class Resumption:
         try:
             return _Next(new, await self._confirmed(new, old.route.dialect), wanted)
         except NoUpstreamError as error:
-            self._unfit[new.resource] = self._loop.time() + _UNFIT_S
+            self._search.failed_at(new.resource)
             await new.socket.aclose(graceful=False)
             raise _RefusedError(error.ending) from None
         except BaseException:
@@ -376,7 +332,10 @@ class Resumption:
     async def _confirmed(self, new: UpstreamConnection, old: Dialect) -> NewSession:
         """The session, once Azure has confirmed the client's settings, too. Raises NoUpstreamError."""
         settings = dict(new.session)
-        changes = client_settings(self._ledger.settings, old=old, new=new.route.dialect)
+        may_set = self._hooks.next_agent().client_may_set
+        changes = client_settings(self._ledger.settings, old=old, new=new.route.dialect, may_set=may_set)
+        if self._hooks.next_agent().guardrail is not None:
+            changes = held_changes(changes)
         for _ in range(_SETTINGS_TRIES):
             if not changes:
                 break
@@ -409,7 +368,8 @@ class Resumption:
         self._restored.begin()
         old_dialect = old.route.dialect
         if old_dialect != new.route.dialect:
-            ledger.settings = client_settings(ledger.settings, old=old_dialect, new=new.route.dialect)
+            may_set = self._hooks.next_agent().client_may_set
+            ledger.settings = client_settings(ledger.settings, old=old_dialect, new=new.route.dialect, may_set=may_set)
         if self._creates_held:  # the client's own question answers all that was said
             ledger.stop_asking()
         steps = ledger.steps()
@@ -441,7 +401,7 @@ class Resumption:
         """Opens the session that the talk moves to at the next pause; where none is to be had, the old one goes on."""
         try:
             async with asyncio.timeout(self._settings.proxy_connect_timeout_s):
-                found = await self._attempt(old)
+                found = await self._attempt(old, self._asking())
             if self._carrier is not old:  # the talk has moved meanwhile
                 await found.upstream.socket.aclose(graceful=False)
                 return

@@ -1,28 +1,30 @@
 """The settings that a talk's next session needs: the agent's, with what the client has changed. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from strategies.base import Dialect
-from token_broker.relay.dialects.session_settings import session_settings
+from strategies.base import Dialect, SessionSpec
+from strategies.session_model.session_fields import overlaid
+from token_broker.relay.dialects.session_settings import MaySet, client_session, session_settings
+from token_broker.relay.dialects.shapes import permitted
 
-__all__ = ["client_settings", "merged"]
+__all__ = ["client_settings", "with_changes"]
 
 Event = Mapping[str, Any]
 
 
-def client_settings(changes: Event, *, old: Dialect, new: Dialect) -> dict[str, Any]:
-    """What the client has changed of its session, in the dialect of the new one."""
-    return dict(changes) if old == new else session_settings(changes, client=old, upstream=new)
+def client_settings(changes: Event, *, old: Dialect, new: Dialect, may_set: MaySet) -> dict[str, Any]:
+    """What the client has changed of its session, in the dialect of the new one, as far as the agent's `may_set` goes.
+
+    Formats always stay: the client plays and records in them.
+    """
+    kept: dict[str, Any] = permitted(changes, client_session(may_set | {"formats"})).value
+    return kept if old == new else session_settings(kept, client=old, upstream=new)
 
 
-def merged(settings: Event, changes: Event) -> dict[str, Any]:
-    """The settings with these changes. A value that has a `type` is replaced as a whole, as Azure does it."""
-    result = dict(settings)
-    for name, value in changes.items():
-        known = result.get(name)
-        if isinstance(known, dict) and isinstance(value, dict) and "type" not in value:
-            result[name] = merged(known, value)
-        else:
-            result[name] = value
-    return result
+def with_changes(spec: SessionSpec, dialect: Dialect, changes: Event) -> SessionSpec:
+    """The spec of a session that a client has changed already; `changes` in the session's dialect."""
+    own = spec.settings.session
+    laid = {**own, dialect: overlaid(own.get(dialect, {}), changes)}
+    return replace(spec, settings=spec.settings.model_copy(update={"session": laid})) if changes else spec

@@ -247,6 +247,11 @@ class TurnAssembler:
         self._responses.clear()
         return self._finish_answers(list(self._answers), now_s, cut=True)
 
+    def drop(self, item_id: str) -> None:
+        """What the user says in this item is no turn, whatever its transcript will be."""
+        self._awaited.pop(item_id, None)
+        self._finished[item_id] = None
+
     def flush(self) -> list[FinishedTurn]:
         """Everything that is left, complete or not: the talk, or its upstream, is over."""
         turns = self._finish_answers(list(self._answers), 0.0, cut=True)

@@ -57,6 +57,10 @@ class TurnRecorder:
         """Offers the answers that a lost session leaves, except those of which nothing was heard."""
         self._keep(self.assembler.cut(unsaid, now_s))
 
+    def drop(self, item_id: str) -> None:
+        """Keeps no turn of what the user said in this item."""
+        self.assembler.drop(item_id)
+
     def flush(self) -> None:
         """Offers everything that is left: the talk, or its upstream, is over."""
         self._keep(self.assembler.flush())

@@ -181,7 +181,7 @@ class Dialect:
         """A response as it stands in events: `stated` is what all dialects have."""
         if self.name == "ga":
             output = session.audio.output
-            audio = {"output": {"format": output.format.model_dump(), "voice": output.voice}}
+            audio = {"output": {"format": output.format.model_dump(), "voice": output.model_dump()["voice"]}}
             own: dict[str, Any] = {"output_modalities": ["audio" if speaks else "text"], "audio": audio}
             own["max_output_tokens"] = session.max_output_tokens
         else:
@@ -203,7 +203,7 @@ def _ga_options(asked: GaResponse, settings: TalkSettings) -> ResponseOptions:
     output = asked.audio.output if asked.audio else None
     return ResponseOptions(
         speaks="audio" in asked.output_modalities if asked.output_modalities else settings.speaks,
-        voice=output.voice if output and output.voice else settings.voice,
+        voice=output.model_dump()["voice"] if output and output.voice else settings.voice,
         tools=settings.tools if asked.tools is None else dumped_tools(asked.tools),
         tool_choice=asked.tool_choice or settings.tool_choice,
         output_format=AudioFormat.named(output.format.type) if output and output.format else settings.output_format,
@@ -249,7 +249,7 @@ def _ga_settings(session: ga_session.RealtimeSession) -> TalkSettings:
     transcription = session.audio.input.transcription
     return TalkSettings(
         speaks="audio" in session.output_modalities,
-        voice=session.audio.output.voice,
+        voice=session.audio.output.model_dump()["voice"],
         detection=_detection(session.audio.input.turn_detection),
         transcription_model=transcription.model if transcription else None,
         transcribes=transcription is not None,

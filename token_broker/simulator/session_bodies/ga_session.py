@@ -16,6 +16,18 @@ GaVoice = Literal["alloy", "ash", "ballad", "coral", "echo", "sage", "shimmer", 
 DEFAULT_VOICE: GaVoice = "alloy"
 
 
+class GaCustomVoice(Strict):
+    """A voice that was made for this customer."""
+
+    id: str = Field(pattern=r"^voice_\w+$")
+
+
+OutputVoice = Annotated[
+    Annotated[GaVoice, Tag("word")] | Annotated[GaCustomVoice, Tag("object")],
+    Discriminator(lambda value: "object" if isinstance(value, dict) else "word"),
+]
+
+
 class Pcm(Strict):
     """24 kHz, 16 bit, mono, little endian."""
 
@@ -94,7 +106,7 @@ class AudioOutput(Strict):
     """What the model says."""
 
     format: Format = Pcm()
-    voice: GaVoice = DEFAULT_VOICE
+    voice: OutputVoice = DEFAULT_VOICE
     speed: float = Field(default=1.0, ge=0.25, le=1.5)
 
 

@@ -13,7 +13,7 @@ class GaResponseOutput(Strict):
     """How one response is to sound."""
 
     format: ga_session.Format | None = None
-    voice: ga_session.GaVoice | None = None
+    voice: ga_session.OutputVoice | None = None
 
 
 class GaResponseAudio(Strict):

@@ -1,0 +1,190 @@
+"""Talks that lost their resource find sessions elsewhere, in virtual time: held for a known quota, and never closed."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import Any, cast
+
+import pytest
+
+from strategies.errors import RateLimitedError, TransientError
+from strategies.health import BreakerPolicy
+from strategies.hedging import Hedger
+from strategies.pool import Pool
+from strategies.quotas import Quotas
+from strategies.resources import Resource, Wanted
+from tests.strategies.test_pool import resource
+from tests.strategies.virtual_time import run_in_virtual_time
+from token_broker.relay.azure.connector import NoUpstreamError, _Handshakes
+from token_broker.relay.azure.route import Route
+from token_broker.relay.resume.search import SessionSearch
+from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
+
+PER_MINUTE, PER_SECOND = 30, 5
+LIMITED = Quotas(voice_live_per_minute=PER_MINUTE, voice_live_per_second=PER_SECOND)
+ROUTE = cast("Route", type("VoiceLive", (), {"name": "voice_live", "dialect": "preview"}))
+
+
+@dataclass
+class Azure:
+    """Resources that take 0.2 s for a handshake, enforce their quota, and hang or refuse once they are dead."""
+
+    quotas: dict[str, Quotas]
+    hanging: set[str] = field(default_factory=set)
+    refusing: set[str] = field(default_factory=set)
+    taken_s: dict[str, list[float]] = field(default_factory=dict)
+    refused: int = 0
+
+    async def connect(self, resource: Resource, route: Route, *, timeout_s: float) -> str:
+        del route
+        now_s, name = asyncio.get_running_loop().time(), resource.name
+        if name in self.hanging:
+            await asyncio.sleep(timeout_s)
+            raise TransientError("silence")
+        if name in self.refusing:
+            await asyncio.sleep(0.01)
+            raise TransientError("refused")
+        quota, taken_s = self.quotas.get(name, Quotas()), self.taken_s.setdefault(name, [])
+        for limit, length_s in ((quota.voice_live_per_minute, 60), (quota.voice_live_per_second, 1)):
+            if limit and sum(each > now_s - length_s for each in taken_s) >= limit:
+                self.refused += 1
+                raise RateLimitedError("too many", retry_after_s=length_s)
+        taken_s.append(now_s)
+        await asyncio.sleep(0.2)
+        return name
+
+
+@dataclass
+class Fleet:
+    """The replicas of one broker, and what became of its talks."""
+
+    azure: Azure
+    pools: list[Pool]
+    hedgers: list[Hedger]
+    found: dict[str, float] = field(default_factory=dict)
+    closed: list[str] = field(default_factory=list)
+    held_s: list[float] = field(default_factory=list)
+
+    async def attempt(self, replica: int, wanted: Wanted) -> str:
+        pool, hedger = self.pools[replica], self.hedgers[replica]
+        contest = _Handshakes(
+            pool,
+            wanted,
+            [(each, ROUTE) for each in pool.order(wanted)],
+            cast("Any", self.azure.connect),
+            deadline_s=hedger.clock() + 5,
+            clock=hedger.clock,
+        )
+        if (found := await hedger.race(contest, is_handshake=True)) is None:
+            raise NoUpstreamError(contest.ending or Ending(UPSTREAM_FAILED, "nobody"))
+        return cast("str", found)
+
+    async def resume(self, name: str, replica: int, lost: str) -> None:
+        wanted = Wanted(name, "elena", running=True)
+        pool, began_s = self.pools[replica], asyncio.get_running_loop().time()
+        search = SessionSearch(pool, lambda _: ("voice_live",), lambda: wanted, timeout_s=5, hold_s=60)
+        search.failed_at(lost)
+
+        async def hold(for_s: float) -> None:
+            self.held_s.append(for_s)
+
+        try:
+            await search.find(partial(self.attempt, replica), hold)
+        except NoUpstreamError as error:
+            self.closed.append(f"{name}: {error.ending.reason}")
+        else:
+            self.found[name] = asyncio.get_running_loop().time() - began_s
+
+    async def begin(self, name: str, replica: int, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        try:
+            await self.attempt(replica, Wanted(name, "elena"))
+        except NoUpstreamError:
+            return
+        self.found[name] = after_s
+
+
+def fleet(resources: Sequence[Resource], replicas: int, azure: Azure, fresh: Sequence[int] = ()) -> Fleet:
+    clock = asyncio.get_running_loop().time
+    pools = [Pool(resources, policy=BreakerPolicy(failures=5, open_s=15), clock=clock) for _ in range(replicas)]
+    for number, pool in enumerate(pools):
+        pool.divide_quotas(replicas, is_fresh=number in fresh)
+    return Fleet(azure, pools, [Hedger(pool, clock=clock) for pool in pools])
+
+
+async def rush(replicas: int, how: str) -> Fleet:
+    """60 talks lose a resource that is not known to be dead; 85 new ones come in the minute after."""
+    dead = resource("dead")
+    others = [resource(name, priority=2, quotas=LIMITED) for name in ("x", "y")]
+    azure = Azure({each.name: LIMITED for each in others}, **{how: {"dead"}})
+    running = fleet([dead, *others], replicas, azure, fresh=[replicas - 1] if replicas > 1 else [])
+    await asyncio.gather(
+        *(running.resume(f"running-{number}", number % replicas, "dead") for number in range(60)),
+        *(running.begin(f"new-{number}", number % replicas, 0.7 * number) for number in range(85)),
+    )
+    return running
+
+
+@pytest.mark.parametrize("how", ["hanging", "refusing"])
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_nobody_is_closed_in_a_rush(replicas: int, how: str) -> None:
+    running = run_in_virtual_time(rush(replicas, how))
+    assert running.closed == []
+    assert sum(name.startswith("running") for name in running.found) == 60
+    assert running.azure.refused == 0, "no refusal by Azure"
+
+
+async def held(how: str) -> Fleet:
+    """Six talks lose their resource, while the quotas of the others are used up: they refill one by one."""
+    dead = resource("dead")
+    others = [resource(name, quotas=Quotas(voice_live_per_minute=3)) for name in ("x", "y")]
+    azure = Azure({}, **{how: {"dead"}})
+    running = fleet([dead, *others], 1, azure)
+    for name in "xy":
+        for _ in range(3):
+            assert running.pools[0].admit(running.pools[0].by_name[name], "voice_live", agent_id="elena", running=True)
+            await asyncio.sleep(6)
+    await asyncio.gather(*(running.resume(f"{number}", 0, "dead") for number in range(6)))
+    return running
+
+
+@pytest.mark.parametrize("how", ["hanging", "refusing"])
+def test_known_refill_is_waited_for(how: str) -> None:
+    running = run_in_virtual_time(held(how))
+    assert running.closed == []
+    assert len(running.found) == 6
+    assert running.held_s
+    assert max(running.found.values()) < 62
+    times_s = sorted(running.found.values())
+    assert max(later - earlier for earlier, later in pairwise(times_s)) < 12, "each takes the next token that comes"
+
+
+async def everybody_fails() -> tuple[Fleet, float]:
+    running = fleet([resource("dead"), resource("x")], 1, Azure({}, hanging={"dead", "x"}))
+    began_s = asyncio.get_running_loop().time()
+    await running.resume("1", 0, "dead")
+    return running, asyncio.get_running_loop().time() - began_s
+
+
+def test_search_ends_where_nothing_refills() -> None:
+    running, took_s = run_in_virtual_time(everybody_fails())
+    assert len(running.closed) == 1
+    assert took_s <= 5.1
+
+
+async def later_than_the_hold() -> tuple[Fleet, float]:
+    limited = resource("x", quotas=Quotas(voice_live_per_minute=1))
+    running = fleet([resource("dead"), limited], 1, Azure({}, refusing={"dead"}))
+    pool, began_s = running.pools[0], asyncio.get_running_loop().time()
+    for number in range(3):  # three others are ahead in the queue
+        pool.admit(limited, "voice_live", agent_id="elena", session_id=str(number), running=True)
+    await running.resume("late", 0, "dead")
+    return running, asyncio.get_running_loop().time() - began_s
+
+
+def test_wait_beyond_the_hold_is_none() -> None:
+    running, took_s = run_in_virtual_time(later_than_the_hold())
+    assert len(running.closed) == 1
+    assert took_s <= 5.1

@@ -1,0 +1,143 @@
+"""An agent's tools in a WebRTC call: they run over the sideband, and the page answers its own alone."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.relay.support.azure import AzureTalk, ScriptedAzure, scripted_azure
+from tests.relay.support.broker import Running, broker
+from tests.relay.support.tool_talks import agents_with_tools
+from token_broker.relay.admission import AdmittedClient
+from token_broker.security.tokens import Owner
+from token_broker.sessions.agents import load_agents
+from token_broker.sessions.plans import session_spec
+from token_broker.tools.runner import ToolCall, ToolOutput
+from token_broker.web.requests import uuid7
+
+
+class HeldRunner:
+    """Runs a call until the test lets it end."""
+
+    def __init__(self) -> None:
+        self.calls: list[ToolCall] = []
+        self.began = asyncio.Event()
+        self.let = asyncio.Event()
+
+    async def run(self, call: ToolCall) -> ToolOutput:
+        self.calls.append(call)
+        self.began.set()
+        await self.let.wait()
+        return ToolOutput("sent", ok=True)
+
+
+async def listened(talk: AzureTalk) -> None:
+    """A call's sideband: silent, until it is told something."""
+    async for message in talk.connection:
+        talk.arrived(message)
+
+
+@asynccontextmanager
+async def a_call(folder: Path) -> AsyncIterator[tuple[ScriptedAzure, Running, HeldRunner]]:
+    runner = HeldRunner()
+    file = folder / "agents.toml"
+    file.write_text(agents_with_tools(None))
+    async with scripted_azure(listened) as azure, broker(azure.url, agents=load_agents(file), tools=runner) as running:
+        agent = running.agents["elena"]
+        lease = running.limits.acquire("anonymous")
+        assert lease is not None
+        lease.keep("rtc_1", for_s=60)
+        admitted = AdmittedClient(Owner(uuid7(), "anonymous", 5), agent, "anonymous", None, 0)
+        spec = session_spec(agent, running.settings, recalled="")
+        running.relay.listen(admitted, endpoint=azure.url, call_id="rtc_1", spec=spec, resource="default")
+        yield azure, running, runner
+        runner.let.set()
+        running.limits.end("rtc_1")
+
+
+async def calls(talk: AzureTalk, name: str, *, response_id: str = "resp_1") -> None:
+    """An answer of Azure's with one call."""
+    item = {"id": "item_1", "type": "function_call", "call_id": "call_1", "name": name, "status": "completed"}
+    item["arguments"] = '{"query":"tea"}' if name == "recall" else '{"place":"Rome"}'
+    await talk.send({"type": "response.created", "response": {"id": response_id}})
+    await talk.send({"type": "response.output_item.done", "response_id": response_id, "item": item})
+    done = {"id": response_id, "status": "completed", "output": [item]}
+    await talk.send({"type": "response.done", "response": done})
+
+
+def sent(talk: AzureTalk, kind: str) -> list[dict[str, Any]]:
+    return [event for event in talk.received if event["type"] == kind]
+
+
+async def test_tool_runs_over_the_sideband(tmp_path: Path) -> None:
+    async with a_call(tmp_path) as (azure, running, runner):
+        talk = await azure.talk()
+        await calls(talk, "recall")
+        runner.let.set()
+        create = await talk.next_event("response.create")
+        (output,) = sent(talk, "conversation.item.create")
+        assert output["item"] == {"type": "function_call_output", "call_id": "call_1", "output": "sent"}
+        assert create["response"] == {"tool_choice": "auto"}
+        (call,) = runner.calls
+        assert (call.name, call.azure_session, call.owner.principal) == ("recall", "rtc_1", "anonymous")
+        assert running.relay.snapshot().tool_calls == 1
+
+
+async def test_call_that_is_told_again_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.relay.sideband._PAUSES_S", (0.02, 0.02, 0.02))
+    async with a_call(tmp_path) as (azure, _, runner):
+        first = await azure.talk()
+        await calls(first, "recall")
+        await runner.began.wait()
+        first.connection.transport.abort()
+        second = await azure.talk(1)
+        await second.next_event("session.update")
+        await second.send({"type": "session.updated", "session": {"id": "sess_1"}})
+        await calls(second, "recall")
+        runner.let.set()
+        await second.next_event("response.create")
+        assert len(sent(second, "conversation.item.create")) == 1
+        assert len(runner.calls) == 1
+
+
+async def test_page_answers_its_own_calls(tmp_path: Path) -> None:
+    async with a_call(tmp_path) as (azure, running, runner):
+        talk = await azure.talk()
+        await calls(talk, "map")
+        output = {"id": "item_2", "type": "function_call_output", "call_id": "call_1", "output": "shown"}
+        await talk.send({"type": "conversation.item.added", "item": output})
+        await talk.send({"type": "response.created", "response": {"id": "resp_2"}})  # the page has asked
+        await talk.send({"type": "response.done", "response": {"id": "resp_2", "status": "completed", "output": []}})
+        await talk.hear("item_u", "Thanks.")
+        await running.ingest.reach(1)
+        running.limits.end("rtc_1")
+        await running.quiet()  # all that was sent has come
+        assert [event["type"] for event in talk.received] == ["session.update"]
+        assert runner.calls == []
+
+
+async def test_forged_item_makes_no_call(tmp_path: Path) -> None:
+    async with a_call(tmp_path) as (azure, running, runner):
+        talk = await azure.talk()
+        item = {"id": "item_1", "type": "function_call", "call_id": "call_1", "name": "recall", "status": "completed"}
+        for kind in ("conversation.item.added", "conversation.item.done"):
+            await talk.send({"type": kind, "item": {**item, "arguments": "{}"}})
+        await talk.hear("item_u", "Thanks.")
+        await running.ingest.reach(1)
+        running.limits.end("rtc_1")
+        await running.quiet()  # all that was sent has come
+        assert [event["type"] for event in talk.received] == ["session.update"]
+        assert runner.calls == []
+
+
+async def test_tool_of_a_call_that_ends_is_cancelled(tmp_path: Path) -> None:
+    async with a_call(tmp_path) as (azure, running, runner):
+        talk = await azure.talk()
+        await calls(talk, "recall")
+        await runner.began.wait()
+        running.limits.end("rtc_1")
+        await running.quiet()
+        assert sent(talk, "conversation.item.create") == []

@@ -1,0 +1,98 @@
+"""The folded words of turns, as statements: read for recall, deleted with the turns, made for turns without them.
+
+A search reads the words of its user's newest turns, and nothing else: how long it takes goes by what one user said, not
+by what all others did. There is no index of words: on both databases it would cost more with each turn than a search
+for all of a user's does (docs/decisions/0047).
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, delete, func, select, text, update
+
+from token_broker.memory.store.tables import is_session, turn_words, turns
+from token_broker.memory.store.turn_writes import insert_words
+from token_broker.memory.types import bucket_of
+from token_broker.memory.words.folding import FOLDING_VERSION, MAX_FOLDED_CHARS
+
+__all__ = ["MAX_SEARCHED_TURNS", "delete_words", "fold_stored", "read_words"]
+
+MAX_SEARCHED_TURNS = 10_000  # of a user, the newest
+_TURNS_A_CHUNK = 200
+_FOLDED_AT_ONCE = 200  # a transaction: the next commit waits behind it
+
+_READ_SQLITE = """
+SELECT group_concat(arrival, ' '), group_concat(words, char(10)), count(*) FROM (
+    SELECT arrival, words FROM turn_words WHERE bucket = ? AND session_id = ? ORDER BY arrival DESC LIMIT ?
+)
+"""
+_READ_POSTGRESQL = """
+SELECT string_agg(found.arrival::text, ' ') AS arrivals, string_agg(found.words, E'\\n') AS lines
+FROM (
+    SELECT said.arrival, said.words, row_number() OVER () AS number
+    FROM unnest(CAST(:buckets AS smallint[]), CAST(:session_ids AS text[])) AS searched (bucket, session_id)
+    CROSS JOIN LATERAL (
+        SELECT turn_words.arrival, turn_words.words FROM turn_words
+        WHERE turn_words.bucket = searched.bucket AND turn_words.session_id = searched.session_id
+        ORDER BY turn_words.arrival DESC
+        LIMIT :searched
+    ) AS said
+    LIMIT :searched
+) AS found
+GROUP BY found.number / :chunk
+ORDER BY found.number / :chunk
+"""
+
+
+def fold_stored(connection: Connection, limit: int = _FOLDED_AT_ONCE) -> int:
+    """Folds the newest stored turns that have no words yet; how many turns, 0 at the end."""
+    said = func.substr(turns.c.content, 1, MAX_FOLDED_CHARS).label("said")
+    unfolded = (
+        select(turns.c.session_id, turns.c.turn_id, turns.c.arrival, said)
+        .where(turns.c.folding.is_(None))
+        .order_by(turns.c.arrival.desc())
+        .limit(limit)
+        .with_for_update(skip_locked=True)  # a turn that is being deleted is left alone
+    )
+    found = connection.execute(unfolded).all()
+    insert_words(connection, ((row.session_id, row.arrival, row.said) for row in found))
+    for row in found:
+        its = (is_session(turns, row.session_id), turns.c.turn_id == row.turn_id)
+        connection.execute(update(turns).where(*its).values(folding=FOLDING_VERSION))
+    return len(found)
+
+
+def delete_words(connection: Connection, session_id: str, *which: ColumnElement[bool]) -> None:
+    """Deletes the words of a session's turns that `which` names; call it before these turns are deleted."""
+    its = select(turns.c.arrival).where(is_session(turns, session_id), *which)
+    connection.execute(delete(turn_words).where(is_session(turn_words, session_id), turn_words.c.arrival.in_(its)))
+
+
+def read_words(connection: Connection, session_ids: Sequence[str]) -> list[tuple[str, str]]:
+    """The words of these sessions' newest turns, in chunks: the turns' arrivals, a blank between, and a line each."""
+    if connection.dialect.name != "sqlite":
+        wanted = {
+            "buckets": [bucket_of(key) for key in session_ids],
+            "session_ids": list(session_ids),
+            "searched": MAX_SEARCHED_TURNS,
+            "chunk": _TURNS_A_CHUNK,
+        }
+        return [(row.arrivals, row.lines) for row in connection.execute(text(_READ_POSTGRESQL), wanted)]
+    chunks: list[tuple[str, str]] = []
+    left = MAX_SEARCHED_TURNS
+    driver: Any = connection.connection.cursor()  # SQLAlchemy would take longer for each session than SQLite does
+    for key in session_ids:
+        arrivals, lines, count = driver.execute(_READ_SQLITE, (bucket_of(key), key, left)).fetchone()
+        if count:
+            chunks += _split(arrivals, lines) if count > _TURNS_A_CHUNK else [(arrivals, lines)]
+            left -= count
+        if left <= 0:
+            break
+    return chunks
+
+
+def _split(arrivals: str, lines: str) -> Iterable[tuple[str, str]]:
+    keys, said = iter(arrivals.split(" ")), iter(lines.split("\n"))
+    while part := list(islice(keys, _TURNS_A_CHUNK)):
+        yield " ".join(part), "\n".join(islice(said, _TURNS_A_CHUNK))
