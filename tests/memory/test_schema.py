@@ -164,8 +164,8 @@ async def test_store_before_sinks_is_moved(database: Database, zep: Zep, zep_set
             script.run_env()
         key = {"bucket": bucket_of(SESSION), "session_id": SESSION}
         turn_row = (
-            "INSERT INTO turns VALUES (:bucket, :session_id, :turn_id, 1, :number, :number, 'elena', 'user', 'hello', 1, "
-            "'browser', false, NULL, :delivery, :reason)"
+            "INSERT INTO turns VALUES (:bucket, :session_id, :turn_id, 1, :number, :number, 'elena', 'user', 'hello', "
+            "1, 'browser', false, NULL, :delivery, :reason)"
         )
         for statement, values in (
             ("INSERT INTO sessions VALUES (:bucket, :session_id, 'ann', NULL, 'elena', 1, 1, 0)", {}),
