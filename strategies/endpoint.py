@@ -133,8 +133,10 @@ def cloud_of_postgres(host: str) -> Cloud | None:
     return next((cloud for cloud in _CLOUDS if host.endswith(f".{cloud.postgres_domain}")), None)
 
 
-def parse_endpoint(url: str) -> str:
+def parse_endpoint(url: str, *, key_in: str = "a setting of its own") -> str:
     """The endpoint as a base URL to append routes to: no trailing slash, host in lower case.
+
+    `key_in` is where a key belongs instead, for the error's text.
 
     Raises EndpointError unless it is the https URL of a resource; http is allowed on loopback.
     """
@@ -147,7 +149,7 @@ def parse_endpoint(url: str) -> str:
     if parts.scheme not in {"http", "https"} or not host or any(c.isspace() for c in url.strip()):
         raise EndpointError("is not an http(s) URL; it looks like https://<resource>.openai.azure.com")
     if parts.username is not None or parts.password is not None:
-        raise EndpointError("must not carry a user or a password; the key belongs into AZURE_VOICELIVE_KEY")
+        raise EndpointError(f"must not carry a user or a password; a key belongs into {key_in}")
     if parts.query or parts.fragment:
         raise EndpointError("must not carry a query or a fragment; give the resource's base alone")
     if parts.scheme == "http" and not is_loopback(host):

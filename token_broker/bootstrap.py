@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypedDict
 
 import httpx
@@ -36,18 +36,18 @@ from token_broker.relay.admission import Admission
 from token_broker.relay.voice_relay import VoiceRelay
 from token_broker.security.authentication import make_authenticator
 from token_broker.security.limits import MemoryQuotas, RateLimiter, SessionLimits
-from token_broker.security.tokens import TokenSigner, load_or_create_key
+from token_broker.security.tokens import Owner, TokenSigner, load_or_create_key
 from token_broker.server.drain import Drain
 from token_broker.sessions.agent_reports import agent_reports, tool_reports
 from token_broker.sessions.agent_tools import FunctionTool
-from token_broker.sessions.agents import ensure_resources, load_agents
+from token_broker.sessions.agents import AgentRegistry, ensure_resources, load_agents
 from token_broker.sessions.ownership import Callers
 from token_broker.sessions.plans import PlanMaker
 from token_broker.sessions.running_calls import Calls
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings, SettingsError
 from token_broker.tools.configured_hooks import hook_secrets
-from token_broker.tools.guardrail import HttpGuardrail
+from token_broker.tools.guardrail import GUARDRAIL_KEEPALIVE_S, HttpGuardrail
 from token_broker.tools.http_runner import HttpToolRunner
 from token_broker.web.middleware import OriginRules
 
@@ -156,10 +156,18 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             )
             stack.push_async_callback(calls.aclose)
             memory.blocklist.watch(calls.end_where)
-        level = TalkLevelCounters(names, lambda resource, time_s: observe(TalkLive(time_s, resource)))
+        level = TalkLevelCounters(
+            names,
+            lambda resource, time_s: observe(TalkLive(time_s, resource)),
+            note=lambda owner, over_in_s, begins: memory.sessions.note_talk(owner, over_in_s=over_in_s, begins=begins),
+            longest_s=settings.max_talk_s,
+        )
         sender: HookSender | None = None
+        guardrail: HttpGuardrail | None = None
         if secrets:
             sender = HookSender(await stack.enter_async_context(hook_client(tls=tls, proxy=settings.proxy)), secrets)
+            warm = hook_client(tls=tls, proxy=settings.proxy, keepalive_s=GUARDRAIL_KEEPALIVE_S)
+            guardrail = HttpGuardrail(HookSender(await stack.enter_async_context(warm), secrets), observe=observe)
         runner = HttpToolRunner(
             sender, memory.tool_claims, memory.recall, store_timeout_s=settings.store_timeout_s, observe=observe
         )
@@ -178,7 +186,8 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             hang_up=None if calls is None else calls.end,
             level=level,
             tools=runner,
-            guardrail=None if sender is None else HttpGuardrail(sender, observe=observe),
+            guardrail=guardrail,
+            on_ended=sum_up(memory, sender, agents),
         )
         stack.push_async_callback(relay.aclose)
         memory.blocklist.watch(relay.end_where)
@@ -244,6 +253,14 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             status=status,
             metrics=metrics,
         )
+
+
+def sum_up(memory: Memory, sender: HookSender | None, agents: AgentRegistry) -> Callable[[Owner, str], None]:
+    """What to call when a talk has ended: where an agent has a hook for it, the talk is summed up."""
+    urls = {agent.id: agent.summary.url for agent in agents.values() if agent.summary is not None}
+    if sender is None or not urls:
+        return lambda _owner, _agent_id: None
+    return memory.sum_up(sender, urls.get).ended
 
 
 def memory_quotas(settings: Settings) -> MemoryQuotas:

@@ -15,6 +15,7 @@ from strategies.endpoint import EndpointError, parse_endpoint
 
 __all__ = [
     "DEFAULT_RESOURCE",
+    "SETTINGS_OF_KEYS",
     "ModelFamily",
     "ResourceEntry",
     "ResourcesFileError",
@@ -28,6 +29,19 @@ DEFAULT_RESOURCE = "default"
 
 ModelFamily = Literal["gpt-realtime", "gpt-realtime-2", "gpt-live", "other"]
 """What a deployment is, where its name does not say."""
+
+SETTINGS_OF_KEYS = {
+    "endpoint": "endpoint",
+    "openai_endpoint": "openai_endpoint",
+    "kind": "endpoint_kind",
+    "project": "project_name",
+    "auth": "azure_auth",
+    "key_env": "key",
+    "api_version": "api_version",
+    "model": "model",
+    "transcription_model": "transcription_model",
+}
+"""The setting that each key of an entry takes the place of."""
 
 _FAMILIES: tuple[ModelFamily, ...] = ("gpt-realtime-2", "gpt-realtime", "gpt-live")  # the longest prefix first
 _MAX_RESOURCES = 64
@@ -48,7 +62,7 @@ class ResourcesFileError(ValueError):
 
 def _is_endpoint(url: str) -> str:
     try:
-        parse_endpoint(url)
+        parse_endpoint(url, key_in="the variable that key_env names")
     except EndpointError as error:
         raise ValueError(str(error)) from None
     return url

@@ -42,7 +42,13 @@ from strategies.endpoint import (
 )
 from strategies.outbound_proxy import InvalidProxyError, OutboundProxy, parse_proxy
 from strategies.session_model.agent_settings import Dialect
-from token_broker.resources import DEFAULT_RESOURCE, ResourceEntry, ResourcesFileError, read_resources
+from token_broker.resources import (
+    DEFAULT_RESOURCE,
+    SETTINGS_OF_KEYS,
+    ResourceEntry,
+    ResourcesFileError,
+    read_resources,
+)
 
 __all__ = [
     "APP_ORIGIN",
@@ -697,26 +703,18 @@ class Settings(BaseSettings):
         keys, faults = _keys_of(entries, self.resources_file, DotEnvSettingsSource(type(self)).env_vars)
         if faults:
             raise ResourcesFileError(faults)
-        return tuple(ResourceSettings(entry, self._with_variables_of(entry, keys.get(entry.name))) for entry in entries)
+        return tuple(self._with_variables_of(entry, keys.get(entry.name)).resources[0] for entry in entries)
 
     def _with_variables_of(self, entry: ResourceEntry, key: SecretStr | None) -> "Settings":
         """These settings with the AZURE_… variables of one resource: what serves one serves each of several."""
-        copied = self.model_copy(
-            update={
-                "resources_file": None,
-                "endpoint": entry.endpoint,
-                "openai_endpoint": entry.openai_endpoint,
-                "endpoint_kind": entry.kind,
-                "project_name": entry.project,
-                "azure_auth": entry.auth if key is not None or entry.auth != "auto" else "entra",
-                "key": key,
-                "api_version": entry.api_version or self.api_version,
-                "model": entry.model or self.model,
-                "transcription_model": entry.transcription_model or self.transcription_model,
-            }
-        )
+        own = {setting: getattr(entry, name) for name, setting in SETTINGS_OF_KEYS.items()}
+        for shared in ("api_version", "model", "transcription_model"):
+            own[shared] = own[shared] or getattr(self, shared)
+        if key is None and entry.auth == "auto":
+            own["azure_auth"] = "entra"
+        copied = self.model_copy(update={**own, "key": key, "resources_file": None})
         copied.__dict__.pop("target", None)  # a copy has what was derived from the former values
-        copied.__dict__["resources"] = (ResourceSettings(entry, copied),)
+        copied.__dict__["resources"] = (ResourceSettings(entry, copied, is_of_file=True),)
         return copied
 
     @property
@@ -837,6 +835,20 @@ class ResourceSettings:
 
     entry: ResourceEntry
     settings: Settings
+    is_of_file: bool = False  # else of the AZURE_… variables
+
+    def as_configured(self, text: str) -> str:
+        """A text about variables, with the file's keys in their place where the file has this resource."""
+        if not self.is_of_file:
+            return text
+        keys = {Settings.model_fields[setting].alias or "": key for key, setting in SETTINGS_OF_KEYS.items()}
+
+        def key_of(found: re.Match[str]) -> str:
+            value = f' = "{found["value"]}"' if found["value"] else ""
+            return f"resources.{self.name}.{keys[found['variable']]}{value}"
+
+        longest_first = "|".join(sorted(keys, key=len, reverse=True))
+        return re.sub(rf"(?P<variable>{longest_first})(?:=(?P<value>\w+))?", key_of, text)
 
     @property
     def name(self) -> str:
@@ -910,6 +922,14 @@ def doubts(settings: Settings) -> list[str]:
             )
             if value is not None
         ]
+        names_at: dict[str, list[str]] = {}
+        for each in settings.resources:
+            names_at.setdefault(each.target.base, []).append(each.name)
+        lines += [
+            f"BROKER_RESOURCES_FILE: {', '.join(names)} have one endpoint: they fail together, and share their quotas"
+            for names in names_at.values()
+            if len(names) > 1
+        ]
     if settings.auth in {"easyauth", "entra"} and settings.metrics_token is None:
         lines.append(
             f"BROKER_METRICS_TOKEN: unset while BROKER_AUTH={settings.auth}; /metrics refuses everybody until it is set"
@@ -950,7 +970,7 @@ def _endpoint_faults(settings: Settings) -> list[str]:
         if value is None:
             continue
         try:
-            parse_endpoint(value)
+            parse_endpoint(value, key_in="AZURE_VOICELIVE_KEY" if name.startswith("AZURE_") else "a setting of its own")
         except EndpointError as error:
             faults.append(f"{name}: {error}")
     if settings.public_url is not None and not _HOST_NAME.fullmatch(_host(settings.public_url) or "x"):

@@ -1,11 +1,12 @@
 """The agents' file: every key, what is inherited, and what stops the start."""
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from strategies.session_model.agent_settings import CLIENT_MAY_SET, AgentSettings
+from strategies.session_model.agent_settings import CLIENT_MAY_SET, AgentSettings, ClientSetting
 from strategies.session_model.azure_schema import schema_faults, schema_source
 from tests.broker.test_settings import written
 from tests.strategies import published_sessions
@@ -260,3 +261,11 @@ def test_vendored_schema_is_the_packages() -> None:
     assert published_sessions.FILE.read_text(encoding="utf-8") == published_sessions.text()
     assert schema_source("ga").startswith("openai ")
     assert schema_faults({}, "ga") == schema_faults({}, "preview") == []
+
+
+def test_docs_have_every_key_and_word() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "agents.md").read_text(encoding="utf-8")
+    named = {name for each in re.findall(r"`([a-z_.]+)`", page) for name in each.split(".")}
+    assert set(AgentKeys.model_fields) - {"session"} <= named
+    assert "[agents.x.session.ga]" in page
+    assert set(get_args(ClientSetting)) <= named

@@ -58,6 +58,7 @@ async def test_each_example_talks_in_both_dialects(tmp_path: Path) -> None:
         options=options,
         agents_file=all_examples(tmp_path),
         signing_keys=SIGNING_KEY,
+        direct_websocket="on",
         tools_secret="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
     ) as several:
         agents: AgentRegistry = several.broker.agents

@@ -159,6 +159,39 @@ def test_unused_variables_are_told(load: Load) -> None:
     assert [line.partition(":")[0] for line in doubts(settings)] == ["AZURE_VOICELIVE_KEY"]
 
 
+def test_one_endpoint_under_two_names_is_told(load: Load) -> None:
+    twice = TWO.replace("https://x-swc.openai.azure.com", "https://X-EUS2.services.ai.azure.com")
+    (line,) = doubts(load(twice, AZURE_KEY_EASTUS2=KEY))
+    assert "eastus2, sweden have one endpoint" in line
+
+
+def test_password_in_an_endpoint_names_the_right_key(load: Load) -> None:
+    with pytest.raises(SettingsError) as told:
+        load(TWO.replace("https://x-swc", "https://ann:word@x-swc"), AZURE_KEY_EASTUS2=KEY)
+    assert "the variable that key_env names" in str(told.value)
+    assert "AZURE_VOICELIVE_KEY" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("check AZURE_VOICELIVE_ENDPOINT, and more", "check resources.sweden.endpoint, and more"),
+        ("its kind (AZURE_VOICELIVE_ENDPOINT_KIND)", "its kind (resources.sweden.kind)"),
+        ("set AZURE_VOICELIVE_AUTH=entra, and", 'set resources.sweden.auth = "entra", and'),
+        ("unset AZURE_VOICELIVE_KEY", "unset resources.sweden.key_env"),
+        ("AZURE_CLIENT_ID names it", "AZURE_CLIENT_ID names it"),
+    ],
+)
+def test_advice_names_keys_of_the_file(load: Load, text: str, told: str) -> None:
+    assert load(TWO, AZURE_KEY_EASTUS2=KEY).resources[1].as_configured(text) == told
+
+
+def test_advice_without_a_file_names_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_VOICELIVE_ENDPOINT", "https://x.openai.azure.com")
+    (only,) = Settings.load(_env_file=None).resources
+    assert only.as_configured("set AZURE_VOICELIVE_AUTH=entra") == "set AZURE_VOICELIVE_AUTH=entra"
+
+
 def test_key_may_stand_in_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text(f"BROKER_RESOURCES_FILE=two.toml\nAZURE_KEY_EASTUS2='{KEY}'\n")

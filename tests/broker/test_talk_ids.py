@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from tests.support.broker import RunningBroker
 from tests.support.offers import OFFER
 from tests.support.resources import SeveralResources, run_resources
 from tests.support.waiting import eventually
+from token_broker.memory.store_errors import StoreAwayError
+from token_broker.sessions.talk_level import TalkLevelCounters
 
 
 @pytest.fixture
@@ -94,8 +99,9 @@ async def test_hang_up_ends_a_talk_and_loss_does_not(broker: RunningBroker, code
 async def test_talk_lost_long_ago_is_over(broker: RunningBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = await broker.plan()
     async with open_talk(plan) as socket:
+        monkeypatch.setattr(broker.memory.sessions, "_clock", lambda: time.time() - 61)  # when it notes the loss
         await socket.close(1001)
-    await until_over(broker)
+        await until_over(broker)
     level = broker.state["callers"].talks
     clock = level._clock
     monkeypatch.setattr(level, "_clock", lambda: clock() + 60)
@@ -142,3 +148,39 @@ async def test_hung_up_call_is_over(broker: RunningBroker) -> None:
     assert await next_talk(broker, plan) == ids_of(broker, plan)
     await broker.client.delete(answer.headers["location"], headers=headers)
     assert await next_talk(broker, plan) != ids_of(broker, plan)
+
+
+async def test_other_replica_knows_what_goes_on(broker: RunningBroker) -> None:
+    """What one replica saw of a talk, another one goes by: here the same broker, without its memory of it."""
+    here = broker.state["callers"]
+
+    async def next_elsewhere(plan: dict[str, Any]) -> str:
+        broker.state["callers"] = replace(here, talks=TalkLevelCounters())
+        try:
+            return await next_talk(broker, plan)
+        finally:
+            broker.state["callers"] = here
+
+    async def is_noted(plan: dict[str, Any], *, over: bool) -> bool:
+        record = await broker.memory.sessions.find(plan["session_id"])
+        return record is not None and record.talk_id is not None and (record.talk_over_at_s < time.time()) is over
+
+    live, over = await broker.plan(), await broker.plan()
+    async with open_talk(live):
+        await eventually(partial(is_noted, live, over=False))
+        assert await next_elsewhere(live) == ids_of(broker, live)
+    async with open_talk(over):
+        pass
+    await eventually(partial(is_noted, over, over=True))
+    assert await next_elsewhere(over) != ids_of(broker, over)
+
+
+async def test_silent_store_keeps_the_talk(broker: RunningBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = await broker.plan()
+
+    async def silent(_session_id: str) -> None:
+        raise StoreAwayError("silence")
+
+    monkeypatch.setattr(broker.memory.sessions, "find", silent)
+    monkeypatch.setattr("token_broker.sessions.ownership._UNSEEN_KEPT_S", -1)
+    assert await next_talk(broker, plan) == ids_of(broker, plan)

@@ -51,3 +51,12 @@ async def test_doctor_keeps_residency(tmp_path: Path) -> None:
         assert (check.status, "no agent may use" in check.finding) == (CheckStatus.WARNING, True)
         assert named(report, "two: mint ga").status is CheckStatus.OK
         assert not forbidden.requests
+
+
+async def test_advice_names_the_files_keys(tmp_path: Path) -> None:
+    async with simulator("one") as azure, simulator("two", deployments=frozenset({"other"})) as lacking:
+        endpoints = {"one": azure.base_url, "two": lacking.base_url}
+        report = await diagnose(settings_of(tmp_path, endpoints, {}))
+    advice = [check.remediation for check in report.checks if check.name.startswith(("one: ", "two: "))]
+    assert any("resources.two.endpoint" in text for text in advice)
+    assert not [text for text in advice if "AZURE_VOICELIVE_" in text]

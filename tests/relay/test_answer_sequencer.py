@@ -1,5 +1,6 @@
 """When the broker asks Azure for an answer, and what becomes of calls: rules, without sockets and without a clock."""
 
+import asyncio
 import json
 import random
 from typing import Any
@@ -8,8 +9,10 @@ import pytest
 
 from token_broker.relay.answers.actions import Action, Refuse, Run, Send, Tell, Tool
 from token_broker.relay.answers.sequencer import ACTIVE_ALREADY, CREATE_ID, AnswerSequencer
+from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
 from token_broker.relay.dialects.broker_events import SAY_ID
 from token_broker.relay.resume.session_facts import SessionFacts
+from token_broker.tools.runner import ToolOutput
 
 TOOLS = {
     "order": Tool("order", "http"),
@@ -700,6 +703,30 @@ def test_output_of_a_page_ends_no_running_call() -> None:
     assert list(scene.outputs) == ["c1"]
 
 
+def test_approval_expires_once_the_call_is_joined_again() -> None:
+    scene = Scene(listens=True).begins().azure("response.output_item.done", response_id="r1", item=REQUEST).ends()
+    scene.core.cut(lost=False)
+    scene.wait(61)
+    assert scene.sent == []
+    scene.do(scene.core.begin("ga", scene.now_s))
+    assert [event["type"] for event in scene.sent] == ["conversation.item.create", "response.create"]
+
+
+def test_typing_in_a_call_begins_new_rounds() -> None:
+    scene = Scene(listens=True)
+    for number in range(1, 5):
+        scene.answers("order", response_id=f"r{number}", first=number).ready(f"c{number}")
+    scene.azure("conversation.item.added", item={"type": "message", "role": "user"})
+    for number in range(5, 8):
+        scene.answers("order", response_id=f"r{number}", first=number).ready(f"c{number}")
+    assert {create["response"]["tool_choice"] for create in scene.creates} == {"auto"}
+
+
+def test_foreign_outputs_are_not_remembered() -> None:
+    scene = Scene().answers("order").ready("c1").confirms("c1").begins("r2").ends("r2").confirms("c1", "c2")
+    assert scene.core.calls.told == set()
+
+
 def test_words_wait_while_the_call_plays() -> None:
     scene = Scene(listens=True).answers("slow").azure("output_audio_buffer.started").wait(2)
     assert says(scene) == []
@@ -723,3 +750,39 @@ def test_odd_events_do_no_harm(odd: Any) -> None:
     scene.client("conversation.item.create", item=odd)
     scene.client("response.create", response=odd)
     scene.wait(200)
+
+
+async def test_timers_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+    told: list[str] = []
+    hooks = AnswerHooks(tell=lambda tool: told.append(tool.state), refuse=never, run=never_runs, start=never)
+    answers = TalkAnswers(scene.core, hooks)
+    loop = asyncio.get_running_loop()
+    set_timers: list[asyncio.TimerHandle] = []
+    call_at = loop.call_at
+
+    def kept(*args: Any, **options: Any) -> asyncio.TimerHandle:
+        set_timers.append(call_at(*args, **options))
+        return set_timers[-1]
+
+    monkeypatch.setattr(loop, "call_at", kept)
+    answers.begin("ga", never)
+    item = {"id": "i1", "type": "function_call", "call_id": "c1", "name": "map", "status": "completed"}
+    answers.azure_sent({"type": "response.created", "response": {"id": "r1"}})
+    answers.azure_sent({"type": "response.output_item.done", "response_id": "r1", "item": item | {"arguments": "{}"}})
+    for _ in range(10):
+        assert answers.admits("input_audio_buffer.clear", {})
+        answers.tick()
+    assert sum(not timer.cancelled() for timer in set_timers) == 1
+    answers.aclose()
+    answers.azure_sent({"type": "response.done", "response": {"id": "r1", "status": "completed"}})
+    assert all(timer.cancelled() for timer in set_timers)
+    assert told == ["running"]
+
+
+def never(*_: Any) -> None:
+    raise AssertionError
+
+
+async def never_runs(call: Run) -> ToolOutput:
+    raise AssertionError(call)

@@ -1,5 +1,6 @@
 """The core of a resume: what was open, what the next session is told, and one answer to each utterance."""
 
+import base64
 import json
 import random
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 
 from strategies.base import Dialect
 from tests.relay.support.model_azure import CHUNKS, ModelTalk, append
+from token_broker.relay.resume.held_audio import HeldAudio
+from token_broker.relay.resume.ledger import TalkLedger
 from token_broker.relay.resume.replay import NewSession, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.steps import Ask, Handover, Listen, Resend, Say, Speech, Step
@@ -314,11 +317,26 @@ def test_answer_with_a_call_is_not_gone_on_with() -> None:
 def test_words_for_a_wait_are_not_asked_again() -> None:
     talk = ModelTalk()
     talk.ledger.client_sent("response.create", "{}", {"type": "response.create", "event_id": "broker_say_1"})
-    assert talk.ledger.due == "nothing"
+    assert [talk.ledger.due] == ["nothing"]
     talk.ledger.azure_sent({"type": "response.created", "response": {"id": "resp_say"}}, 0.0)
-    assert talk.ledger.due == "answer"
+    assert [talk.ledger.due] == ["answer"]
     handover = talk.cut()
     assert (len(handover.endings), steps_of(handover, Ask)) == (1, [])
+
+
+def test_silence_of_a_held_button_is_no_speech() -> None:
+    ledger = TalkLedger(HeldAudio(1_000_000))
+    ledger.facts.detects = False
+    ledger.audio.append(append_of(bytes(960)))
+    assert (ledger.holds, ledger.holds_speech) == (True, False)
+    ledger.audio.append(append_of(b"\x00\x40" * 480))
+    assert (ledger.holds, ledger.holds_speech) == (True, True)
+    ledger.client_sent("input_audio_buffer.commit", "{}", {})
+    assert (ledger.holds, ledger.holds_speech) == (False, False)
+
+
+def append_of(pcm: bytes) -> str:
+    return '{"type":"input_audio_buffer.append","audio":"' + base64.b64encode(pcm).decode() + '"}'
 
 
 def test_clock_stands_while_a_tool_runs() -> None:

@@ -17,7 +17,7 @@ from token_broker.relay.resume.steps import Listen
 
 Event = dict[str, Any]
 
-# --- silence (P11)
+# --- silence
 
 
 def looked(
@@ -322,3 +322,36 @@ def test_changes_are_merged_as_azure_does() -> None:
     assert merged(session, changes) == {
         "audio": {"input": {"turn_detection": {"type": "semantic_vad"}}, "output": {"speed": 1}}
     }
+
+
+# --- what counts as an answer
+
+TEXT_ONLY = {"type": "response.create", "response": {"modalities": ["text"]}}
+
+
+@pytest.mark.parametrize(
+    ("request_", "sounds", "status", "says", "is_success"),
+    [
+        (None, True, "completed", True, True),
+        (None, False, "completed", True, False),  # text where sound was due
+        (TEXT_ONLY, False, "completed", True, True),
+        (None, False, "completed", False, True),  # a call of a tool alone
+        (None, True, "failed", True, False),
+        (None, True, "cancelled", True, False),
+    ],
+)
+def test_text_where_sound_was_due_is_no_success(
+    request_: Event | None, sounds: bool, status: str, says: bool, is_success: bool
+) -> None:
+    ledger = ModelTalk().ledger
+    created = {"id": "resp_1", "status": "in_progress", "output": []}
+    if request_ is not None:
+        ledger.client_sent("response.create", "", request_)
+    ledger.azure_sent({"type": "response.created", "response": created}, 1.0)
+    if sounds:
+        ledger.sounded(640)
+    output = [{"type": "message" if says else "function_call", "role": "assistant"}]
+    # Azure may say that it answers in text: that is what it did, and not what was due.
+    done = {"id": "resp_1", "status": status, "output": output, "modalities": ["audio" if sounds else "text"]}
+    ledger.azure_sent({"type": "response.done", "response": done}, 2.0)
+    assert ledger.is_success(done) is is_success

@@ -86,6 +86,26 @@ async def test_strict_azure_takes_the_history() -> None:
         judge(azure, "#2")
 
 
+async def test_text_after_restored_turns_proves_nothing() -> None:
+    with run_in_thread(FAST) as azure:
+        async with broker(azure.base_url, **SIMULATED) as running, running.client() as client:
+            await client.ready()
+            await talk_on(client, 1)
+            await running.ingest.reach(2)
+            with azure.fault("text_answers", after=1, unless_said="nowhere"):
+                with azure.fault("cut", times=1):
+                    await client.until("broker.resumed")
+                (talk,) = running.relay._talks
+                assert talk._upstream is not None
+                health = talk._upstream.health
+                assert health is not None
+                await talk_on(client, 2)
+                assert not health._proven, "it was an answer in text where sound was due"
+                azure.set_faults()
+                await client.send({"type": "response.create"})
+                await answered(client)
+
+
 async def test_ignored_settings_are_no_talk() -> None:
     limit: dict[str, Any] = SIMULATED | {"proxy_connect_timeout_s": 1.0}
     with run_in_thread(FAST) as azure:

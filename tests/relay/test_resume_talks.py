@@ -193,6 +193,27 @@ async def test_silent_azure_is_left_and_stays_unheard(monkeypatch: pytest.Monkey
     assert running.ingest.said == [("user", "What time is it?"), ("assistant", "Six o'clock.")]
 
 
+async def test_azure_that_takes_nothing_is_left() -> None:
+    """Writing stalls while reading hangs: nothing comes, and nothing goes."""
+    async with talking(client_write_timeout_s=0.5, idle_timeout_s=20) as (azure, _, client):
+        talk = await azure.talk()
+        talk.connection.transport.pause_reading()
+
+        async def flood() -> None:
+            while True:
+                await client.socket.send(APPEND)
+
+        flooding = asyncio.create_task(flood())
+        try:
+            assert (await client.until("broker.resuming"))["reason"] == "silent"
+            await resumed(client)
+        finally:
+            flooding.cancel()
+            talk.connection.transport.resume_reading()
+        after = await azure.talk(1)
+        await after.next_event("input_audio_buffer.append")
+
+
 def living(seconds: float) -> Any:
     """A session that Azure ends so soon."""
 

@@ -118,7 +118,8 @@ async def rush(replicas: int, how: str) -> Fleet:
     """60 talks lose a resource that is not known to be dead; 85 new ones come in the minute after."""
     dead = resource("dead")
     others = [resource(name, priority=2, quotas=LIMITED) for name in ("x", "y")]
-    azure = Azure({each.name: LIMITED for each in others}, **{how: {"dead"}})
+    azure = Azure({each.name: LIMITED for each in others})
+    getattr(azure, how).add("dead")
     running = fleet([dead, *others], replicas, azure, fresh=[replicas - 1] if replicas > 1 else [])
     await asyncio.gather(
         *(running.resume(f"running-{number}", number % replicas, "dead") for number in range(60)),
@@ -140,7 +141,8 @@ async def held(how: str) -> Fleet:
     """Six talks lose their resource, while the quotas of the others are used up: they refill one by one."""
     dead = resource("dead")
     others = [resource(name, quotas=Quotas(voice_live_per_minute=3)) for name in ("x", "y")]
-    azure = Azure({}, **{how: {"dead"}})
+    azure = Azure({})
+    getattr(azure, how).add("dead")
     running = fleet([dead, *others], 1, azure)
     for name in "xy":
         for _ in range(3):

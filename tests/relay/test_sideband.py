@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
+from pathlib import Path
 
 import pytest
 from websockets.datastructures import Headers
@@ -11,15 +12,28 @@ from websockets.http11 import Request, Response
 
 from strategies.base import SessionSpec
 from tests.relay.support.azure import AzureTalk, Script, ScriptedAzure, scripted_azure
-from tests.relay.support.broker import KEY, Running, broker
+from tests.relay.support.broker import KEY, Running, broker, build, make_settings, serving
 from token_broker.relay.admission import AdmittedClient
 from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import DONE, Ending
+from token_broker.sessions.agents import Agent, load_agents
 from token_broker.sessions.plans import session_spec
+from token_broker.tools.guardrail import Verdict, WordSource
 from token_broker.web.requests import uuid7
 
+GUARDED = """
+default = "elena"
+[agents.elena]
+name = "Elena"
+voices = { ga = "marin", preview = "ava" }
+instructions = "You are Elena."
+greeting = "Hello from Contoso."
+builtin_tools = ["end_talk"]
+guardrail = { url = "https://guard.example.com/check" }
+"""
 
-def listen(running: Running, azure: ScriptedAzure) -> str:
+
+def listen(running: Running, azure: ScriptedAzure, *, talk_id: str = "") -> str:
     """Starts to listen to a call whose place is kept; returns its session."""
     agent = running.agents.get("elena")
     assert agent is not None
@@ -27,7 +41,8 @@ def listen(running: Running, azure: ScriptedAzure) -> str:
     lease = running.limits.acquire("anonymous")
     assert lease is not None
     lease.keep("rtc_1", for_s=60)
-    admitted = AdmittedClient(Owner(session_id, "anonymous", 5), agent, "anonymous", None, 0)
+    admitted = AdmittedClient(Owner(session_id, "anonymous", 5, talk_id=talk_id), agent, "anonymous", None, 0)
+    running.relay._level.begin(admitted.owner)
     running.relay.listen(admitted, endpoint=azure.url, call_id="rtc_1", spec=spec_of(running), resource="default")
     return session_id
 
@@ -376,6 +391,54 @@ async def test_refused_setting_is_left_out(*, again: bool) -> None:
         assert (set(second), second["tools"]) == ({"type", "instructions", "tools"}, [])
         running.limits.end("rtc_1")
         await running.quiet()
+
+
+async def test_call_is_greeted_checked_and_ended(tmp_path: Path) -> None:
+    file = tmp_path / "agents.toml"
+    file.write_text(GUARDED)
+    asked: list[tuple[str, str]] = []
+    ended: list[str] = []
+
+    class Hook:
+        async def check(self, agent: Agent, owner: Owner, text: str, source: WordSource) -> Verdict:
+            del agent, owner
+            asked.append((source, text))
+            return Verdict("refuse")
+
+    async def script(talk: AzureTalk) -> None:
+        await joined(talk)
+        talk.arrived(await talk.connection.recv())
+        await talk.send({"type": "response.created", "response": {"id": "greeting"}})
+        await talk.send({"type": "response.done", "response": {"id": "greeting", "status": "completed"}})
+        await talk.hear("item_1", "Bye then.")
+        said = {"type": "message", "id": "m", "role": "assistant", "status": "completed", "content": []}
+        end = {"type": "function_call", "id": "i", "call_id": "c", "name": "end_talk", "arguments": "{}"}
+        await talk.send({"type": "response.created", "response": {"id": "r"}})
+        await talk.send({"type": "output_audio_buffer.started", "response_id": "r"})
+        await talk.send({"type": "response.output_item.done", "response_id": "r", "item": end})
+        response = {"id": "r", "status": "completed", "output": [said, end]}
+        await talk.send({"type": "response.done", "response": response})
+        talk.arrived(await talk.connection.recv())
+        assert not ended, "it is still heard"
+        await talk.send({"type": "output_audio_buffer.stopped", "response_id": "r"})
+        await talk.connection.wait_closed()
+
+    def hang_up(endpoint: str, call_id: str, owner: Owner, *, why: str) -> None:
+        del endpoint, owner
+        ended.append(why)
+        running.limits.end(call_id)
+
+    async with call(script) as azure:
+        running = build(make_settings(azure.url), agents=load_agents(file), guardrail=Hook())
+        async with serving(running):
+            running.relay._hang_up = hang_up
+            listen(running, azure, talk_id="talk_1")
+            await running.quiet()
+        kinds = [event["type"] for event in azure.talks[0].received]
+        assert kinds == ["response.create", "conversation.item.create"], "and no second goodbye"
+        assert "Hello from Contoso." in azure.talks[0].received[0]["response"]["instructions"]
+        assert asked == [("speech", "Bye then.")]
+        assert ended == ["the agent has ended the talk"]
 
 
 async def test_repeated_change_is_restored_again() -> None:

@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -89,7 +90,8 @@ def prepare_server() -> None:
 def _server() -> socket.socket:
     """The connection to the server, which ends when the last copy of this connection is closed."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
+    with theirs, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads: what is forked executes a program at once
         if (pid := os.fork()) == 0:
             ours.close()
             theirs.set_inheritable(True)

@@ -1,14 +1,17 @@
 """Arguments of a call: an object that fits the parameters, or a sentence that names the wrong field."""
 
+import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.memory.support.turns import owner
 from token_broker.sessions.agent_tools import FunctionTool
 from token_broker.tools.arguments import MAX_ARGUMENTS_BYTES, bound_arguments, checked_arguments
 
-PARAMETERS = {
+PARAMETERS: dict[str, Any] = {
     "type": "object",
     "properties": {
         "number": {"type": "string", "pattern": "^[0-9]+$"},
@@ -21,6 +24,10 @@ PARAMETERS = {
     "required": ["number", "customer"],
     "additionalProperties": False,
 }
+
+
+_names = st.sampled_from(["number", "lines", "size", "amount", "customer", "session", "other", ""])
+_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 
 
 def tool(**fields: Any) -> FunctionTool:
@@ -70,6 +77,16 @@ def test_wrong_arguments_are_named(text: str, named: str) -> None:
     assert isinstance(sentence, str)
     assert named in sentence
     assert len(sentence) < 400
+
+
+@given(st.text(max_size=200) | st.recursive(_scalars, lambda inner: st.lists(inner) | st.dictionaries(_names, inner)))
+def test_anything_is_judged(said: Any) -> None:
+    """Whatever a model says becomes arguments that fit, or a sentence."""
+    found = checked_arguments(tool(), said if isinstance(said, str) else json.dumps(said))
+    if isinstance(found, str):
+        assert found.endswith(("Nothing was called.", "Nothing was called; correct it and call again."))
+    else:
+        assert tool().validator.is_valid(found)
 
 
 def test_values_are_not_repeated() -> None:

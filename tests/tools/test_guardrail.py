@@ -70,6 +70,19 @@ async def test_agent_without_guardrail_allows(sender: HookSender) -> None:
     assert await HttpGuardrail(sender).check(agent(guardrail=None), owner(), "x", "typed") == Verdict("allow")
 
 
+async def test_ended_connection_is_no_failure(sender: HookSender) -> None:
+    """The server closes an idle connection as the next check is written to it."""
+
+    async def second_answers(writer: asyncio.StreamWriter) -> None:
+        if len(server.received) > 1:
+            await answered(b'{"action": "allow"}')(writer)
+
+    async with raw_server(second_answers) as server:
+        verdict = await HttpGuardrail(sender).check(agent(guardrail=Guarded(server.url)), owner(), "x", "typed")
+    assert verdict == Verdict("allow")
+    assert len({got.headers["webhook-id"] for got in server.received}) == 1
+
+
 async def _hangs(_writer: asyncio.StreamWriter) -> None:
     await asyncio.sleep(60)
 

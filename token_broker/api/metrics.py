@@ -317,6 +317,13 @@ def memory_metrics(memory: MemoryStatus) -> Iterator[Metric]:
     )
 
 
+def _by_resource(name: str, text: str, relay: RelayStatus, value: Callable[[ResourceUse], float]) -> Metric:
+    family = CounterMetricFamily(f"token_broker_{name}", text, labels=["resource"])
+    for resource, use in relay.resources.items():
+        family.add_metric([resource], value(use))
+    return family
+
+
 def _sink_metrics(memory: MemoryStatus) -> Iterator[Metric]:
     """By sink; where there is none the store is the memory, and the one series is `local`."""
     gauges = {
@@ -339,13 +346,6 @@ def _sink_metrics(memory: MemoryStatus) -> Iterator[Metric]:
         if not memory.sinks:
             family.add_metric(["local"], float(getattr(memory, field, 0)))
         yield family
-
-
-def _by_resource(name: str, text: str, relay: RelayStatus, value: Callable[[ResourceUse], float]) -> Metric:
-    family = CounterMetricFamily(f"token_broker_{name}", text, labels=["resource"])
-    for resource, use in relay.resources.items():
-        family.add_metric([resource], value(use))
-    return family
 
 
 def _gauge(name: str, text: str, value: float | None) -> Metric:

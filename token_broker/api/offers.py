@@ -128,7 +128,7 @@ class CallRelay:
         supply = TalkSpecs(minting.settings, owner, minting.recall).of(agent)
         # The call's media is not seen: its talk counts as lost from its answer on.
         owner = self.level.of(owner)
-        with self.level.connection(owner.talk_id), trace.answered(201, tell):
+        with self.level.connection(owner), trace.answered(201, tell):
             wanted = agent.wanted(owner.session_id)
             left = permitted = minting.pool.order(wanted)
             # Those that are known to take no calls are asked only where no other is left.
@@ -240,7 +240,7 @@ class CallRelay:
             raise _unknown_call()
         try:
             await self.calls.hang_up(call.endpoint, call.call_id)
-            self.level.end(owner.talk_id, ends_talk=True)
+            self.level.end(owner, ends_talk=True)
         except MintError as error:
             wait_s = error.retry_after_s if isinstance(error, RateLimitedError) else None
             raise _refused(error, "hang-up", wait_s or 0.0) from None

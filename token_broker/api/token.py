@@ -189,7 +189,7 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
         agent=agent,
         public_base=public_base(request.scope, settings.public_url, settings.trusted_proxies),
         correlation_id=correlation_id(request.scope),
-        unseen=callers.blocklist.was_read and not agent.is_seen,
+        unseen=callers.blocklist.was_read,
     )
     trace.is_poor = plan.outlook == "poor"
     entry = AuditEntry(

@@ -1,10 +1,12 @@
 """The result of a check: its status, what was found, what was measured, how to repair it, and the known issue it is."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Check", "CheckStatus", "KnownIssue", "Report"]
+from token_broker.settings import ResourceSettings
+
+__all__ = ["Check", "CheckStatus", "KnownIssue", "Report", "about_resource"]
 
 
 class CheckStatus(StrEnum):
@@ -43,6 +45,16 @@ class Check:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"known_issue": None if self.known_issue is None else self.known_issue.value}
+
+
+def about_resource(check: Check, resource: ResourceSettings, *, is_only: bool) -> Check:
+    """The check of one resource: it names the resource where there are others, and the file's keys where it has one."""
+    return replace(
+        check,
+        name=check.name if is_only else f"{resource.name}: {check.name}",
+        finding=resource.as_configured(check.finding),
+        remediation=resource.as_configured(check.remediation),
+    )
 
 
 @dataclass(slots=True)

@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 
 from strategies.endpoint import cloud_of
 from token_broker.azure import build_pool
-from token_broker.doctor.checks import Check, CheckStatus
+from token_broker.doctor.checks import Check, CheckStatus, about_resource
 from token_broker.doctor.verdicts import judge_retirement, judge_transcription_model
 from token_broker.security.entra_jwt import audience_forms
 from token_broker.sessions.agents import AgentsFileError, ensure_resources, load_agents
@@ -66,9 +65,9 @@ def examine_configuration(settings: Settings, *, looks_outside: bool) -> list[Ch
         finding = "no Azure endpoint is configured"
         checks = [Check("configuration", CheckStatus.FAILED, finding, remediation=remediation)]
     else:
-        several = len(settings.resources) > 1
+        is_only = len(settings.resources) == 1
         checks = [
-            replace(check, name=f"{resource.name}: {check.name}") if several else check
+            about_resource(check, resource, is_only=is_only)
             for resource in settings.resources
             for check in _examine_resource(resource)
         ]

@@ -3,14 +3,13 @@
 import asyncio
 import ssl
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from typing import Any
 
 from strategies.credentials import TokenSource, azure_identity_source
 from strategies.transport import make_tls_context, make_transport
 from token_broker.azure import make_client
 from token_broker.doctor.azure_checks import examine_azure
-from token_broker.doctor.checks import Check, CheckStatus, Report
+from token_broker.doctor.checks import Check, CheckStatus, Report, about_resource
 from token_broker.doctor.configuration import examine_configuration
 from token_broker.doctor.hosts import STEP_S
 from token_broker.doctor.outside import examine_broker
@@ -72,9 +71,7 @@ async def run_doctor(
                 tell(tenant)
 
         def tell_of(resource: ResourceSettings) -> Callable[[Check], None]:
-            if len(settings.resources) == 1:
-                return tell
-            return lambda check: tell(replace(check, name=f"{resource.name}: {check.name}"))
+            return lambda check: tell(about_resource(check, resource, is_only=len(settings.resources) == 1))
 
         parts: dict[str, Coroutine[Any, Any, None]] = {
             **{

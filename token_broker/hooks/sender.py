@@ -9,7 +9,7 @@ import contextlib
 import ssl
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -94,9 +94,22 @@ class HookSender:
         decoded, is `too_large`. Raises nothing but CancelledError.
         """
         content = payload if isinstance(payload, bytes) else to_json(payload)
-        body = _Body(content)
+        body, at = _Body(content), self._now()
         try:
-            request = httpx.Request("POST", url, headers=self._headers(content, webhook_id, headers or {}), stream=body)
+            told = {name: value.get_secret_value() for name, value in (headers or {}).items()} | {
+                "User-Agent": f"voice-token-broker/{__version__}",
+                "Accept": "application/json, text/plain;q=0.9, */*;q=0.1",
+                "Accept-Encoding": "identity",
+                "Content-Type": "application/json",
+                "Content-Length": str(len(content)),
+                "webhook-id": webhook_id,
+                "webhook-timestamp": str(int(at.timestamp())),
+                # The specification has several signatures separated by blanks: one of them is of the receiver's secret.
+                "webhook-signature": " ".join(
+                    secret.sign(webhook_id, at, content.decode()) for secret in self._secrets
+                ),
+            }
+            request = httpx.Request("POST", url, headers=told, stream=body)
         except (httpx.InvalidURL, ValueError, TypeError):
             return HookAnswer(failure="refused")
         if not request.url.host or is_forbidden_host(request.url.host):
@@ -126,34 +139,21 @@ class HookSender:
                 async with asyncio.timeout(_CLOSE_S):
                     await response.aclose()
 
-    def _headers(self, content: bytes, webhook_id: str, added: Mapping[str, SecretStr]) -> dict[str, str]:
-        at, text = self._now(), content.decode()
-        return {name: value.get_secret_value() for name, value in added.items()} | {
-            "User-Agent": f"voice-token-broker/{__version__}",
-            "Accept": "application/json, text/plain;q=0.9, */*;q=0.1",
-            "Accept-Encoding": "identity",
-            "Content-Type": "application/json",
-            "Content-Length": str(len(content)),
-            "webhook-id": webhook_id,
-            "webhook-timestamp": str(int(at.timestamp())),
-            # The specification has several signatures separated by blanks: one of them is of the receiver's secret.
-            "webhook-signature": " ".join(secret.sign(webhook_id, at, text) for secret in self._secrets),
-        }
-
 
 @contextlib.asynccontextmanager
 async def hook_client(
-    *, tls: ssl.SSLContext | None = None, proxy: OutboundProxy | None = None
+    *, tls: ssl.SSLContext | None = None, proxy: OutboundProxy | None = None, keepalive_s: float = _KEEPALIVE_S
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client for hooks: a bounded pool, guarded addresses, no cookies, nothing of the environment.
 
-    Through `proxy` a name is looked up by the proxy: its rules guard the addresses then.
+    `keepalive_s` may be longer for hooks that are posted again where a connection has just ended. Through `proxy` a
+    name is looked up by the proxy: its rules guard the addresses then.
     """
     transport = make_transport(
         tls=tls,
         resolver=GuardedResolver(BoundedResolver()),
         connections=_CONNECTIONS,
-        keepalive_s=_KEEPALIVE_S,
+        keepalive_s=keepalive_s,
         proxy=proxy,
     )
     # A cookie that one user's call brought must not go along with another's.
@@ -191,10 +191,13 @@ async def _read(response: httpx.Response, answered: HookAnswer, max_bytes: int) 
         return failed("broken")
     inflater = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding in _ZIPPED else None
     body = bytearray()
-    async for packed in response.aiter_raw():
+    async for chunk in response.aiter_raw():
+        packed = chunk
         try:
-            for piece in _unpacked(packed, inflater, max_bytes):
-                body += piece
+            while packed and not (inflater and inflater.eof):
+                # In pieces of so many bytes at most: a kilobyte of gzip can hold a megabyte.
+                body += inflater.decompress(packed, max_bytes + 1) if inflater else packed
+                packed = inflater.unconsumed_tail if inflater else b""
                 if len(body) > max_bytes:
                     return failed("too_large")
         except zlib.error:
@@ -204,12 +207,3 @@ async def _read(response: httpx.Response, answered: HookAnswer, max_bytes: int) 
     return HookAnswer(
         answered.status, bytes(body).decode(errors="replace"), None, answered.sent, answered.retry_after_s
     )
-
-
-def _unpacked(packed: bytes, inflater: "zlib._Decompress | None", max_bytes: int) -> Iterator[bytes]:
-    """The bytes in pieces of at most so many: a kilobyte of gzip can hold a megabyte."""
-    while inflater is not None and packed and not inflater.eof:
-        yield inflater.decompress(packed, max_bytes + 1)
-        packed = inflater.unconsumed_tail
-    if inflater is None:
-        yield packed

@@ -24,7 +24,7 @@ from token_broker.security.limits import BoundedDict
 from token_broker.security.tokens import LEEWAY_S, Owner
 
 if TYPE_CHECKING:
-    from token_broker.memory.store.sessions import BlockKey
+    from token_broker.memory.store.sessions import BlockKey, TalkNote
 
 __all__ = ["Refused", "StoredBlocklist", "StoredSessions", "StoredTickets"]
 
@@ -34,6 +34,7 @@ Refused = Callable[[str, str | None], bool]
 """`Blocklist.refused`: of a principal and a session."""
 
 _SESSIONS_KEPT = 20_000
+_NOTES_KEPT = 10_000
 _RELEASES_AT_ONCE = 100
 _TICKETS_KEPT = 100_000
 _BLOCKLIST_EVERY_S = 1.5  # a block holds everywhere within 2 s, the reading included
@@ -52,6 +53,8 @@ class StoredSessions:
         self._clock = clock
         self._seen = BoundedDict[str, SessionRecord](_SESSIONS_KEPT)
         self._releasing: set[asyncio.Task[None]] = set()
+        self._notes: BoundedDict[str, TalkNote] = BoundedDict(_NOTES_KEPT)
+        self._noting: asyncio.Task[None] | None = None
         self.unanswered = 0  # times the store was silent
 
     async def find(self, session_id: str) -> SessionRecord | None:
@@ -89,16 +92,39 @@ class StoredSessions:
         self._remember(SessionRecord(owner.session_id, owner.principal, owner.epoch))
         self._writer.submit_session(owner, agent_id)
 
+    def note_talk(self, owner: Owner, *, over_in_s: float, begins: bool) -> None:
+        from token_broker.memory.store.sessions import TalkNote
+
+        known = self._notes.get(owner.talk_id)
+        begins = begins or (known is not None and known.begins)
+        self._notes[owner.talk_id] = TalkNote(owner, self._clock() + over_in_s, begins)
+        if self._noting is None or self._noting.done():
+            self._noting = asyncio.create_task(self._write_notes(), name="memory-talks")
+
+    async def _write_notes(self) -> None:
+        from token_broker.memory.store.sessions import note_talks
+
+        while self._notes:
+            notes = list(self._notes.values())
+            self._notes.clear()
+            try:
+                await self._database.write(partial(note_talks, notes=notes))
+            except StoreError as error:  # other replicas go by the token alone
+                log.warning("talks_not_noted", talks=len(notes), reason=str(error))
+
     def evict(self, session_id: str) -> None:
         """Drops what this process knows of a session: it was erased."""
         self._seen.pop(session_id, None)
 
     async def aclose(self) -> None:
-        """Gives up the claims that are just being released."""
-        for task in self._releasing:
+        """Writes the talks that have just ended, and gives up the claims that are just being released."""
+        if self._noting is not None:
+            await asyncio.wait((self._noting,), timeout=self._patience_s)
+        ending = [*self._releasing, *([self._noting] if self._noting else [])]
+        for task in ending:
             task.cancel()
-        if self._releasing:
-            await asyncio.wait(self._releasing)
+        if ending:
+            await asyncio.wait(ending)
 
     def _unanswered(self, error: Exception) -> StoreError:
         self.unanswered += 1

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
+from token_broker.hooks.sender import HookSender
 from token_broker.memory.delivery.local import LocalFacts
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
@@ -28,9 +29,10 @@ from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.repositories import StoredBlocklist, StoredSessions, StoredTickets
 from token_broker.memory.resource_switches import ResourceSwitches
 from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreUnreachableError
+from token_broker.memory.summaries import Summaries
 from token_broker.memory.tool_claims import ToolClaims
 from token_broker.memory.turn_search import TurnSearch
-from token_broker.memory.types import FactSource, OutboxStatus, Outcome, SinkName, Turn, backoff_s, to_us
+from token_broker.memory.types import NOTICE_SINKS, FactSource, OutboxStatus, Outcome, SinkName, Turn, backoff_s, to_us
 from token_broker.security.limits import BoundedDict
 from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
@@ -67,6 +69,7 @@ class Memory:
     ) -> None:
         self._settings = settings
         self._clock = clock
+        self._summaries: Summaries | None = None
         self._sinks = settings.sinks
         self._recalls_from_sink = not {"zep", "zep_cloud"}.isdisjoint(settings.sinks)
         self._facts: FactSource | None = None  # the sink that recall asks, once it is open
@@ -202,6 +205,13 @@ class Memory:
         self.sessions.evict(session_id)
         self.recall.cache.clear()
         self._end_talks_of(Owner(session_id, principal, 0))
+
+    def sum_up(self, sender: HookSender, url_of: Callable[[str], str | None]) -> Summaries:
+        """Has the talks summed up whose agents have a hook for it; the task ends with the memory."""
+        told = [sink for sink in self._sinks if sink in NOTICE_SINKS]
+        self._summaries = Summaries(self._database, sender, url_of, clock=self._clock, sinks=told)
+        self._start("summaries", self._summaries.run)
+        return self._summaries
 
     def watch_lost_sessions(self, end_talks_of: Callable[[Owner], None]) -> None:
         """`end_talks_of(owner)` is called where a session turns out not to be `owner`'s, or to be erased."""
@@ -401,6 +411,8 @@ class Memory:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FLUSH_S):
                     await self.ingest.flushed()
+        if self._summaries is not None:
+            await self._summaries.aclose()
         self._closing = True
         for task in self._tasks.values():
             task.cancel()

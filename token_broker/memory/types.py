@@ -231,6 +231,8 @@ class SessionRecord:
     session_id: str
     principal: str
     epoch: int
+    talk_id: str | None = None  # the newest talk that a replica saw, and when it is over, in seconds since 1970
+    talk_over_at_s: float = 0.0
 
     @property
     def erased(self) -> bool:
@@ -326,6 +328,13 @@ class SessionRepository(Protocol):
 
     def record(self, owner: Owner, agent_id: str) -> None:
         """Writes or renews the session's row beside the answer; never waits, never raises."""
+        ...
+
+    def note_talk(self, owner: Owner, *, over_in_s: float, begins: bool) -> None:
+        """Writes when the owner's talk is over, unless it goes on; never waits, never raises.
+
+        A talk that `begins` takes the place of the session's former one; of the end of another one nothing is written.
+        """
         ...
 
 

@@ -9,7 +9,6 @@ watches all waits. Where Azure's side is lost, the talk goes on in another sessi
 import asyncio
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +21,8 @@ from token_broker.memory.types import Recall, TurnIngest
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
-from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell
+from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
+from token_broker.relay.answers.greeting import greeting_response
 from token_broker.relay.answers.hidden_calls import HiddenCalls
 from token_broker.relay.answers.sequencer import AnswerSequencer
 from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
@@ -240,6 +240,11 @@ class Talk:
         self._sending = False
         self._azure_full = False
 
+    @property
+    def agent_id(self) -> str:
+        """The agent that speaks now, or spoke last."""
+        return self._handoff.agent.id
+
     def end(self, ending: Ending) -> None:
         """Ends the talk for this reason, unless it is ending already."""
         if not self._over.done():
@@ -443,10 +448,8 @@ class Talk:
         if greeting is None or not self._greets():
             return
         await asyncio.sleep(_GREETING_AFTER_S)
-        told = f"The conversation begins, and you speak first. Say this, and then let the user speak: {greeting}"
-        instructions = f"{self._ledger.facts.instructions}\n\n{told}".strip()
         if self._handoff.agent.greeting == greeting:
-            self._answers.want("greeting", {"instructions": instructions, "tool_choice": "none"})
+            self._answers.want("greeting", greeting_response(greeting, self._ledger.facts.instructions))
 
     def _send_own(self, event: Mapping[str, Any]) -> None:
         """Sends Azure an event of the broker's own that another session would have to be told."""
@@ -470,12 +473,10 @@ class Talk:
 
     def _holds_answers(self) -> bool:
         """Whether no answer may be asked for now, whatever is due."""
-        if self._ledger.holds or self._guard.is_checking or self._handoff.holds:
+        if self._ledger.holds_speech or self._guard.is_checking or self._handoff.holds:
             return True
-        return self._farewell.is_asked and self._farewell.holds(self._batches(), spoke=self._ledger.last_sounded)
-
-    def _batches(self) -> list[AbstractSet[str]]:
-        return [batch.answered | batch.open.keys() for batch in self._answers.sequencer.calls]
+        batches = keys_of(self._answers.sequencer.calls)
+        return self._farewell.is_asked and self._farewell.holds(batches, spoke=self._ledger.last_sounded)
 
     def _tell_note(self, note: Item) -> None:
         """Tells the session what the memory knows; the next one is told it again."""
@@ -599,7 +600,7 @@ class Talk:
             answering = self._answers.sequencer.is_answering
             if self._farewell.is_over(
                 now_s,
-                self._batches(),
+                keys_of(self._answers.sequencer.calls),
                 answering=answering,
                 spoke=self._ledger.last_sounded,
                 plays_until_s=self._turns.assembler.plays_until_s,

@@ -29,6 +29,8 @@ from strategies.session_model.running_session import agents_session
 from token_broker.memory.types import TurnIngest
 from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
+from token_broker.relay.answers.greeting import greeting_response
 from token_broker.relay.answers.sequencer import SEQUENCER_EVENTS, AnswerSequencer
 from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
 from token_broker.relay.azure.connector import UpstreamConnector
@@ -38,15 +40,17 @@ from token_broker.relay.confirmation.refused_field import field_to_leave_out, sh
 from token_broker.relay.counters import USAGE_EVENTS, RelayCounters, TalkCounters
 from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import compact, event_type
+from token_broker.relay.guardrail.client_words import words_of
 from token_broker.relay.resume.session_facts import SessionFacts
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.failed_answers import failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.tokens import Owner
-from token_broker.server.close_codes import DONE, INTERNAL, UPSTREAM_FAILED, Ending
+from token_broker.server.close_codes import DONE, ENDED_BY_AGENT, INTERNAL, UPSTREAM_FAILED, Ending
 from token_broker.sessions.agents import Agent
 from token_broker.settings import Settings
-from token_broker.tools.runner import ToolRunner
+from token_broker.tools.guardrail import GuardrailClient, WordSource
+from token_broker.tools.runner import ToolOutput, ToolRunner
 
 __all__ = ["CallListener"]
 
@@ -61,6 +65,7 @@ _UNKNOWN_TIMES = 3  # in a row: one 404 may come of a fault at Azure, while the 
 # An official client sets its own session when it connects, and perhaps with each of its agents. More is deliberate.
 _CHANGES_AT_MOST = 5
 _HANDLED = TURN_EVENTS | SEQUENCER_EVENTS | {"session.updated"}
+_CHECKS_AT_MOST = 32  # at once; each has a bound of its own
 _SESSION_OVER = "session_expired"  # the code of the error that ends a session (docs/azure.md §8.1)
 _REMINDER = f"{OWN_EVENT_IDS}reminder_"
 _HUNG_UP = Ending(DONE, "the call has ended")
@@ -71,7 +76,8 @@ class CallListener:
     """Listens to one call from its answer to its end; draining waits for it as for a talk.
 
     `hang_up` ends the call at Azure for a reason. `holds_place` says whether the call still has its place among the
-    open talks; without one it was ended elsewhere. `tools` runs the agent's tools.
+    open talks; without one it was ended elsewhere. `tools` runs the agent's tools. `guardrail` sees the user's words,
+    and holds nothing up: Azure answers them by itself. `greets` says whether the agent speaks first now.
     """
 
     def __init__(
@@ -88,6 +94,8 @@ class CallListener:
         hang_up: Callable[[str], None],
         holds_place: Callable[[], bool],
         tools: ToolRunner | None = None,
+        guardrail: GuardrailClient | None = None,
+        greets: Callable[[], bool] = lambda: False,
     ) -> None:
         self.counters = TalkCounters()
         self._settings = settings
@@ -117,9 +125,13 @@ class CallListener:
         self._turns = TurnRecorder(owner, agent.id, ingest=ingest, counters=self.counters, on_lost=log_lost)
         self._tasks: set[asyncio.Task[None]] = set()
         self._facts = SessionFacts()
-        calls = AgentCalls(tools, owner, lambda: agent, self.counters)
+        self._guardrail = None if agent.guardrail is None else guardrail
+        self._greets = greets
+        self._farewell = Farewell()
+        self._spoke = False  # in the last answer
+        calls = AgentCalls(tools, owner, lambda: agent, self.counters, builtin=self._run_builtin)
         self._answers = TalkAnswers(
-            AnswerSequencer(calls.tools, facts=self._facts, listens=True),
+            AnswerSequencer(calls.tools, facts=self._facts, holds=self._says_goodbye, listens=True),
             # The client sees the call's events itself, and nobody hears of what it may not do.
             AnswerHooks(tell=calls.note, refuse=lambda _refusal: None, run=calls.run, start=self._start),
         )
@@ -206,6 +218,8 @@ class CallListener:
         self._joins += 1
         self._send_session(socket, f"join_{self._joins}")
         self._answers.begin("ga", lambda event: socket.send(compact(event)))
+        if (greeting := self._agent.greeting) and self._joins == 1 and self._greets():
+            self._answers.want("greeting", greeting_response(greeting, self._session.get("instructions", "")))
         pinged_s = self._now_s()
         while not self._over.done():
             now_s = self._now_s()
@@ -218,6 +232,9 @@ class CallListener:
                 return None
             elif not self._holds_place():
                 return _HUNG_UP
+            elif self._is_over(now_s):
+                self._farewell.take_back()
+                self._hang_up(ENDED_BY_AGENT.reason)
             elif now_s >= until_s:
                 return Ending(DONE, "the talk has reached its longest time")
             elif now_s - pinged_s >= self._settings.ping_interval_s:
@@ -243,6 +260,7 @@ class CallListener:
             event = None
         if not isinstance(event, dict):
             return
+        self._note_words(kind, event)
         self._answers.azure_sent(event)
         if kind == "session.updated":
             session = event.get("session")
@@ -263,6 +281,52 @@ class CallListener:
             self._relay.count_failed_answer(failed, self.counters, resource=self._resource)
             log_failed_answer(failed, self._owner, self._agent.id)
         self._turns.feed(event, self._now_s())
+
+    def _note_words(self, kind: str, event: dict[str, Any]) -> None:
+        """Notes that somebody speaks, and shows the guardrail what the user says."""
+        if kind == "input_audio_buffer.speech_started":
+            self._farewell.take_back()
+        elif kind == "response.done":
+            response = event.get("response")
+            output = response.get("output") if isinstance(response, dict) else None
+            said = output if isinstance(output, list) else []
+            self._spoke = any(isinstance(item, dict) and item.get("type") == "message" for item in said)
+        if self._guardrail is None or len(self._tasks) >= _CHECKS_AT_MOST:
+            return
+        item, words = event.get("item"), None
+        source: WordSource = "speech"
+        if kind == "conversation.item.input_audio_transcription.completed":
+            words = event.get("transcript")
+        elif kind == "conversation.item.added" and isinstance(item, dict) and item.get("role") == "user":
+            words, source = words_of(event), "typed"
+        if isinstance(words, str) and words.strip():
+            self._start(self._check(self._guardrail, words, source), "call-guardrail")
+
+    async def _check(self, guardrail: GuardrailClient, words: str, source: WordSource) -> None:
+        verdict = await guardrail.check(self._agent, self._owner, words, source)
+        if verdict.action != "allow":
+            about = {"session_id": self._owner.session_id, "agent_id": self._agent.id}
+            log.warning("guardrail_not_enforced", **about, action=verdict.action, source=source)
+
+    async def _run_builtin(self, name: str, arguments: str, call_id: str) -> ToolOutput:
+        del arguments
+        if name != "end_talk":
+            return ToolOutput("This can't be done in this call. Go on yourself.", ok=False)
+        self._farewell.ask(call_id)
+        return ToolOutput(END_TALK_OUTPUT, ok=True)
+
+    def _says_goodbye(self) -> bool:
+        return self._farewell.holds(keys_of(self._answers.sequencer.calls), spoke=self._spoke)
+
+    def _is_over(self, now_s: float) -> bool:
+        sequencer = self._answers.sequencer
+        return self._farewell.is_over(
+            now_s,
+            keys_of(sequencer.calls),
+            answering=sequencer.is_answering,
+            spoke=self._spoke,
+            plays_until_s=self._turns.assembler.plays_until_s,
+        )
 
     def _note_error(self, socket: AzureSocket, error: Any) -> None:
         if not isinstance(error, dict):

@@ -68,7 +68,7 @@ class VoiceRelay:
     Route WebSockets and plain requests of the proxy's path, which has the parameter `session_id`, to `proxy`, and those
     of a compatible endpoint's paths to `compat`. `limits` are shared with the SDP relay; `observe` gets a TalkEnded for
     each talk; `hang_up` ends a call that is listened to; `tools` runs the tools of agents;
-    `guardrail` asks theirs.
+    `guardrail` asks theirs; `on_ended` gets the owner and the agent of each talk in which something was said.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class VoiceRelay:
         level: TalkLevelCounters | None = None,
         tools: ToolRunner | None = None,
         guardrail: GuardrailClient | None = None,
+        on_ended: Callable[[Owner, str], None] = lambda _owner, _agent_id: None,
     ) -> None:
         lasting_secrets = (*own_secrets(settings), *(secret for agent in agents.values() for secret in agent.secrets))
 
@@ -94,6 +95,7 @@ class VoiceRelay:
             return Redactor((*lasting_secrets, *connector.secrets))(text)
 
         self._hang_up = hang_up
+        self._on_ended = on_ended
         self._observe = observe
         self._level = level or TalkLevelCounters()
         self._model = connector.pool.resources[0].model if connector.pool.resources else settings.model
@@ -251,6 +253,8 @@ class VoiceRelay:
             hang_up=end_call,
             holds_place=lambda: self._limits.keeps(call_id),
             tools=self._parts.tools,
+            guardrail=self._parts.guardrail,
+            greets=partial(self._level.greets, admitted.owner.talk_id),
         )
 
         async def run() -> None:
@@ -265,6 +269,8 @@ class VoiceRelay:
                 self._calls.discard(listener)
                 self._drain.remove(listener)
                 self._counters.add(listener.counters)
+                if listener.counters.turns:
+                    self._on_ended(admitted.owner, admitted.agent.id)
 
         task = asyncio.create_task(run(), name="talk-sideband")
         self._listening.add(task)
@@ -278,7 +284,7 @@ class VoiceRelay:
         self, scope: Scope, receive: Receive, send: Send, admitted: AdmittedClient, adapter: ProtocolAdapter
     ) -> None:
         owner, agent = self._level.of(admitted.owner), admitted.agent
-        self._level.begin(owner.talk_id)
+        self._level.begin(owner)
         talk = Talk(
             self._parts,
             adapter,
@@ -317,7 +323,9 @@ class VoiceRelay:
             self._talks.discard(talk)
             self._drain.remove(talk)
             self._counters.finish(talk.counters, ending.code)
-            self._level.end(owner.talk_id, ends_talk=ending.ends_talk, has_left=ending.by_client)
+            if talk.counters.turns:
+                self._on_ended(owner, talk.agent_id)
+            self._level.end(owner, ends_talk=ending.ends_talk, has_left=ending.by_client)
             self._observe(
                 TalkEnded(
                     session_id=owner.session_id,

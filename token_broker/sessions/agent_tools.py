@@ -59,6 +59,7 @@ _MCP_FIRST_VERSION = "2026-04-10"  # of Voice Live: docs/azure.md
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _HEADER_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 _MAX_HEADER_VALUE = 8_192
+_MIN_KEY_CHARS = 16
 _VARIABLE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]{0,127})")
 # These are the broker's own, or would change how the request is framed.
 _OWN_HEADERS = frozenset({
@@ -384,9 +385,9 @@ def tool_doubts(tools: Iterable[FunctionTool | McpTool], *, voice_live_versions:
 
 
 def _query_secrets(url: str) -> tuple[SecretStr, ...]:
-    """The query of a URL, whole and by value."""
+    """The query of a URL, whole, and its values that may be keys: a short word may stand in any log line."""
     parsed = httpx.URL(url)
     if not parsed.query:
         return ()
-    values = [value for _, value in parsed.params.multi_items()]
-    return tuple(SecretStr(text) for text in (parsed.query.decode("ascii", "replace"), *values) if text)
+    values = [value for _, value in parsed.params.multi_items() if len(value) >= _MIN_KEY_CHARS]
+    return tuple(SecretStr(text) for text in (parsed.query.decode("ascii", "replace"), *values))

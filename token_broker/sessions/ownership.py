@@ -187,9 +187,9 @@ async def open_session(
     if label is None and claims is not None:
         label = claims.owner.user_id
     talk_id = uuid7()
-    if claims is not None and _goes_on(claims, talks):
+    if claims is not None and _goes_on(claims, record, talks):
         talk_id = claims.owner.talk_id
-        talks.seen(talk_id)
+        talks.seen(talk_id, elsewhere=record is not None and record.talk_id == talk_id)
     owner = Owner(session_id, principal.id, max(last_epoch + 1, _now_ms()), label, talk_id)
     return OpenedSession(owner, is_new_name=record is None and claims is None)
 
@@ -251,10 +251,20 @@ def _ensure_owner(record: SessionRecord, principal: str) -> None:
         raise Problem(403, "foreign_session", _FOREIGN)
 
 
-def _goes_on(claims: SessionClaims, talks: TalkLevelCounters) -> bool:
-    """Whether the talk of a session token goes on with the plan that it asks for."""
-    known = talks.goes_on(claims.owner.talk_id)
-    return time.time() < claims.issued_at_s + _UNSEEN_KEPT_S if known is None else known
+def _goes_on(claims: SessionClaims, record: SessionRecord | None, talks: TalkLevelCounters) -> bool:
+    """Whether the talk of a session token goes on with the plan that it asks for.
+
+    What this process sees counts first: that the talk is live, or was ended. Then what any replica wrote of it.
+    """
+    talk, now_s = claims.owner.talk_id, time.time()
+    if talks.is_settled(talk):
+        return bool(talks.goes_on(talk))
+    known = talks.goes_on(talk)
+    if record is None:  # the store is silent
+        return known is not False
+    if record.talk_id == talk:
+        return now_s < record.talk_over_at_s
+    return now_s < claims.issued_at_s + _UNSEEN_KEPT_S if known is None else known
 
 
 def _owner_unknown() -> Problem:

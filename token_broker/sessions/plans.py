@@ -117,9 +117,10 @@ class PlanMaker:
     ) -> Plan:
         """The plan for `grant`. `public_base` is the broker as the browser sees it: scheme, host, port.
 
-        Unless `unseen` is set, the plan has only transports that the broker can end, and no secret of Azure's: with
-        such a secret a client opens a talk that the broker never sees.
+        Unless `unseen` is set and the agent permits it, the plan has only transports that the broker can end, and no
+        secret of Azure's: with such a secret a client opens a talk that the broker never sees.
         """
+        unseen = unseen and not agent.is_seen
         now = datetime.now(UTC).replace(microsecond=0)
         minted = grant if isinstance(grant, EphemeralGrant) else None
         if minted is not None:

@@ -18,6 +18,9 @@ from token_broker.web.requests import Problem, uuid7
 
 __all__ = ["LOST_KEPT_S", "TalkLevelCounters"]
 
+NoteTalk = Callable[[Owner, float, bool], None]
+"""Gets an owner, in how many seconds their talk is over unless it goes on, and whether it begins."""
+
 LOST_KEPT_S = 60.0
 _TALKS_KEPT = 20_000
 _TIMES_KEPT = 512
@@ -38,7 +41,8 @@ class _Talk:
 class TalkLevelCounters:
     """Counts talks by their ids, and those that are live by resource, too.
 
-    `on_live` gets each talk's resource, and its time to live in seconds.
+    `on_live` gets each talk's resource, and its time to live in seconds. `note` is told when a talk begins, which is
+    at most `longest_s` long, and after how many seconds it is over.
 
     `asked` counts a talk when it is live, or failed for the first time: of one whose client left before, nobody knows
     whether it would have come about.
@@ -49,12 +53,16 @@ class TalkLevelCounters:
         resources: Iterable[str] = (),
         on_live: Callable[[str, float], None] = lambda _resource, _time_s: None,
         *,
+        note: NoteTalk = lambda _owner, _over_in_s, _begins: None,
+        longest_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.asked = 0
         self.live_at = Counter(dict.fromkeys(resources, 0))
         self._left = 0
         self._on_live = on_live
+        self._note = note
+        self._longest_s = longest_s
         self._clock = clock
         self._talks = BoundedDict[str, _Talk](_TALKS_KEPT)
         self._leaving: deque[_Talk] = deque()  # those whose client may still come back, in the order in which they left
@@ -92,28 +100,42 @@ class TalkLevelCounters:
         known.is_greeted = True
         return True
 
-    def seen(self, talk: str) -> None:
-        """A sign that the talk goes on although no connection of it is open here: a plan asked for with its token."""
+    def is_settled(self, talk: str) -> bool:
+        """Whether this process knows for sure: the talk is live here, or was ended here."""
+        known = self._talks.get(talk)
+        return known is not None and (known.is_over or known.connections > 0)
+
+    def seen(self, talk: str, *, elsewhere: bool = False) -> None:
+        """A sign that the talk goes on although no connection of it is open here: a plan asked for with its token.
+
+        `elsewhere`: another replica saw it begin, and has counted it.
+        """
         if (known := self._talks.get(talk)) is not None:
             known.lost_s = self._clock()
+        elif elsewhere:
+            now_s = self._clock()
+            self._talks[talk] = _Talk(now_s, connections=0, is_live=True, is_counted=True, lost_s=now_s)
 
     def of(self, owner: Owner) -> Owner:
         """The owner with the talk that a connection made now belongs to: a new one where the credential's is over."""
         return replace(owner, talk_id=uuid7()) if self.goes_on(owner.talk_id) is False else owner
 
-    def begin(self, talk: str) -> None:
-        """A connection of the talk is asked for; call `end` when it is over."""
+    def begin(self, owner: Owner) -> None:
+        """A connection of the owner's talk is asked for; call `end` when it is over."""
+        talk = owner.talk_id
         known = self._talks.get(talk)
         if known is not None and self.goes_on(talk):
             known.connections += 1
             known.has_left = False
-            return
-        self._talks[talk] = _Talk(self._clock())
+        else:
+            known = self._talks[talk] = _Talk(self._clock())
+        if known.connections == 1:
+            self._note(owner, self._longest_s + LOST_KEPT_S, True)
 
     @contextmanager
-    def connection(self, talk: str) -> Iterator[None]:
+    def connection(self, owner: Owner) -> Iterator[None]:
         """A connection of the talk, for as long as the block runs; cancelled, or Problem 400: its client has left."""
-        self.begin(talk)
+        self.begin(owner)
         has_left = False
         try:
             yield
@@ -121,7 +143,7 @@ class TalkLevelCounters:
             has_left = not isinstance(error, Problem) or error.code == "client_left"
             raise
         finally:
-            self.end(talk, has_left=has_left)
+            self.end(owner, has_left=has_left)
 
     def went_live(self, talk: str, resource: str = "") -> None:
         """The talk can be heard: Azure has the agent's session, at that resource."""
@@ -134,14 +156,14 @@ class TalkLevelCounters:
             self._times_ms.append(time_s * 1000)
             self._on_live(resource, time_s)
 
-    def end(self, talk: str, *, ends_talk: bool = False, has_left: bool = False) -> None:
+    def end(self, owner: Owner, *, ends_talk: bool = False, has_left: bool = False) -> None:
         """The connection is over.
 
         `ends_talk`: a hang-up, a limit or a block, after which the talk is over too, unless another connection of it is
         open. `has_left`: the client closed it, or was lost. A talk that was not live yet is not over then: its client
         may try another way.
         """
-        known = self._talks.get(talk)
+        known = self._talks.get(owner.talk_id)
         if known is None:
             return
         known.connections = max(0, known.connections - 1)
@@ -150,7 +172,8 @@ class TalkLevelCounters:
             self._count(known)
         if known.connections:
             return
-        known.is_over = ends_talk and (known.is_live or not has_left)
+        known.is_over = known.is_over or (ends_talk and (known.is_live or not has_left))
+        self._note(owner, 0.0 if known.is_over else LOST_KEPT_S, False)
         if not known.is_counted:
             known.has_left = True
             self._leaving.append(known)

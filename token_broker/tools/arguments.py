@@ -12,7 +12,7 @@ from token_broker.sessions.agent_tools import FunctionTool
 
 __all__ = ["bound_arguments", "checked_arguments", "faults_in"]
 
-MAX_ARGUMENTS_BYTES = 262_144
+MAX_ARGUMENTS_BYTES = 65_536  # no answer of a model is longer, and checking a schema takes the event loop's time
 _MAX_REASON_CHARS = 200
 _SAID = ("types", "limit", "options", "pattern", "format", "expected_value", "multiple_of")  # what a keyword says
 

@@ -14,13 +14,17 @@ from token_broker.security.tokens import Owner
 from token_broker.sessions.agent import Agent
 from token_broker.web.requests import uuid7
 
-__all__ = ["GuardrailClient", "HttpGuardrail", "Verdict", "WordSource", "parse_verdict"]
+__all__ = ["GUARDRAIL_KEEPALIVE_S", "GuardrailClient", "HttpGuardrail", "Verdict", "WordSource", "parse_verdict"]
 
 log = structlog.get_logger(__name__)
 
 WordSource = Literal["speech", "typed"]
 
+GUARDRAIL_KEEPALIVE_S = 60.0
+"""A check has 300 ms: no time for a new connection each time. Where one has just ended, the check is made again."""
+
 _MAX_ANSWER_BYTES = 65_536
+_ATTEMPTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +70,26 @@ class HttpGuardrail:
         guardrail = agent.guardrail
         if guardrail is None:
             return Verdict("allow")
-        began_s = self._clock()
-        answer = await self._sender.post(
-            guardrail.url,
-            {
-                "type": "guardrail.check",
-                "session_id": owner.session_id,
-                "agent_id": agent.id,
-                "principal": owner.principal,
-                "text": text,
-                "source": source,
-            },
-            webhook_id=f"guardrail_{uuid7()}",
-            timeout_s=guardrail.timeout_ms / 1000,
-            max_bytes=_MAX_ANSWER_BYTES,
-        )
+        payload = {
+            "type": "guardrail.check",
+            "session_id": owner.session_id,
+            "agent_id": agent.id,
+            "principal": owner.principal,
+            "text": text,
+            "source": source,
+        }
+        began_s, webhook_id = self._clock(), f"guardrail_{uuid7()}"
+        until_s = began_s + guardrail.timeout_ms / 1000
+        for _ in range(_ATTEMPTS):
+            answer = await self._sender.post(
+                guardrail.url,
+                payload,
+                webhook_id=webhook_id,
+                timeout_s=until_s - self._clock(),
+                max_bytes=_MAX_ANSWER_BYTES,
+            )
+            if answer.failure != "broken" or self._clock() >= until_s:
+                break
         verdict = parse_verdict(answer.body) if answer.ok else None
         duration_s = self._clock() - began_s
         self._observe(GuardrailAsked(agent.id, "failed" if verdict is None else verdict.action, duration_s))

@@ -262,7 +262,13 @@ class HttpToolRunner:
             return _Result("no_store", _NO_STORE)
         if isinstance(claimed, str):
             return await self._claimed(run, payload, call_id, claimed, until_s)
-        found = await self._awaited(claims, call_id, claimed, until_s)
+        found = claimed
+        while found.state == "running" and self._clock() < until_s:  # another process makes the call
+            await asyncio.sleep(_POLL_S)
+            # Whoever makes the call may reach the store when we can't.
+            with contextlib.suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(self._store_timeout_s):
+                    found = await claims.find(call_id)
         if found.state == "done":
             return _Result("repeated" if found.ok else "error", found.output or _DONE)
         if found.state == "erased":
@@ -275,45 +281,31 @@ class HttpToolRunner:
                     return await self._claimed(run, payload, call_id, holder, self._clock() + run.timeout_s)
         return _Result("unknown", f"The tool was called before. {_UNKNOWN}", known=False)
 
-    async def _awaited(self, claims: Claims, call_id: CallId, found: FoundCall, until_s: float) -> FoundCall:
-        """What came of a call that another process makes, as soon as it says so; it may take until `until_s`."""
-        while found.state == "running" and self._clock() < until_s:
-            await asyncio.sleep(_POLL_S)
-            try:
-                async with asyncio.timeout(self._store_timeout_s):
-                    found = await claims.find(call_id)
-            except (StoreError, TimeoutError):
-                continue  # whoever makes the call may reach the store when we can't
-        return found
-
     async def _claimed(self, run: HttpRun, payload: bytes, call_id: CallId, holder: str, until_s: float) -> _Result:
         """Posts a call that is ours, and notes what came of it beside the answer: a talk doesn't wait for the note."""
+        assert self._sender is not None  # noqa: S101  # `_function` has looked
+        answer = HookAnswer(failure="timeout")  # where no time was left
         result = _Result("cancelled", "", known=False)
         try:
-            result = await self._posted(run, payload, call_webhook_id(call_id), until_s)
+            for attempt in range(_ATTEMPTS):
+                if (left_s := until_s - self._clock()) <= 0:
+                    break
+                answer = await self._sender.post(
+                    run.url,
+                    payload,
+                    webhook_id=call_webhook_id(call_id),
+                    timeout_s=left_s,
+                    max_bytes=run.max_output_bytes,
+                    headers=run.headers,
+                )
+                wait_s = pause_before_repeating(answer, run, attempt)
+                if wait_s is None or self._clock() + wait_s >= until_s:
+                    break
+                await asyncio.sleep(wait_s)
+            result = result_of(answer, run)
         finally:
             self._note(call_id, holder, result)
         return result
-
-    async def _posted(self, run: HttpRun, payload: bytes, webhook_id: str, until_s: float) -> _Result:
-        assert self._sender is not None  # noqa: S101  # `_function` has looked
-        for attempt in range(_ATTEMPTS):
-            left_s = until_s - self._clock()
-            if left_s <= 0:
-                return _Result("timeout", _UNSENT)
-            answer = await self._sender.post(
-                run.url,
-                payload,
-                webhook_id=webhook_id,
-                timeout_s=left_s,
-                max_bytes=run.max_output_bytes,
-                headers=run.headers,
-            )
-            wait_s = pause_before_repeating(answer, run, attempt)
-            if wait_s is None or self._clock() + wait_s >= until_s:
-                break
-            await asyncio.sleep(wait_s)
-        return result_of(answer, run)
 
     def _note(self, call_id: CallId, holder: str, result: _Result) -> None:
         async def note(claims: Claims) -> None:

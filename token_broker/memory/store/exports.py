@@ -13,6 +13,7 @@ from token_broker.memory.store.tables import (
     outbox,
     sessions,
     stored_turn,
+    turn_words,
     turns,
 )
 from token_broker.memory.types import ERASED_PRINCIPAL, StoredTurn
@@ -62,7 +63,7 @@ def export_turns(connection: Connection, session_id: str, after: tuple[int, int,
 def export_rows(connection: Connection, session_id: str) -> Iterator[Line]:
     """What is stored of a session beside its turns."""
     for table in SESSION_TABLES:
-        if table is outbox:  # a position, and nothing that was said
+        if table in (outbox, turn_words):  # a position, and words that the turns have
             continue
         for row in connection.execute(select(table).where(is_session(table, session_id))).mappings():
             yield {"type": table.name} | {key: value for key, value in row.items() if key != "bucket"}

@@ -1,10 +1,11 @@
 """Sessions and their sizes, tickets and the blocklist, as statements. The same on SQLite and PostgreSQL."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, tuple_, update
 from sqlalchemy import LargeBinary as Bytes
 
 from token_broker.memory.store.tables import blocks, by_bucket, insert_for, is_session, sessions, tickets, turns
@@ -15,6 +16,7 @@ from token_broker.security.tokens import ANONYMOUS, Owner
 __all__ = [
     "MAX_BLOCKS",
     "BlockKey",
+    "TalkNote",
     "add_to_sizes",
     "block",
     "blocked_keys",
@@ -22,6 +24,7 @@ __all__ = [
     "find_session",
     "is_known",
     "list_blocks",
+    "note_talks",
     "release_session",
     "remove_expired_tickets",
     "spend_ticket",
@@ -31,15 +34,37 @@ __all__ = [
 
 BlockKey = tuple[BlockKind, str]
 
+
+@dataclass(frozen=True, slots=True)
+class TalkNote:
+    """What a replica saw of a talk: that it `begins`, or when it is over, in seconds since 1970."""
+
+    owner: Owner
+    over_at_s: float
+    begins: bool
+
+
 MAX_BLOCKS = 10_000  # each replica holds all of them, and reads them every two seconds
 
 
 def find_session(connection: Connection, session_id: str) -> SessionRecord | None:
     """The session's row."""
-    row = connection.execute(
-        select(sessions.c.principal, sessions.c.epoch).where(is_session(sessions, session_id))
-    ).first()
-    return SessionRecord(session_id, row.principal, row.epoch) if row else None
+    columns = (sessions.c.principal, sessions.c.epoch, sessions.c.talk_id, sessions.c.talk_over_at_us)
+    row = connection.execute(select(*columns).where(is_session(sessions, session_id))).first()
+    if row is None:
+        return None
+    return SessionRecord(session_id, row.principal, row.epoch, row.talk_id, (row.talk_over_at_us or 0) / 1_000_000)
+
+
+def note_talks(connection: Connection, notes: Iterable[TalkNote]) -> None:
+    """Writes which talks began, and when they are over."""
+    for note in sorted(notes, key=lambda each: by_bucket(each.owner.session_id)):
+        owner = note.owner
+        its = and_(is_session(sessions, owner.session_id), sessions.c.principal == owner.principal)
+        if not note.begins:
+            its = and_(its, or_(sessions.c.talk_id.is_(None), sessions.c.talk_id == owner.talk_id))
+        noted = update(sessions).where(its).values(talk_id=owner.talk_id, talk_over_at_us=to_us(note.over_at_s))
+        connection.execute(noted)
 
 
 def claim_session(connection: Connection, owner: Owner, agent_id: str, now_s: float) -> bool:

@@ -63,6 +63,7 @@ __all__ = [
     "sink_ids",
     "sink_rests",
     "stored_turn",
+    "summaries",
     "tickets",
     "tool_claims",
     "turn_words",
@@ -81,7 +82,7 @@ _VERSION_TABLE = """CREATE TABLE alembic_version (
 ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
 ERASED = 1  # the epoch of a tombstone without turns
 
-SCHEMA_REVISION = "0006"  # the newest of migrations/versions
+SCHEMA_REVISION = "0008"  # the newest of migrations/versions
 
 metadata = MetaData()
 sessions = Table(
@@ -97,6 +98,8 @@ sessions = Table(
     Column("epoch", BigInteger, nullable=False),  # of its newest plan; of a tombstone ERASING or ERASED
     Column("created_at_us", BigInteger, nullable=False),
     Column("stored_bytes", BigInteger, nullable=False, server_default=text("0")),  # lags a little: see `SessionSizes`
+    Column("talk_id", Text),  # of its newest talk that a replica saw
+    Column("talk_over_at_us", BigInteger),  # from then on that talk does not go on
     PrimaryKeyConstraint("bucket", "session_id"),
     Index("sessions_by_principal", "principal", "epoch"),
 )
@@ -299,9 +302,6 @@ tool_claims = Table(
     Index("tool_claims_by_age", "claimed_at_us"),
 )
 
-# Rows that an erased session takes with it, beside its turns. Each table has `bucket` and `session_id`.
-SESSION_TABLES: tuple[Table, ...] = (dead_letters, notices, outbox, tool_claims)
-
 # The folded words of each turn, for recall. A session's stand together: in SQLite they are read from start to end.
 turn_words = Table(
     "turn_words",
@@ -313,6 +313,25 @@ turn_words = Table(
     PrimaryKeyConstraint("bucket", "session_id", "arrival"),
     sqlite_with_rowid=False,
 )
+
+# One row for each talk whose agent asks for a summary: due until it is made, then the summary itself.
+summaries = Table(
+    "summaries",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("talk_id", Text, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("due_at_us", BigInteger),  # NULL: nothing is left to do
+    Column("attempts", SmallInteger, nullable=False),
+    Column("made_at_us", BigInteger),
+    Column("summary", Text),
+    PrimaryKeyConstraint("bucket", "session_id", "talk_id"),
+    Index("summaries_due", "due_at_us"),
+)
+
+# Rows that an erased session takes with it, beside its turns. Each table has `bucket` and `session_id`.
+SESSION_TABLES: tuple[Table, ...] = (dead_letters, notices, outbox, summaries, tool_claims, turn_words)
 
 # Turns from before the words were kept, or that an older replica stores. Rules that change need another such index.
 Index(

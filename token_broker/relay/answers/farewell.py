@@ -4,15 +4,23 @@ It ends when its goodbye has been played, and not before: Azure sends seven seco
 answer to another tool comes first, and a word of the user's takes the end back.
 """
 
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
-__all__ = ["END_TALK_OUTPUT", "Farewell"]
+from token_broker.relay.answers.open_calls import CallBatch
+
+__all__ = ["END_TALK_OUTPUT", "Farewell", "keys_of"]
 
 END_TALK_OUTPUT = (
     "The talk ends when your goodbye has been heard. Say goodbye now if you have not; else say nothing more."
 )
 
 _PLAYED_LATE_S = 0.5  # a client buffers what it plays
+
+
+def keys_of(batches: Iterable[CallBatch]) -> list[AbstractSet[str]]:
+    """The keys of each batch of calls, answered or not."""
+    return [batch.answered | batch.open.keys() for batch in batches]
 
 
 class Farewell:

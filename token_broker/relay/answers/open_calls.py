@@ -124,7 +124,7 @@ class OpenCalls:
     def drop(self, batch: CallBatch) -> None:
         """Nothing more is to be done about it."""
         self._batches.pop(batch.response_id, None)
-        self.told -= batch.answered
+        self.told.difference_update(batch.answered)
 
     def withholds(self, call_id: str) -> bool:
         """Whether the client does not get a call that would have been its own: it is not made."""
@@ -147,6 +147,8 @@ class OpenCalls:
         done: list[Action] = []
         for batch in self:
             for call in [each for each in batch.open.values() if each.deadline_s <= now_s]:
+                if call.tool is None and not self._here:
+                    continue  # whoever joins again refuses it
                 batch.acts = batch.asks = True
                 call.deadline_s = math.inf
                 if call.tool is not None:
@@ -248,7 +250,7 @@ class OpenCalls:
             if key in batch.open:
                 batch.answer(key)
                 batch.asks = True
-                self.told.add(key)
+                self._note_told(key)
 
     def note_item(self, item: Any, now_s: float) -> list[Action]:
         """The conversation has an item."""
@@ -256,11 +258,11 @@ class OpenCalls:
             return []
         kind = item.get("type")
         if kind == "function_call_output":
-            self.told.add(key := str(item.get("call_id")))
+            self._note_told(key := str(item.get("call_id")))
             if self._listens and (told := self.answered_by_client(key, now_s)) is not None:
                 return [told]
         elif kind == "mcp_approval_response":
-            self.told.add(key := str(item.get("approval_request_id")))
+            self._note_told(key := str(item.get("approval_request_id")))
             if self._listens:
                 self.approved(key, approve=item.get("approve") is True, now_s=now_s)
         elif kind == "mcp_call":
@@ -309,6 +311,10 @@ class OpenCalls:
         return False
 
     # --- parts of the above
+
+    def _note_told(self, key: str) -> None:
+        if any(key in batch.open or key in batch.answered for batch in self):
+            self.told.add(key)
 
     def _batch(self, response_id: str, *, silent: bool) -> CallBatch:
         if (batch := self._batches.get(response_id)) is None:

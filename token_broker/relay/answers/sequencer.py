@@ -114,6 +114,7 @@ class AnswerSequencer:
         self._facts = facts
         self._holds = holds
         self._plays_until_s = plays_until_s
+        self._listens = listens
         self.calls = OpenCalls(tools, lambda: facts.session_id, listens=listens)
         self._here = False
         self._moved = False
@@ -174,7 +175,7 @@ class AnswerSequencer:
         `asked` are the `event_id`s of the `response.create` that it was sent for what the earlier one still owed.
         """
         self._here, self._dialect = True, dialect
-        done = self.calls.begin()
+        done = self.calls.begin() + self.calls.expire(now_s)
         asked_for = tuple(batch for batch in self.calls if batch.asked)
         if asked:
             self._create = _Create("retry", now_s, self._items, asked, self.calls.answered(), (), asked_for)
@@ -244,7 +245,10 @@ class AnswerSequencer:
         elif kind in {"response.mcp_call.completed", "response.mcp_call.failed"}:
             self.calls.end_mcp(str(event.get("item_id")))
         elif kind in _ITEM_TOLD:
-            done += self.calls.note_item(event.get("item"), now_s)
+            item = event.get("item")
+            done += self.calls.note_item(item, now_s)
+            if self._listens and isinstance(item, dict) and item.get("role") == "user":
+                self._user_turn()
         elif kind == "response.done":
             done += self._end_answer(event.get("response"), now_s)
         elif kind == "output_audio_buffer.started":
@@ -262,9 +266,11 @@ class AnswerSequencer:
     def _next(self, now_s: float) -> list[Action]:
         """Asks for the next answer, where nothing stands against it."""
         ready = self.calls.ready()
-        if not self._here or self._active or self._create is not None or self._speaking or self._holds():
+        if not self._here or self._active or self._create is not None or self._speaking:
             return []
         if now_s < self._by_itself_s or now_s < self._blocked_s:
+            return []
+        if not (ready or self._wants or self.calls.is_acting) or self._holds():
             return []
         if ready or self._wants:
             return [self._ask(ready, now_s)]

@@ -43,6 +43,7 @@ class TalkAnswers:
         self._send: Callable[[Mapping[str, Any]], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
 
     def want(self, reason: Reason, response: dict[str, Any] | None = None) -> None:
         """Asks for an answer as soon as nobody speaks."""
@@ -75,15 +76,21 @@ class TalkAnswers:
 
     def tick(self) -> None:
         """Does what is due."""
-        self._timer = None
         self._perform(self.sequencer.tick(self._loop.time()))
 
     def aclose(self) -> None:
-        """The talk is over."""
+        """The talk is over: what Azure still tells changes nothing any more."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
 
+    def _wake(self) -> None:
+        self._timer = None
+        self.tick()
+
     def _perform(self, actions: list[Action]) -> None:
+        if self._closed:
+            return
         for action in actions:
             match action:
                 case Send(event=event):
@@ -103,7 +110,7 @@ class TalkAnswers:
             self._timer.cancel()
             self._timer = None
         if due_s < math.inf:
-            self._timer = self._loop.call_at(due_s, self.tick)
+            self._timer = self._loop.call_at(due_s, self._wake)
 
     async def _run(self, call: Run) -> None:
         output = await self._hooks.run(call)

@@ -6,13 +6,13 @@ what the next session is told: every utterance gets one answer, and nothing that
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from token_broker.relay.confirmation.paths import merged
 from token_broker.relay.dialects.broker_events import SAY_ID
 from token_broker.relay.resume.held_audio import HeldAudio
 from token_broker.relay.resume.history import Item, TalkHistory, text_of
+from token_broker.relay.resume.open_answers import AwaitedEvent, OpenAnswer
 from token_broker.relay.resume.session_facts import PLAIN_CHARS_A_MS, SessionFacts
 from token_broker.relay.resume.steps import Ask, Handover, Listen, Resend, Say, Speech, Step
 
@@ -52,59 +52,6 @@ _UNCONFIRMED_AT_MOST = 512
 _ANSWERS_KEPT = 16
 
 
-@dataclass(slots=True)
-class _OpenAnswer:
-    """An answer that is due or under way. `response` is Azure's, from its `response.created` on.
-
-    `heard`: content of it was handed to the client. `stopped`: by the client, or since the user spoke.
-    """
-
-    request: Event | None = None
-    go_on: bool = False
-    outside: bool = False
-    stopped: bool = False
-    heard: bool = False
-    began: bool = False
-    sounded: bool = False
-    response: dict[str, Any] | None = None
-    sound_chars: int = 0
-    items: list[Item] = field(default_factory=list)
-
-    @property
-    def response_id(self) -> str | None:
-        return None if self.response is None else text_of(self.response.get("id"))
-
-    def ended(self) -> dict[str, Any]:
-        """The `response.done` by which an answer that was cut ends for the client."""
-        output: list[dict[str, Any]] = [
-            {
-                "id": item.item_id,
-                "type": "message",
-                "role": "assistant",
-                "status": "completed" if item.finished else "incomplete",
-                "content": [],
-            }
-            for item in self.items
-            if item.kind == "assistant"
-        ]
-        details = {"type": "cancelled", "reason": "client_cancelled"}
-        stated = {"status": "cancelled", "status_details": details, "output": output, "usage": None}
-        return {"type": "response.done", "response": {**(self.response or {}), **stated}}
-
-    @property
-    def is_whole(self) -> bool:
-        return bool(self.items) and all(item.finished for item in self.items)
-
-
-@dataclass(slots=True)
-class _AwaitedEvent:
-    """An item or a commit of the client's that Azure has not told of."""
-
-    text: str
-    item_id: str | None = None
-    speech: tuple[int, int] | None = None
-
-
 class TalkLedger:
     """One talk's. `audio` holds what the client appended."""
 
@@ -121,12 +68,13 @@ class TalkLedger:
         """Items that a new session is told first, and that are no part of the talk."""
         self._refused_s: float | None = None
         self._last_sounded = True
+        self._last_owed_sound = True
         self.facts = SessionFacts()
         self._history = TalkHistory()
-        self._answers: deque[_OpenAnswer] = deque(maxlen=_ANSWERS_KEPT)
-        self._current: _OpenAnswer | None = None
-        self._failed: tuple[_OpenAnswer, float] | None = None
-        self._unconfirmed: deque[_AwaitedEvent] = deque()
+        self._answers: deque[OpenAnswer] = deque(maxlen=_ANSWERS_KEPT)
+        self._current: OpenAnswer | None = None
+        self._failed: tuple[OpenAnswer, float] | None = None
+        self._unconfirmed: deque[AwaitedEvent] = deque()
         self._unconfirmed_bytes = 0
         # Where the utterance under way, and the uncommitted rest, begin.
         self._offset = 0.0  # position of the session's first millisecond
@@ -159,6 +107,11 @@ class TalkLedger:
     def holds(self) -> bool:
         """Whether push to talk is held: audio is there that only the client commits."""
         return not self.facts.detects and self.audio.end > self._buffer_start
+
+    @property
+    def holds_speech(self) -> bool:
+        """The same, and the audio may be speech: some clients send silence all the time."""
+        return self.holds and self.audio.may_have_speech(self._buffer_start, self.audio.end)
 
     @property
     def at_rest(self) -> bool:
@@ -198,9 +151,9 @@ class TalkLedger:
         if kind == "conversation.item.create":
             item = event.get("item")
             named = item if isinstance(item, dict) else {}
-            self._await(_AwaitedEvent(text, text_of(named.get("id"))))
+            self._await(AwaitedEvent(text, text_of(named.get("id"))))
         elif kind == "input_audio_buffer.commit":
-            self._await(_AwaitedEvent(text, speech=(self._buffer_start, self.audio.end)))
+            self._await(AwaitedEvent(text, speech=(self._buffer_start, self.audio.end)))
             self._begin_buffer(self.audio.end)
         elif kind == "input_audio_buffer.clear":
             self._begin_buffer(self.audio.end)
@@ -211,7 +164,7 @@ class TalkLedger:
                 response.get("conversation") == "none" or response.get("commit") is False
             )
             once = text_of(event.get("event_id")).startswith(SAY_ID)
-            self._answers.append(_OpenAnswer(event, outside=outside, stopped=once))
+            self._answers.append(OpenAnswer(dict(event), outside=outside, stopped=once))
             self._failed = None
         elif kind == "response.cancel":
             response_id = text_of(event.get("response_id"))
@@ -294,9 +247,8 @@ class TalkLedger:
         """Whether the answer that has just ended was completed. One in text alone is none where sound was due."""
         if not isinstance(response, dict) or response.get("status") != "completed":
             return False
-        modalities = response.get("output_modalities") or response.get("modalities") or self.facts.modalities
         says = any(isinstance(item, dict) and item.get("type") == "message" for item in response.get("output") or ())
-        return not says or "audio" not in modalities or self._last_sounded
+        return not says or not self._last_owed_sound or self._last_sounded
 
     # --- the change of sessions
 
@@ -325,7 +277,7 @@ class TalkLedger:
         """
         if self._failed is not None and now_s - self._failed[1] <= _FAILED_JUST_NOW_S and self._speaking is None:
             failed = self._failed[0]
-            self._answers.append(_OpenAnswer(failed.request, failed.go_on, failed.outside))
+            self._answers.append(OpenAnswer(failed.request, failed.go_on, failed.outside))
         self._failed = self._current = None
         endings, unsaid, due = [], set(), []
         for answer in self._answers:
@@ -339,7 +291,7 @@ class TalkLedger:
             if any(item.kind == "call" and item.finished for item in answer.items):
                 over = True  # once its calls have their outputs, the model is asked to go on from them
             if not answer.stopped and not over:
-                due.append(_OpenAnswer(answer.request, answer.heard or answer.go_on, answer.outside))
+                due.append(OpenAnswer(answer.request, answer.heard or answer.go_on, answer.outside))
             for item in answer.items:
                 if item.kind == "assistant" and answer.heard:
                     self._finish(item.item_id, answer)
@@ -348,9 +300,9 @@ class TalkLedger:
         if self._speaking is not None and self._stopped_at is not None:
             # Over, by Azure's word, but not committed: what follows is not part of it.
             speech = (self._buffer_start, self._stopped_at)
-            self._unconfirmed.append(_AwaitedEvent("", self._speaking.item_id, speech=speech))
+            self._unconfirmed.append(AwaitedEvent("", self._speaking.item_id, speech=speech))
             if self.facts.answers_by_itself:
-                due.append(_OpenAnswer())
+                due.append(OpenAnswer())
             self._begin_buffer(self._stopped_at, after_speech=True)
             self._speaking = self._stopped_at = None
         # One answer within the conversation at most: it answers all that was said. Those outside are independent.
@@ -392,14 +344,14 @@ class TalkLedger:
 
     # --- parts of the above
 
-    def _await(self, each: _AwaitedEvent) -> None:
+    def _await(self, each: AwaitedEvent) -> None:
         self._unconfirmed.append(each)
         self._unconfirmed_bytes += len(each.text)
         while self._unconfirmed_bytes > _UNCONFIRMED_BYTES or len(self._unconfirmed) > _UNCONFIRMED_AT_MOST:
             # Azure confirms within a second: what is older than 2 MB of others was refused.
             self._unconfirmed_bytes -= len(self._unconfirmed.popleft().text)
 
-    def _confirm(self, item_id: str | None, *, commit: bool) -> _AwaitedEvent | None:
+    def _confirm(self, item_id: str | None, *, commit: bool) -> AwaitedEvent | None:
         """Takes what Azure confirms from the unconfirmed: the one of this id, else the first of its kind."""
         kind = [each for each in self._unconfirmed if (each.speech is not None) == commit]
         found = next((each for each in kind if each.item_id == item_id), None)
@@ -451,7 +403,7 @@ class TalkLedger:
             item.speech = (self._buffer_start, end)
             self._begin_buffer(end, after_speech=True)
             if self.facts.detects and self.facts.answers_by_itself:
-                self._answers.append(_OpenAnswer())
+                self._answers.append(OpenAnswer())
         self._speaking = self._stopped_at = self._unheard = None
 
     def _begin_answer(self, stated: object) -> None:
@@ -461,7 +413,7 @@ class TalkLedger:
         waiting = [answer for answer in self._answers if answer.response is None]
         answer = next((each for each in waiting if each.outside == outside), None)
         if answer is None:
-            answer = _OpenAnswer(outside=outside)
+            answer = OpenAnswer(outside=outside)
             self._answers.append(answer)
         answer.response = stated
         self._current = answer
@@ -475,6 +427,7 @@ class TalkLedger:
             return
         self._answers.remove(answer)
         self._last_sounded = answer.sounded
+        self._last_owed_sound = answer.owes_sound(self.facts.modalities)
         if self._current is answer:
             self._current = None
         if stated.get("status") == "failed":
@@ -516,7 +469,7 @@ class TalkLedger:
         else:
             self._finish(item_id)
 
-    def _finish(self, item_id: object, answer: _OpenAnswer | None = None) -> None:
+    def _finish(self, item_id: object, answer: OpenAnswer | None = None) -> None:
         item = self._history.get(item_id)
         if item is not None and not item.finished:
             item.finished = True
@@ -529,7 +482,7 @@ class TalkLedger:
             answer.began = True
             answer.heard = answer.heard or heard
 
-    def _answer_of(self, event: Event) -> _OpenAnswer | None:
+    def _answer_of(self, event: Event) -> OpenAnswer | None:
         response_id = event.get("response_id")
         found = next((each for each in self._answers if response_id and each.response_id == response_id), None)
         return found or self._current
@@ -565,7 +518,7 @@ class TalkLedger:
                 return
         if code == "input_audio_buffer_commit_empty":
             self._confirm(None, commit=True)
-        if code.startswith("item_create"):
+        if code.startswith("item_create") or code == "invalid_tool_call_id":
             self._confirm(None, commit=False)
 
 
