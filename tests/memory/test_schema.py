@@ -164,15 +164,15 @@ async def test_store_before_sinks_is_moved(database: Database, zep: Zep, zep_set
             script.run_env()
         key = {"bucket": bucket_of(SESSION), "session_id": SESSION}
         turn_row = (
-            "INSERT INTO turns VALUES (:bucket, :session_id, :turn_id, 1, :number, :number, 'elena', 'user', 'hello', "
+            "INSERT INTO turns VALUES (:bucket, :session_id, :turn_id, 1, :place, :arrival, 'elena', 'user', 'hello', "
             "1, 'browser', false, NULL, :delivery, :reason)"
         )
         for statement, values in (
             ("INSERT INTO sessions VALUES (:bucket, :session_id, 'ann', NULL, 'elena', 1, 1, 0)", {}),
             ("INSERT INTO outbox VALUES (:bucket, :session_id, 1, 0, 0, false, 0, 0, NULL, 30, 1, 1, NULL)", {}),
-            (turn_row, {"turn_id": "t1", "number": 1, "delivery": 1, "reason": None}),
-            (turn_row, {"turn_id": "t2", "number": 2, "delivery": 0, "reason": None}),
-            (turn_row, {"turn_id": "t3", "number": 3, "delivery": 2, "reason": "zep: 400"}),
+            (turn_row, {"turn_id": "t1", "place": 1, "arrival": 1, "delivery": 1, "reason": None}),
+            (turn_row, {"turn_id": "t2", "place": 2, "arrival": 2, "delivery": 0, "reason": None}),
+            (turn_row, {"turn_id": "t3", "place": 3, "arrival": 3, "delivery": 2, "reason": "zep: 400"}),
         ):
             connection.execute(text(statement), key | values)
 
