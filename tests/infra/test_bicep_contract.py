@@ -33,7 +33,8 @@ SECRET_VALUES = {
 # A Container App leaves by its virtual network, so the templates have no parameter for a proxy.
 PROXY_VARIABLES = {"BROKER_OUTBOUND_PROXY", "HTTPS_PROXY"}
 # They mount no agents' file either: who mounts one, with hooks in it, adds its secret as docs/tools.md says.
-HOOK_VARIABLES = {"BROKER_TOOLS_SECRET"}
+# The same of who has a receiver for the sink `http`: docs/memory.md.
+HOOK_VARIABLES = {"BROKER_TOOLS_SECRET", "BROKER_MEMORY_HTTP_SECRET"}
 SECRET_VARIABLES = (
     {
         field.alias
