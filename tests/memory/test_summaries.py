@@ -11,7 +11,7 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
 from token_broker.hooks.sender import HookAnswer
 from token_broker.memory.service import Memory
-from token_broker.memory.summaries import MAX_SUMMARY_BYTES, Summaries, summary_of
+from token_broker.memory.talk_summaries import MAX_SUMMARY_BYTES, Summaries, summary_of
 from token_broker.security.tokens import Owner
 
 ANN = owner(principal="ann", user_id="Ann", talk_id="talk-1")
@@ -94,7 +94,7 @@ async def test_failed_hook_is_asked_again_a_few_times(make_settings: MakeSetting
 
 @pytest.mark.parametrize("by", [ANN, owner("never-stored-0001")], ids=["other-agent", "no-session"])
 async def test_nothing_to_sum_up(make_settings: MakeSettings, by: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.memory.summaries._BETWEEN_S", 0)
+    monkeypatch.setattr("token_broker.memory.talk_summaries._BETWEEN_S", 0)
     now_s = 1_000.0
     async with Memory.open(make_settings()) as memory:
         await memory.append([turn(by=ANN)])

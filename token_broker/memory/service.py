@@ -29,7 +29,7 @@ from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.repositories import StoredBlocklist, StoredSessions, StoredTickets
 from token_broker.memory.resource_switches import ResourceSwitches
 from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreUnreachableError
-from token_broker.memory.summaries import Summaries
+from token_broker.memory.talk_summaries import Summaries
 from token_broker.memory.tool_claims import ToolClaims
 from token_broker.memory.turn_search import TurnSearch
 from token_broker.memory.types import NOTICE_SINKS, FactSource, OutboxStatus, Outcome, SinkName, Turn, backoff_s, to_us
