@@ -97,7 +97,7 @@ class OpenCalls:
         self._here = False
         self._batches: dict[str, CallBatch] = {}
         self._told = BoundedDict[str, None](_SEEN)  # keys whose outputs Azure has told of
-        self._seen = BoundedDict[tuple[str, str], None](_SEEN)  # calls by session and id
+        self._seen = BoundedDict[tuple[str, str], bool](_SEEN)  # calls by session and id: whether they are the client's
         self._names = BoundedDict[str, str](_SEEN)  # of calls under way, by item
         self._faults = BoundedDict[str, str](_SEEN)  # why calls are not made, by id
 
@@ -304,6 +304,10 @@ class OpenCalls:
         """Whether this talk had such a call."""
         return any(seen == call_id for _, seen in self._seen)
 
+    def is_clients(self, call_id: str) -> bool:
+        """Whether this talk had such a call, and left it to the client."""
+        return any(seen == call_id and clients for (_, seen), clients in self._seen.items())
+
     def approved(self, key: str, *, approve: bool, now_s: float) -> bool:
         """Somebody decides about a call at an MCP server; False: nobody waits for that."""
         for batch in self:
@@ -330,11 +334,11 @@ class OpenCalls:
         identity = (self._azure_session(), call_id)
         if identity in self._seen:
             return []
-        self._seen[identity] = None
         arguments = arguments if isinstance(arguments, str) else ""
         batch.functions += 1
         batch.asks = not batch.silent
         tool = self._tools().get(name)
+        self._seen[identity] = tool is not None and tool.by == "client"
         call = batch.open[call_id] = _OpenCall(call_id, name, now_s, tool)
         fault = self._faults.get(call_id)
         fault = fault or self._fault(name, arguments, batch.functions, silent=batch.silent)
