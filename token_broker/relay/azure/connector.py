@@ -41,7 +41,7 @@ from token_broker.relay.azure.opening import (
     handshake_error,
     take_session,
 )
-from token_broker.relay.azure.route import ConnectionHealth, Route, UpstreamConnection, make_routes
+from token_broker.relay.azure.route import ConnectionHealth, NoUpstreamError, Route, UpstreamConnection, make_routes
 from token_broker.relay.azure.socket import AzureSocket, connect
 from token_broker.relay.confirmation.settings_report import SettingsReport
 from token_broker.relay.guardrail.held import held_session
@@ -60,14 +60,6 @@ _UNFIT_S = 60.0  # for an agent whose session was refused there: an operator has
 _UNFIT_KEPT = 1_000
 
 _Candidate = tuple[Resource, Route]
-
-
-class NoUpstreamError(Exception):
-    """No upstream accepted the talk; `ending` is for the client."""
-
-    def __init__(self, ending: Ending) -> None:
-        super().__init__(ending.reason)
-        self.ending = ending
 
 
 class UpstreamConnector:
