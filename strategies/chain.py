@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 
 import tenacity
 
-from strategies.base import Attempt, Grant, ProxyGrant, SessionSpec
+from strategies.base import Attempt, Grant, ProxyGrant, SessionSpec, SpecSupplier
 from strategies.endpoint import Target
 from strategies.errors import CredentialError, MintError, RateLimitedError, TimedOutError, TransientError
 from strategies.health import CircuitBreaker
@@ -33,7 +33,6 @@ __all__ = [
     "Link",
     "OnAttempt",
     "RetryPolicy",
-    "SpecSupplier",
     "Strategy",
     "Tries",
     "WebSocketProxy",
@@ -43,7 +42,6 @@ __all__ = [
 T = TypeVar("T")
 
 OnAttempt = Callable[[Attempt], None]
-SpecSupplier = Callable[[Resource], Awaitable[SessionSpec]]
 
 # Reserved from the budget for making the plan itself.
 _RESERVE_S = 0.02

@@ -27,7 +27,16 @@ from strategies.errors import (
     TransientError,
 )
 
-__all__ = ["BreakerPolicy", "BreakerState", "BreakerStatus", "Capability", "CircuitBreaker", "Latencies", "Permit"]
+__all__ = [
+    "BreakerPolicy",
+    "BreakerState",
+    "BreakerStatus",
+    "Capability",
+    "CircuitBreaker",
+    "Condition",
+    "Latencies",
+    "Permit",
+]
 
 _LATENCIES_KEPT = 512
 # A `Retry-After` of hours, sent by mistake, would take the route out of use until the next restart.
@@ -47,6 +56,15 @@ class BreakerState(StrEnum):
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half_open"
+
+
+class Condition(StrEnum):
+    """A resource's condition, as `/status` shows it."""
+
+    GOOD = "good"
+    FAILING = "failing"
+    SLOW = "slow"
+    RECOVERING = "recovering"
 
 
 class Capability(StrEnum):

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from strategies.azure_calls import AcceptedCall
-from strategies.base import EphemeralGrant, SessionSpec
+from strategies.base import EphemeralGrant, SessionSpec, SpecSupplier
 from strategies.chain import ChainResult
 from strategies.errors import MintError, RateLimitedError, RejectedError, TimedOutError
 from strategies.resources import Resource, Wanted
@@ -32,7 +32,7 @@ from token_broker.security.limits import SessionLease, SessionLimits
 from token_broker.security.tokens import Owner, TokenError, TokenSigner
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.ownership import ensure_not_blocked
-from token_broker.sessions.plans import SpecSupplier, TalkSpecs
+from token_broker.sessions.plans import TalkSpecs
 from token_broker.sessions.running_calls import Calls
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.web.openapi_document import ResponseSpec

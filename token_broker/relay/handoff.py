@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from strategies.base import SessionSpec
+from strategies.base import SessionSpec, SpecSupplier
 from strategies.resources import Resource, is_allowed
 from strategies.session_model.running_session import handoff_session, is_same_session
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
@@ -28,7 +28,6 @@ from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.limits import RateLimit
 from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
 from token_broker.sessions.agents import Agent, AgentRegistry
-from token_broker.sessions.plans import SpecSupplier
 from token_broker.web.requests import uuid7
 
 __all__ = ["AgentHandoff", "HandoffHooks"]

@@ -18,7 +18,7 @@ import structlog
 from aiohttp.abc import AbstractResolver
 from pydantic import SecretStr
 
-from strategies.base import Dialect
+from strategies.base import Dialect, SpecSupplier
 from strategies.credentials import Authorization, Credentials
 from strategies.errors import (
     KeysDisabledError,
@@ -47,7 +47,6 @@ from token_broker.relay.confirmation.settings_report import SettingsReport
 from token_broker.relay.guardrail.held import held_session
 from token_broker.security.limits import BoundedDict
 from token_broker.server.close_codes import SESSION_REFUSED, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
-from token_broker.sessions.plans import SpecSupplier
 from token_broker.settings import UpstreamName
 
 __all__ = ["NoUpstreamError", "Route", "UpstreamConnection", "UpstreamConnector", "make_routes"]
