@@ -57,7 +57,8 @@ _KEYWORDS_AS_PROMPT = re.compile(r"whisper")
 _OPENAIS_HOSTED = re.compile(r"whisper-1|gpt-4o(-mini)?-transcribe(-diarize)?")
 _AZURES_OWN = re.compile(r"azure-speech|mai-transcribe(-1)?")
 _FLAT_TEMPERATURES = (0.6, 1.2)
-_REASONS = re.compile(r"gpt-realtime-2|gpt-5")
+_REASONS = re.compile(r"gpt-5")  # of Voice Live's models that are no realtime ones
+_REASONS_BY_NAME = re.compile(r"gpt-realtime-2|gpt-5")
 
 
 class AskedSession(Protocol):
@@ -370,8 +371,10 @@ def stated_tool_choice(spec: AskedSession, body: Body) -> Any:
 
 
 def _reasons(spec: AskedSession) -> bool:
-    """Whether the model reasons; by its family, or by its name where the family says nothing of it."""
-    return spec.model_family == "gpt-realtime-2" or _REASONS.match(spec.model) is not None
+    """Whether the model reasons. The family counts; of one that it knows nothing of, the name."""
+    if spec.model_family in {"", "other"}:
+        return (_REASONS if spec.model_family else _REASONS_BY_NAME).match(spec.model) is not None
+    return spec.model_family == "gpt-realtime-2"
 
 
 def stated_parallel_tool_calls(spec: AskedSession, body: Body) -> Any:
