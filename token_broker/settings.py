@@ -1097,17 +1097,13 @@ def _hook_url_fault(url: str) -> str | None:
         return "should be a URL such as https://memory.example.com/events"
     if parts.username is not None or parts.password is not None or parts.fragment:
         return "must carry no user, password or fragment"
-    if parts.scheme == "http" and not (is_loopback(host) or _is_private(host)):
+    try:
+        is_closed = ipaddress.ip_address(host).is_private
+    except ValueError:
+        is_closed = is_loopback(host) or "." not in host or host.endswith((".internal", ".local", ".svc"))
+    if parts.scheme == "http" and not is_closed:
         return "is plain http to the internet: what was said would be readable on the way; use https"
     return None
-
-
-def _is_private(host: str) -> bool:
-    """Whether a host is of a closed network, by its name or address."""
-    try:
-        return ipaddress.ip_address(host).is_private
-    except ValueError:
-        return "." not in host or host.endswith((".internal", ".local", ".svc"))
 
 
 def _is_webhook_secret(secret: SecretStr) -> bool:
