@@ -169,14 +169,16 @@ class Chain:
         With `sockets_only` nothing is minted: the proxy is granted, where it is among the links. `needs_token` is for a
         caller whom the proxy's grant does not help.
         """
-        links = [link for resource in self.pool.order(wanted) for link in self._of[resource.name]]
+        order = self.pool.order(wanted)
+        links = [link for resource in order for link in self._of[resource.name]]
 
         def are_last() -> bool:
             """Whether no other way is left: without the proxy, or where its routes rest as well."""
             return needs_token or self._proxy is None or self.pool.all_rest(wanted)
 
         # In this order: where something works, as nearly always, the second is not asked.
-        early = self.pool.all_fail(wanted, ((link.resource, link.strategy.name) for link in links)) and are_last()
+        ways = ((link.resource, link.strategy.name) for link in links)
+        early = len(self.pool.resources) > 1 and self.pool.all_fail(wanted, ways) and are_last()
         minting = _Minting(self, links, spec, wanted, deadline_s, early=early)
         grant: Grant | None = None
         if sockets_only:

@@ -190,10 +190,6 @@ def _place(loc: Sequence[int | str], document: Any, *, is_missing: bool) -> str:
             parts.append(str(part))
         elif isinstance(document, list) and isinstance(part, int) and part < len(document):
             document = document[part]
-            name = _name_of(document)
+            name = (document.get("name") or document.get("server_label")) if isinstance(document, Mapping) else None
             parts.append(name if isinstance(name, str) else str(part + 1))
     return ".".join(parts) or "the file"
-
-
-def _name_of(entry: Any) -> Any:
-    return (entry.get("name") or entry.get("server_label")) if isinstance(entry, Mapping) else None

@@ -28,7 +28,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     too_early = [name for name in sys.modules if name.partition(".")[0] in settings["source"]]
     assert not too_early, f"imported before they could be measured: {too_early}"
     sources = [str(_ROOT / package) for package in settings["source"]]
-    measured = slipcover.Slipcover(branch=True, source=sources)
+    # Never take a probe out again: that looks through all objects, and costs more than it saves.
+    measured = slipcover.Slipcover(branch=True, source=sources, d_miss_threshold=-1)
     slipcover.ImportManager(measured, slipcover.FileMatcher(sources)).__enter__()
     early_config.pluginmanager.register(Coverage(measured, settings, check_floor=wanted == "floor"))
 

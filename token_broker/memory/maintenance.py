@@ -216,9 +216,9 @@ class Maintenance:
 
         Raises StoreError.
         """
+        from token_broker.memory.store.claim_rows import prune_claims
         from token_broker.memory.store.erasure import delete_idle_sessions, delete_older_turns, forget_recent
         from token_broker.memory.store.sessions import remove_expired_tickets
-        from token_broker.memory.store.tool_claims import prune_claims
 
         now_s = self._clock()
         await self._database.write(partial(forget_recent, before_us=to_us(now_s - _RECENT_S)))

@@ -475,8 +475,9 @@ class Talk:
         """Whether no answer may be asked for now, whatever is due."""
         if self._ledger.holds_speech or self._guard.is_checking or self._handoff.holds:
             return True
-        batches = keys_of(self._answers.sequencer.calls)
-        return self._farewell.is_asked and self._farewell.holds(batches, spoke=self._ledger.last_sounded)
+        if not self._farewell.is_asked:
+            return False
+        return self._farewell.holds(keys_of(self._answers.sequencer.calls), spoke=self._ledger.last_spoke)
 
     def _tell_note(self, note: Item) -> None:
         """Tells the session what the memory knows; the next one is told it again."""
@@ -602,7 +603,7 @@ class Talk:
                 now_s,
                 keys_of(self._answers.sequencer.calls),
                 answering=answering,
-                spoke=self._ledger.last_sounded,
+                spoke=self._ledger.last_spoke,
                 plays_until_s=self._turns.assembler.plays_until_s,
             ):
                 self.end(ENDED_BY_AGENT)

@@ -96,8 +96,7 @@ class OpenCalls:
         self._listens = listens
         self._here = False
         self._batches: dict[str, CallBatch] = {}
-        self.told: set[str] = set()
-        """The keys whose outputs Azure has told of."""
+        self._told = BoundedDict[str, None](_SEEN)  # keys whose outputs Azure has told of
         self._seen = BoundedDict[tuple[str, str], None](_SEEN)  # calls by session and id
         self._names = BoundedDict[str, str](_SEEN)  # of calls under way, by item
         self._faults = BoundedDict[str, str](_SEEN)  # why calls are not made, by id
@@ -114,6 +113,10 @@ class OpenCalls:
         """The keys that have their outputs, and of which the model has not gone on yet."""
         return frozenset().union(*(batch.answered for batch in self))
 
+    def told(self) -> frozenset[str]:
+        """The keys of whose outputs Azure has told, so that any answer from now on goes on from them."""
+        return frozenset(self._told)
+
     def ready(self) -> list[CallBatch]:
         """The batches from which the model is to be asked to go on. Forgets those that need nothing more."""
         for batch in self:
@@ -124,7 +127,11 @@ class OpenCalls:
     def drop(self, batch: CallBatch) -> None:
         """Nothing more is to be done about it."""
         self._batches.pop(batch.response_id, None)
-        self.told.difference_update(batch.answered)
+
+    def ask_again(self, batch: CallBatch) -> None:
+        """The model was not asked after all, which may have been taken for answered."""
+        batch.asked = False
+        self._batches[batch.response_id] = batch
 
     def withholds(self, call_id: str) -> bool:
         """Whether the client does not get a call that would have been its own: it is not made."""
@@ -183,7 +190,8 @@ class OpenCalls:
         for batch in self:
             for call in [each for each in batch.open.values() if each.output is not None]:
                 done += self._give(batch, call)
-        self.told = set(self.answered())
+        self._told.clear()
+        self._told.update(dict.fromkeys(self.answered()))
         return done
 
     def cut(self, *, lost: bool = True) -> None:
@@ -191,7 +199,7 @@ class OpenCalls:
         `lost`: then the model has to be asked again.
         """
         self._here = False
-        self.told.clear()
+        self._told.clear()
         for batch in self:
             batch.ended = True
             for call in [each for each in batch.open.values() if lost and each.tool is None]:
@@ -250,7 +258,7 @@ class OpenCalls:
             if key in batch.open:
                 batch.answer(key)
                 batch.asks = True
-                self._note_told(key)
+                self._told[key] = None
 
     def note_item(self, item: Any, now_s: float) -> list[Action]:
         """The conversation has an item."""
@@ -258,11 +266,11 @@ class OpenCalls:
             return []
         kind = item.get("type")
         if kind == "function_call_output":
-            self._note_told(key := str(item.get("call_id")))
+            self._told[key := str(item.get("call_id"))] = None
             if self._listens and (told := self.answered_by_client(key, now_s)) is not None:
                 return [told]
         elif kind == "mcp_approval_response":
-            self._note_told(key := str(item.get("approval_request_id")))
+            self._told[key := str(item.get("approval_request_id"))] = None
             if self._listens:
                 self.approved(key, approve=item.get("approve") is True, now_s=now_s)
         elif kind == "mcp_call":
@@ -311,10 +319,6 @@ class OpenCalls:
         return False
 
     # --- parts of the above
-
-    def _note_told(self, key: str) -> None:
-        if any(key in batch.open or key in batch.answered for batch in self):
-            self.told.add(key)
 
     def _batch(self, response_id: str, *, silent: bool) -> CallBatch:
         if (batch := self._batches.get(response_id)) is None:

@@ -43,7 +43,7 @@ from token_broker.relay.azure.opening import (
 )
 from token_broker.relay.azure.route import ConnectionHealth, Route, UpstreamConnection, make_routes
 from token_broker.relay.azure.socket import AzureSocket, connect
-from token_broker.relay.confirmation.report import SettingsReport
+from token_broker.relay.confirmation.settings_report import SettingsReport
 from token_broker.relay.guardrail.held import held_session
 from token_broker.security.limits import BoundedDict
 from token_broker.server.close_codes import SESSION_REFUSED, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
