@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from strategies.base import SessionSpec
-from strategies.resources import Resource, is_allowed
+from strategies.resources import Resource, SpecSupplier, is_allowed
 from strategies.session_model.running_session import handoff_session, is_same_session
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.confirmation.confirmation import Confirmation
@@ -28,7 +28,6 @@ from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.limits import RateLimit
 from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
 from token_broker.sessions.agents import Agent, AgentRegistry
-from token_broker.sessions.plans import SpecSupplier
 from token_broker.web.requests import uuid7
 
 __all__ = ["AgentHandoff", "HandoffHooks"]

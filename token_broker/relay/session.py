@@ -16,7 +16,7 @@ import structlog
 
 from strategies.base import SessionSpec
 from strategies.errors import MalformedError
-from strategies.resources import Resource
+from strategies.resources import Resource, SpecSupplier
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.answers.actions import Refuse, Tell
@@ -58,7 +58,7 @@ from token_broker.server.close_codes import (
     left,
 )
 from token_broker.sessions.agents import Agent, AgentRegistry
-from token_broker.sessions.plans import SpecSupplier, TalkSpecs
+from token_broker.sessions.plans import TalkSpecs
 from token_broker.settings import Settings
 from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolOutput, ToolRunner

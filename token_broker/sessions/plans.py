@@ -7,14 +7,13 @@ connections that the browser walks.
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec
 from strategies.pool import Outlook, Pool
-from strategies.resources import Resource, Wanted
+from strategies.resources import Resource, SpecSupplier, Wanted
 from strategies.session_model.session_fields import voice_name
 from token_broker.memory.types import Recall
 from token_broker.resources import family_of
@@ -24,10 +23,7 @@ from token_broker.sessions.schemas import Connection, Plan, RelayConnection, Web
 from token_broker.settings import Settings
 from token_broker.web.requests import websocket_url
 
-__all__ = ["PlanMaker", "SpecSupplier", "TalkSpecs", "session_spec"]
-
-SpecSupplier = Callable[[Resource], Awaitable[SessionSpec]]
-"""Gives a session as one resource is asked for it: the deployments' names are the resource's."""
+__all__ = ["PlanMaker", "TalkSpecs", "session_spec"]
 
 _PREFIX = "/api/v1/voice"
 _GOOD = Outlook("good")
