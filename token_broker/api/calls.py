@@ -57,7 +57,7 @@ async def create_call(request: Request[CallState]) -> Response:
             agent=agent,
             lease=lease,
             deadline_s=deadline_s,
-            filtered=settings.webrtc_filter == "on",
+            filtered=settings.webrtc_filter == "on" and not agent.asks_page,
         )
     headers = {"Cache-Control": "no-store"}
     if call.token is not None:
