@@ -13,10 +13,12 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
+from typing import Any
 
 import structlog
+import uvloop
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -78,6 +80,12 @@ async def measure(url: str, calls: int, at_once: int) -> list[float]:
     return list(costs_s)
 
 
+def run(work: Coroutine[Any, Any, list[float]]) -> list[float]:
+    """Runs `work` on the loop that the broker has."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
 def report(store: str, costs_s: list[float]) -> None:
     cuts = statistics.quantiles(costs_s, n=100)
     verdict = "" if cuts[49] * 1000 <= AIM_MS else f"   above {AIM_MS:g} ms"
@@ -95,11 +103,11 @@ def main() -> None:
     for store in arguments.store or ["sqlite", "postgresql"]:
         if store == "sqlite":
             with tempfile.TemporaryDirectory() as name:
-                report("SQLite", asyncio.run(measure(sqlite_url(Path(name)), arguments.calls, arguments.at_once)))
+                report("SQLite", run(measure(sqlite_url(Path(name)), arguments.calls, arguments.at_once)))
             continue
         with postgres_server(fsync=True) as server:
             url = asyncio.run(server.create())
-            report("PostgreSQL", asyncio.run(measure(url, arguments.calls, arguments.at_once)))
+            report("PostgreSQL", run(measure(url, arguments.calls, arguments.at_once)))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from strategies.health import CircuitBreaker
 from strategies.hedging import Call, Hedger
 from strategies.pool import Pool, PoolPermit
 from strategies.resource_health import Fault, fault_of
-from strategies.resources import Resource, Wanted
+from strategies.resources import Resource, SpecSupplier, Wanted
 
 __all__ = [
     "Chain",
@@ -43,8 +43,6 @@ __all__ = [
 T = TypeVar("T")
 
 OnAttempt = Callable[[Attempt], None]
-SpecSupplier = Callable[[Resource], Awaitable[SessionSpec]]
-
 # Reserved from the budget for making the plan itself.
 _RESERVE_S = 0.02
 # An attempt ends this much before its share does: then it can still say what it waited for in vain.
@@ -169,14 +167,16 @@ class Chain:
         With `sockets_only` nothing is minted: the proxy is granted, where it is among the links. `needs_token` is for a
         caller whom the proxy's grant does not help.
         """
-        links = [link for resource in self.pool.order(wanted) for link in self._of[resource.name]]
+        order = self.pool.order(wanted)
+        links = [link for resource in order for link in self._of[resource.name]]
 
         def are_last() -> bool:
             """Whether no other way is left: without the proxy, or where its routes rest as well."""
             return needs_token or self._proxy is None or self.pool.all_rest(wanted)
 
         # In this order: where something works, as nearly always, the second is not asked.
-        early = self.pool.all_fail(wanted, ((link.resource, link.strategy.name) for link in links)) and are_last()
+        ways = ((link.resource, link.strategy.name) for link in links)
+        early = len(self.pool.resources) > 1 and self.pool.all_fail(wanted, ways) and are_last()
         minting = _Minting(self, links, spec, wanted, deadline_s, early=early)
         grant: Grant | None = None
         if sockets_only:

@@ -12,19 +12,18 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, TypeVar
+from dataclasses import replace
 
 from strategies.answer_times import AnswerTimes
 from strategies.errors import MintError, RateLimitedError
 from strategies.health import BreakerPolicy, BreakerState, BreakerStatus, Capability, CircuitBreaker, Permit
+from strategies.pool_answers import Outlook, PoolPermit, Refusal, ResourceStatus
 from strategies.quotas import KnownQuotas
-from strategies.resource_health import Condition, Fault, ResourceHealth, fault_of
+from strategies.resource_health import Fault, ResourceHealth, fault_of
 from strategies.resources import Resource, Wanted, by_preference, is_allowed, uniform
+from strategies.scoped_breakers import ScopedBreakers
 
 __all__ = ["Outlook", "Pool", "PoolPermit", "Refusal", "ResourceStatus"]
-
-Key = TypeVar("Key", tuple[str, str], tuple[str, str, str])
 
 # The longest rest of the last routes that are left.
 _LAST_ROUTE_REST_S = 15.0
@@ -32,65 +31,9 @@ _LAST_ROUTE_REST_S = 15.0
 _ALL_FAILING_REST_S = 2.0
 # A talk that gets its token within that time can be expected to come about.
 _SOON_S = 1.0
-_SCOPED_KEPT = 1024
 _TOO_MANY_REQUESTS = 429
 # After a stall, answers that had come meanwhile are read one after the other.
 _STALL_GRACE_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """Whether a talk that starts now can be expected to come about.
-
-    `retry_after_s` is the shortest time after which one of the permitted resources is asked again, or has quota again.
-    """
-
-    state: Literal["good", "poor"]
-    retry_after_s: float | None = None
-    why: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why `admit` gave no permit, in one sentence, and after how many seconds it may give one; 0 is unknown.
-
-    `is_quota`: nothing fails, there is only too little quota, by our own count or by Azure's 429.
-    """
-
-    why: str
-    retry_after_s: float
-    is_quota: bool = False
-
-
-class PoolPermit(NamedTuple):
-    """Permission for one call to `route` of `resource`. `Pool.settle` hands it back."""
-
-    resource: Resource
-    route: str
-    agent_id: str
-    model: str
-    began_s: float
-    breaker: CircuitBreaker
-    permit: Permit
-    # Of the resource's health; None where the resource rests and is asked all the same.
-    health: Permit | None
-    scoped: tuple[tuple[CircuitBreaker, Permit], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ResourceStatus:
-    """A resource as `/status` and `token-broker resources` show it. `load` is the used share of each known quota."""
-
-    name: str
-    zone: str
-    priority: int
-    weight: int
-    enabled: bool
-    health: Condition
-    why: str | None
-    retry_in_s: float | None
-    load: dict[str, float]
-    routes: tuple[BreakerStatus, ...]
 
 
 class Pool:
@@ -113,10 +56,7 @@ class Pool:
         self._breakers: dict[tuple[str, str], CircuitBreaker] = {}
         self._alone: dict[tuple[str, str], tuple[CircuitBreaker]] = {}  # the same, as `breakers` gives them
         self._times: dict[tuple[str, str], AnswerTimes] = {}
-        # Breakers that exist only while something is wrong: by (resource, route, agent) and by (resource, "", model).
-        self._scoped: dict[tuple[str, str, str], CircuitBreaker] = {}
-        # What the 5xx of all routes say of (resource, agent): for the outlook alone, no request is refused for it.
-        self._pairs: dict[tuple[str, str], CircuitBreaker] = {}
+        self._scoped = ScopedBreakers(self._policy, clock)
         self._disabled: frozenset[str] = frozenset()
         self._stalled_until_s = -math.inf
 
@@ -161,7 +101,9 @@ class Pool:
         key = (resource.name, route_name)
         if (alone := self._alone.get(key)) is None:
             alone = self._alone[key] = (self.breaker(*key),)
-        return (*alone, *self._scoped_of(resource, route_name, agent_id, model)) if self._scoped else alone
+        if not self._scoped.all:  # nearly always
+            return alone
+        return (*alone, *self._scoped.of(*key, agent_id=agent_id, model=model or resource.model))
 
     def would_admit(
         self, resource: Resource, route_name: str, *, agent_id: str, model: str = "", early: bool = False
@@ -188,14 +130,8 @@ class Pool:
         own = self.breaker(resource_name, route_name).snapshot()
         if own.breaker is not BreakerState.CLOSED or own.last_outcome in {"minted", "connected"}:
             return own
-        resting = [
-            scoped
-            for (resource, route, _), scoped in self._scoped.items()
-            if (resource, route) == (resource_name, route_name) and scoped.state is not BreakerState.CLOSED
-        ]
-        if not resting:
+        if (agents := self._scoped.resting(resource_name, route_name)) is None:
             return own
-        agents = max(resting, key=lambda each: each.retry_in_s)
         why = f"agent {agents.name}: {agents.why_open}"
         return replace(own, breaker=agents.state, retry_in_s=round(agents.retry_in_s, 1), why=why)
 
@@ -332,11 +268,9 @@ class Pool:
     def succeeded(self, permit: PoolPermit) -> None:
         """What was connected within `connecting` works: an answer was completed, or 30 s passed without a fault."""
         permit.breaker.proved(permit.permit)
-        for breaker, granted in permit.scoped:
-            breaker.proved(granted)
-            if breaker.state is BreakerState.CLOSED:
-                self._scoped = {key: each for key, each in self._scoped.items() if each is not breaker}
-        self._pairs.pop((permit.resource.name, permit.agent_id), None)
+        if permit.scoped:
+            self._scoped.proved(permit.scoped)
+        self._scoped.pairs.pop((permit.resource.name, permit.agent_id), None)
         self._health[permit.resource.name].lives(permit.health)
 
     def failed(self, permit: PoolPermit, error: MintError) -> None:
@@ -427,7 +361,7 @@ class Pool:
             self._health[resource.name].failing,
             *self.breakers(resource, route, agent_id=wanted.agent_id, model=wanted.model),
         ]
-        if (pair := self._pairs.get((resource.name, wanted.agent_id))) is not None:
+        if (pair := self._scoped.pairs.get((resource.name, wanted.agent_id))) is not None:
             breakers.append(pair)
         down = [
             (down_s, each.why_open)
@@ -446,17 +380,6 @@ class Pool:
             return True
         share = health.recovered_share
         return share < 1 and uniform("recovering", resource.name, session_id) >= share
-
-    def _scoped_of(self, resource: Resource, route: str, agent: str, model: str) -> tuple[CircuitBreaker, ...]:
-        keys = ((resource.name, route, agent), (resource.name, "", model or resource.model))
-        return tuple(breaker for key in keys if (breaker := self._scoped.get(key)) is not None)
-
-    def _fail_one(self, breakers: dict[Key, CircuitBreaker], key: Key, error: MintError) -> None:
-        if (breaker := breakers.get(key)) is None:
-            if len(breakers) >= _SCOPED_KEPT:
-                del breakers[next(iter(breakers))]
-            breaker = breakers[key] = CircuitBreaker(key[-1], self._policy, clock=self._clock)
-        breaker.failed(breaker.admit() or breaker.permit_for_news(), error, None)
 
     def _age_ms(self, permit: PoolPermit) -> float:
         return (self._clock() - permit.began_s) * 1000
@@ -491,10 +414,9 @@ class Pool:
             error.code == "DeploymentNotFound" and permit.model != permit.resource.model
         )
         if is_agents:
-            self._fail_one(self._scoped, (permit.resource.name, permit.route, permit.agent_id), error)
-            self._fail_one(self._pairs, (permit.resource.name, permit.agent_id), error)
+            self._scoped.agents_failed(permit.resource.name, permit.route, permit.agent_id, error)
         if is_models:
-            self._fail_one(self._scoped, (permit.resource.name, "", permit.model), error)
+            self._scoped.models_failed(permit.resource.name, permit.model, error)
         if is_agents or is_models or fault is Fault.NOBODY:
             permit.breaker.noted(error.outcome, error.status, duration_ms)
         else:

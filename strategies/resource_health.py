@@ -122,7 +122,7 @@ class ResourceHealth:
         if permit is not None and not self.failing.is_current(permit):
             return  # it began before the resource failed or recovered, and says nothing of the time since
         self._outcomes.append(CountedCall(self._clock(), is_fault=False))
-        if permit is not None and permit.probe:
+        if permit is not None and not self.failing.is_closed:  # the probe, or one that was asked beside it
             self.failing.proved(permit)
             self._outcomes.clear()
             self._recovered_at_s = self._clock()

@@ -50,6 +50,7 @@ from token_broker.settings import Settings, SettingsError
 from token_broker.tools.configured_hooks import hook_secrets
 from token_broker.tools.guardrail import GUARDRAIL_KEEPALIVE_S, HttpGuardrail
 from token_broker.tools.http_runner import HttpToolRunner
+from token_broker.usage.ledger import UsageLedger
 from token_broker.web.middleware import OriginRules
 
 __all__ = ["BrokerState", "build_broker", "memory_quotas", "signing_keys"]
@@ -132,6 +133,9 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 await memory.ready()
         except TimeoutError:
             log.warning("started_without_store", do="only new sessions are served until the store is reached")
+        ledger = UsageLedger(memory.database)
+        ledger.start()
+        stack.push_async_callback(ledger.aclose)  # after the talks have ended, before the store closes
         connector = build_connector(settings, credentials, tls, hedger)
         stack.push_async_callback(connector.aclose)
         rate = RateLimiter(settings.rate_limit_per_minute)
@@ -187,6 +191,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             tools=runner,
             guardrail=guardrail,
             on_ended=on_ended,
+            ledger=ledger,
         )
         watched = WatchedCalls(
             relay.parts,

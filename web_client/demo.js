@@ -44,6 +44,21 @@ const RESUMING = {
   refused: "Azure refused to go on. The talk goes on in a moment.",
 };
 
+/** What people read for a state. @type {Record<string, string>} */
+const DOING = {
+  idle: "Ready when you are",
+  prompting: "Allow the microphone",
+  requesting: "Starting",
+  connecting: "Connecting",
+  reconnecting: "Reconnecting",
+  listening: "Listening",
+  thinking: "Thinking",
+  speaking: "Speaking",
+  muted: "You are muted",
+  ended: "The talk is over",
+  failed: "Not connected",
+};
+
 const base = new URL(".", document.baseURI).href;
 const broker = new Broker(base);
 const resourceSwitch = new ResourceSwitch(base, /** @type {HTMLButtonElement} */ (find("break")));
@@ -51,6 +66,7 @@ const meter = new Meter(/** @type {HTMLCanvasElement} */ (find("meter")));
 const talk = /** @type {HTMLButtonElement} */ (find("talk"));
 const hangup = /** @type {HTMLButtonElement} */ (find("hangup"));
 const mute = /** @type {HTMLButtonElement} */ (find("mute"));
+const type = /** @type {HTMLButtonElement} */ (find("type"));
 const send = /** @type {HTMLButtonElement} */ (find("send"));
 const text = /** @type {HTMLInputElement} */ (find("text"));
 const agent = /** @type {HTMLSelectElement} */ (find("agent"));
@@ -62,18 +78,28 @@ const allowedTransports = new URLSearchParams(location.search).get("transports")
 /** @type {VoiceSession | null} */
 let session = null;
 let muted = false;
+/** Names of agents, by their ids. @type {Map<string, string>} */
+let names = new Map();
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let noticeTimer;
 
-function startTalk() {
+/** @param {boolean} microphone */
+function startTalk(microphone) {
   clearNotice();
+  if (session && transcript.querySelector(".line")) note("A new talk");
   session = new VoiceSession({
     brokerUrl: base,
     agentId: agent.value || undefined,
+    microphone,
     transports: allowedTransports ? /** @type {any} */ (allowedTransports.split(",")) : undefined,
   });
   session.setMuted(muted);
-  listen(session, "state", ({ state }) => showState(state));
+  listen(session, "state", ({ state, prompting }) => showState(state, prompting));
+  listen(session, "activity", showDoing);
+  listen(session, "latency", ({ turnMs }) => (find("latency").textContent = `${turnMs} ms to the answer's first sound`));
+  listen(session, "tool", ({ name, state, durationMs }) => {
+    find("tools").textContent = state === "running" ? `${name} runs` : `${name}: ${state} after ${durationMs} ms`;
+  });
   listen(session, "transport", showTransport);
   listen(session, "resuming", showResuming);
   listen(session, "resumed", ({ resource }) => {
@@ -86,14 +112,25 @@ function startTalk() {
   session.connect().catch(() => undefined); // the `error` event has shown it
 }
 
-/** @param {import("./voice-session.js").SessionState} state */
-function showState(state) {
+function showDoing() {
+  const doing = session?.activity ?? session?.state ?? "idle";
+  find("doing").textContent = DOING[doing === "listening" && muted ? "muted" : doing] ?? doing;
+}
+
+/**
+ * @param {import("./voice-session.js").SessionState} state
+ * @param {boolean} [prompting]  the browser asks for the microphone
+ */
+function showState(state, prompting = false) {
+  showDoing();
+  if (prompting) find("doing").textContent = DOING.prompting;
   const over = state === "ended" || state === "failed";
   document.body.dataset.state = state;
   document.body.dataset.session = session?.sessionId ?? "";
   find("state").textContent = state;
   document.title = state === "live" ? "● Talking" : "Talk";
   swapButtons(over ? hangup : talk, over ? talk : hangup);
+  type.hidden = !over;
   mute.disabled = over;
   text.disabled = send.disabled = state !== "live";
   if (state !== "live") return;
@@ -138,14 +175,19 @@ function showResuming({ reason, retryAfterMs }) {
 /** @param {Events["transcript"]} line */
 function showLine({ speaker, text: words, final, turnId, interrupted }) {
   find("empty").hidden = true;
-  const atEnd = transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < 40;
+  const follows = isAtEnd();
   const element = lineElement(turnId, speaker);
   element.dataset.final = String(final);
   element.dataset.interrupted = String(interrupted);
   const shown = final && words === "" ? "(not understood)" : words;
   /** @type {HTMLElement} */ (element.querySelector(".words")).textContent = shown;
   while (transcript.querySelectorAll(".line").length > MAX_LINES) transcript.querySelector(".line")?.remove();
-  if (atEnd) transcript.scrollTop = transcript.scrollHeight;
+  if (follows) transcript.scrollTop = transcript.scrollHeight;
+}
+
+/** Whether the transcript shows its newest line: unless somebody scrolled up, it follows. */
+function isAtEnd() {
+  return transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < 40;
 }
 
 /**
@@ -162,12 +204,29 @@ function lineElement(turnId, speaker) {
   line.dataset.speaker = speaker;
   const who = document.createElement("span");
   who.className = "who";
-  who.textContent = speaker === "user" ? "You" : title(session?.agentId ?? "Agent");
+  who.textContent = speaker === "user" ? "You" : nameOf(session?.agentId ?? "Agent");
+  line.dir = "auto";
   const words = document.createElement("p");
   words.className = "words";
   line.append(who, words);
   transcript.append(line);
   return line;
+}
+
+/**
+ * A line between what was said, such as the beginning of another talk.
+ * @param {string} words
+ */
+function note(words) {
+  const line = document.createElement("p");
+  line.className = "note";
+  line.textContent = words;
+  transcript.append(line);
+}
+
+/** @param {string} id of an agent */
+function nameOf(id) {
+  return names.get(id) ?? title(id);
 }
 
 /** @param {Events["error"]} error */
@@ -181,10 +240,12 @@ function showError({ code, message, retryable, retryAfterMs = 0 }) {
  * @param {number | null} [shownMs]  null: until the next talk
  */
 function showNotice(code, message, shownMs = NOTICE_MS) {
+  const follows = isAtEnd();
   notice.textContent = message;
   notice.dataset.code = code;
   notice.dataset.kind = shownMs === null ? "fatal" : "passing";
   notice.hidden = false;
+  if (follows) transcript.scrollTop = transcript.scrollHeight; // the notice takes room from the transcript
   clearTimeout(noticeTimer);
   if (shownMs !== null) noticeTimer = setTimeout(clearNotice, shownMs);
 }
@@ -196,8 +257,8 @@ function clearNotice() {
 
 async function showAgents() {
   const status = /** @type {any} */ (await broker.status().catch(() => null));
-  const names = agentNames(status?.agents);
-  agent.replaceChildren(...names.map((name) => new Option(title(name), name)));
+  names = agentNames(status?.agents);
+  agent.replaceChildren(...[...names].map(([id, name]) => new Option(name, id)));
   const simulated = isLoopback(status?.endpoint);
   find("simulated").hidden = !simulated;
   if (simulated) await resourceSwitch.show();
@@ -212,16 +273,13 @@ function isLoopback(endpoint) {
 }
 
 /**
- * Names from `/status`: a list of agents, or an object of them.
+ * The agents of `/status`, by id, with the names that people know.
  * @param {any} agents
- * @returns {string[]}
+ * @returns {Map<string, string>}
  */
 function agentNames(agents) {
-  const names = Array.isArray(agents)
-    ? agents.map((one) => (typeof one === "string" ? one : (one?.agent_id ?? one?.id ?? one?.name)))
-    : Object.keys(agents ?? {});
-  const known = names.filter((name) => typeof name === "string");
-  return known.length > 0 ? known : FALLBACK_AGENTS;
+  const known = agents ?? Object.fromEntries(FALLBACK_AGENTS.map((id) => [id, {}]));
+  return new Map(Object.entries(known).map(([id, { name }]) => [id, typeof name === "string" ? name : title(id)]));
 }
 
 function setUpTabs() {
@@ -247,20 +305,30 @@ function setUpTabs() {
   if (location.hash === "#health") select(1);
 }
 
-talk.addEventListener("click", startTalk);
+talk.addEventListener("click", () => startTalk(true));
+type.addEventListener("click", () => startTalk(false));
 hangup.addEventListener("click", () => void session?.disconnect());
 mute.addEventListener("click", () => {
   muted = !muted;
   session?.setMuted(muted);
   mute.setAttribute("aria-pressed", String(muted));
   mute.textContent = muted ? "Muted" : "Mute";
+  showDoing();
 });
-agent.addEventListener("change", () => session?.switchAgent(agent.value));
+agent.addEventListener("change", () => {
+  const over = !session || session.state === "ended" || session.state === "failed";
+  if (!over && agent.value !== session?.agentId) note(`To ${nameOf(agent.value)}`);
+  session?.switchAgent(agent.value);
+});
 find("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   if (session?.state !== "live") return;
-  session.sendText(text.value);
-  text.value = "";
+  try {
+    session.sendText(text.value);
+    text.value = "";
+  } catch (error) {
+    showNotice("text_too_long", error instanceof Error ? error.message : String(error)); // the text stays
+  }
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") session?.interrupt();

@@ -5,6 +5,7 @@ agent's setting becomes its value there. GA's shape is nested; the one of the pr
 Voice Live is flat (docs/azure.md §2.1, §2.3, §6.2). The relay translates clients' fields by the same rows.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ _KEYWORDS_AS_PROMPT = re.compile(r"whisper")
 _OPENAIS_HOSTED = re.compile(r"whisper-1|gpt-4o(-mini)?-transcribe(-diarize)?")
 _AZURES_OWN = re.compile(r"azure-speech|mai-transcribe(-1)?")
 _FLAT_TEMPERATURES = (0.6, 1.2)
-_REASONS = re.compile(r"gpt-realtime-2|gpt-5")
+_REASONS = re.compile(r"gpt-5")  # of Voice Live's models that are no realtime ones
+_REASONS_BY_NAME = re.compile(r"gpt-realtime-2|gpt-5")
 
 
 class AskedSession(Protocol):
@@ -185,14 +187,29 @@ def body_of(
     but for turn detection.
     """
     session: dict[str, Any] = {}
-    for row in SESSION_FIELDS if rows is None else rows:
-        path = row.path_in(body)
-        if row.stated is None or path is None or (value := row.stated(spec, body)) is LEFT_OUT:
+    for name, path, stated in _stated_in(body) if rows is None else _stated_among(rows, body):
+        if (value := stated(spec, body)) is LEFT_OUT:
             continue
-        if value is not None or explicit or row.name == "turn_detection":
+        if value is not None or explicit or name == "turn_detection":
             put_at(session, path, value)
     overlay = None if body == "flat_mint" else spec.settings.session.get("ga" if body.startswith("ga") else "preview")
     return overlaid(session, overlay) if overlay else session
+
+
+def _stated_among(
+    rows: Iterable[SessionField], body: Body
+) -> tuple[tuple[str, tuple[str, ...], Callable[[AskedSession, Body], Any]], ...]:
+    """The rows that the body states: each one's name, path, and how its value is made."""
+    return tuple(
+        (row.name, path, row.stated)
+        for row in rows
+        if row.stated is not None and (path := row.path_in(body)) is not None
+    )
+
+
+@functools.cache
+def _stated_in(body: Body) -> tuple[tuple[str, tuple[str, ...], Callable[[AskedSession, Body], Any]], ...]:
+    return _stated_among(SESSION_FIELDS, body)  # once: each mint asks for it
 
 
 # --- what an agent's settings are in a body
@@ -354,8 +371,10 @@ def stated_tool_choice(spec: AskedSession, body: Body) -> Any:
 
 
 def _reasons(spec: AskedSession) -> bool:
-    """Whether the model reasons; by its family, or by its name where the family says nothing of it."""
-    return spec.model_family == "gpt-realtime-2" or _REASONS.match(spec.model) is not None
+    """Whether the model reasons. The family counts; of one that it knows nothing of, the name."""
+    if spec.model_family in {"", "other"}:
+        return (_REASONS if spec.model_family else _REASONS_BY_NAME).match(spec.model) is not None
+    return spec.model_family == "gpt-realtime-2"
 
 
 def stated_parallel_tool_calls(spec: AskedSession, body: Body) -> Any:

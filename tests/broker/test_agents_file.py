@@ -215,6 +215,10 @@ def test_tables_are_inherited_by_key(tmp_path: Path, parent: str, child: str, na
             "session = { preview = { turn_detection = { remove_filler_wrds = true } } }",
             "session.preview.turn_detection.remove_filler_wrds: Azure has no such field; remove_filler_words is meant",
         ),
+        (
+            "session = { ga = { tracing = { metadata = { day = 2026-01-01 } } } }",
+            "session.ga: has a value that JSON has not",
+        ),
         ('session = { ga = { instructions = "Be B." } }', "session.ga.instructions: say it by the key instructions"),
         ("session = { preview = { tools = [] } }", "session.preview.tools: say it by the key tools"),
         ('session = { ga = { audio = { output = { voice = "ash" } } } }', "audio.output.voice: say it by the key"),

@@ -162,6 +162,7 @@ def test_store_is_told_when_a_talk_is_over(clock: Clock) -> None:
 
 def test_talk_of_another_replica_is_not_counted_again(level: TalkLevelCounters) -> None:
     level.seen("a", elsewhere=True)
+    assert not level.greets("a")
     level.begin(of("a"))
     level.went_live("a")
     level.end(of("a"))

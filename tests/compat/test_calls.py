@@ -10,11 +10,14 @@ import httpx
 import pytest
 
 from tests.compat.conftest import SIGNING_KEY, CompatBroker
+from tests.hooks.support import SECRET
+from tests.relay.support.tool_talks import agents_with_tools
 from tests.simulator.phone import Phone
 from tests.simulator.support import silence, speech
 from tests.support.broker import make_settings, run_broker
 from tests.support.client_secrets import secret_claims
 from tests.support.offers import OFFER
+from tests.support.tool_server import run_tool_server
 from tests.support.waiting import eventually
 from token_broker.simulator import SimulatorConfig, serve
 
@@ -284,3 +287,25 @@ async def test_offers_count_against_the_rate(tmp_path: Path, path: str) -> None:
         assert answers[-1].json()["code"] == "rate_limited"
         assert answers[-1].headers["retry-after"].isdecimal()
         assert compat.running.talks.active == 0
+
+
+async def test_tool_runs_in_a_call(tmp_path: Path) -> None:
+    async with run_tool_server() as server:
+        file = tmp_path / "agents.toml"
+        file.write_text(agents_with_tools(server))
+        settings: dict[str, Any] = {"agents_file": file, "tools_secret": SECRET}
+        async with calling_compat_endpoints(tmp_path, **settings) as compat:
+            compat.azure.script_responses({"calls": [{"name": "ok"}, {"name": "ok"}]})
+            secret = await compat.secret()
+            phone = Phone(speech(1.0) + silence(2.0))
+            answer = await offer(compat, await phone.offer(), secret)
+            await phone.connect(answer.text)
+            await phone.hear("response.done", count=2)
+            assert [call["tool"] for call in server.calls] == ["ok", "ok"]
+            said = (await phone.hear("response.output_audio_transcript.done"))["transcript"]
+            assert said == '[simulated] the function gave: {"ran": "ok", "arguments": {}}'
+            await compat.running.client.post(f"{answer.headers['location']}/hangup", headers={"api-key": secret})
+            await eventually(lambda: _over(compat))
+            assert [each.follows for each in compat.azure.transcript.answers] == ["utterance", "tool"]
+            assert "error" not in phone.names()
+            await phone.hang_up()

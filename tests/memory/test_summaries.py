@@ -11,7 +11,7 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
 from token_broker.hooks.sender import HookAnswer
 from token_broker.memory.service import Memory
-from token_broker.memory.summaries import MAX_SUMMARY_BYTES, Summaries, summary_of
+from token_broker.memory.talk_summaries import MAX_SUMMARY_BYTES, Summaries, summary_of
 from token_broker.security.tokens import Owner
 
 ANN = owner(principal="ann", user_id="Ann", talk_id="talk-1")
@@ -37,7 +37,7 @@ def summed(text: object) -> HookAnswer:
 
 def summaries(memory: Memory, hook: Hook, *, clock: Any = lambda: 1_000.0) -> Summaries:
     url_of = {"elena": URL}.get
-    return Summaries(memory._database, hook, url_of, clock=clock, told=None)  # type: ignore[arg-type]
+    return Summaries(memory._database, hook, url_of, clock=clock, sinks=["http"])  # type: ignore[arg-type]
 
 
 async def ended(work: Summaries, by: Owner = ANN, agent_id: str = "elena") -> None:
@@ -68,6 +68,9 @@ async def test_summary_is_made_once_and_told_first(make_settings: MakeSettings) 
             "agent_id": "elena",
         }
         assert [(each["role"], each["content"]) for each in asked["turns"]] == [("user", "I want to rent a boat")]
+        queued = "SELECT kind, body FROM notices WHERE sink = 'http'"
+        (notice,) = await memory._database.read(lambda c: c.exec_driver_sql(queued).all())
+        assert tuple(notice) == ("session.summary", json.dumps({"summary": "They want to rent a boat."}))
         later = owner("session-of-ann-002", principal="ann", epoch=2)
         lines = (await memory.recall.block(later)).split("\n")[2:-1]
         assert lines[0] == "summary: They want to rent a boat."
@@ -91,7 +94,7 @@ async def test_failed_hook_is_asked_again_a_few_times(make_settings: MakeSetting
 
 @pytest.mark.parametrize("by", [ANN, owner("never-stored-0001")], ids=["other-agent", "no-session"])
 async def test_nothing_to_sum_up(make_settings: MakeSettings, by: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.memory.summaries._BETWEEN_S", 0)
+    monkeypatch.setattr("token_broker.memory.talk_summaries._BETWEEN_S", 0)
     now_s = 1_000.0
     async with Memory.open(make_settings()) as memory:
         await memory.append([turn(by=ANN)])

@@ -6,12 +6,13 @@ from functools import partial
 from sqlalchemy import func, select, update
 
 from tests.memory.support.stores import erase_session
-from tests.memory.support.turns import SESSION
+from tests.memory.support.turns import SESSION, owner
 from token_broker.memory import maintenance as maintenance_module
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.maintenance import Maintenance
+from token_broker.memory.store.claim_rows import claim_call
+from token_broker.memory.store.sessions import claim_session
 from token_broker.memory.store.tables import tool_claims
-from token_broker.memory.store.tool_claims import claim_call
 from token_broker.memory.tool_claims import CallId, FoundCall, ToolClaims
 
 CALL = CallId(SESSION, "talk-1", "sess_1", "call_1")
@@ -96,6 +97,17 @@ async def test_erased_session_keeps_no_output(database: Database) -> None:
     assert await claims.claim(CALL, timeout_s=8) == FoundCall("erased")
     assert await claims.claim(OTHERS[3], timeout_s=8) == FoundCall("erased")
     assert await count(database) == 1
+
+
+async def test_erased_user_keeps_no_output(database: Database) -> None:
+    claims = ToolClaims(database)
+    ann = owner(CALL.session_id, principal="ann@example.com")
+    await database.write(partial(claim_session, owner=ann, agent_id="elena", now_s=1.0))
+    holder = await claims.claim(CALL, timeout_s=8)
+    assert isinstance(holder, str)
+    await claims.finish(CALL, holder, "what was private", ok=True)
+    await Maintenance(database, sinks=[], lease_s=1, session_token_s=1).erase_user("ann@example.com")
+    assert await count(database) == 0
 
 
 async def test_sweep_deletes_old_claims(database: Database) -> None:

@@ -67,6 +67,12 @@ async def test_search_is_ones_own(database: Database) -> None:
     assert await found(database, "the boat?", by=owner("session-of-nobody-2")) == []
 
 
+async def test_answers_come_before_questions(database: Database) -> None:
+    await put(database, "my boat lies in Bergen", "Is the boat still there?")
+    assert await found(database, "boat", limit=1) == ["my boat lies in Bergen"]
+    assert await found(database, "boat") == ["my boat lies in Bergen", "Is the boat still there?"]
+
+
 async def test_newest_turns_are_searched(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statements, "MAX_SEARCHED_TURNS", 3)
     await put(database, *(f"harbour {number}" for number in range(5)))

@@ -15,6 +15,9 @@ from tests.relay.support.recordings import RECORDED, VARIATIONS, Event, dialect_
 from tests.relay.support.translated_talk import without_live_extras
 from tests.relay.test_streamed_turns import OWNER, run, words
 from token_broker.relay.adapters import CompatAdapter, ProtocolAdapter, ProxyAdapter
+from token_broker.relay.answers.actions import Tool
+from token_broker.relay.answers.hidden_calls import HiddenCalls
+from token_broker.relay.answers.sequencer import AnswerSequencer
 from token_broker.relay.azure.connector import Route, UpstreamConnection
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.event_handler import EventHandler
@@ -44,19 +47,30 @@ class Handled:
         self.turns = turns
         handoff = SimpleNamespace(
             agent=SimpleNamespace(id="elena"),
-            confirm=lambda upstream: None,
+            session_told=lambda event, upstream: None,
             owns_error=lambda event, upstream: False,
+            holds=False,
         )
+        ledger = TalkLedger(HeldAudio(1_000))
+        tools = SimpleNamespace(get=lambda name: Tool(name, "client"))  # the recorded calls were the client's
+        sequencer = AnswerSequencer(lambda: cast("Any", tools), facts=ledger.facts)
+        sequencer.begin(upstream, 100.0)
+        answers = SimpleNamespace(azure_sent=lambda event: sequencer.azure_sent(event, 100.0))
+        guard = SimpleNamespace(azure_sent=lambda event: True, for_client=lambda event: event)
         self.handler = EventHandler(
             adapter,
             OWNER,
             turns=turns,
             handoff=cast("Any", handoff),
-            ledger=TalkLedger(HeldAudio(1_000)),
+            ledger=ledger,
+            answers=cast("Any", answers),
+            hidden=HiddenCalls(lambda name: True, sequencer.calls.withholds),
+            guard=cast("Any", guard),
             restored=Restored(),
             counters=RelayCounters(),
             talk=TalkCounters(),
             broken=self.broken.append,
+            user_spoke=lambda: None,
             time_s=lambda: 100.0,
             redact=lambda text: text,
         )

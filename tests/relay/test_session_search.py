@@ -32,18 +32,17 @@ class Azure:
     """Resources that take 0.2 s for a handshake, enforce their quota, and hang or refuse once they are dead."""
 
     quotas: dict[str, Quotas]
-    hanging: set[str] = field(default_factory=set)
-    refusing: set[str] = field(default_factory=set)
+    dead: str = "hanging"
     taken_s: dict[str, list[float]] = field(default_factory=dict)
     refused: int = 0
 
     async def connect(self, resource: Resource, route: Route, *, timeout_s: float) -> str:
         del route
         now_s, name = asyncio.get_running_loop().time(), resource.name
-        if name in self.hanging:
+        if name.startswith("dead") and self.dead == "hanging":
             await asyncio.sleep(timeout_s)
             raise TransientError("silence")
-        if name in self.refusing:
+        if name.startswith("dead"):
             await asyncio.sleep(0.01)
             raise TransientError("refused")
         quota, taken_s = self.quotas.get(name, Quotas()), self.taken_s.setdefault(name, [])
@@ -118,8 +117,7 @@ async def rush(replicas: int, how: str) -> Fleet:
     """60 talks lose a resource that is not known to be dead; 85 new ones come in the minute after."""
     dead = resource("dead")
     others = [resource(name, priority=2, quotas=LIMITED) for name in ("x", "y")]
-    azure = Azure({each.name: LIMITED for each in others})
-    getattr(azure, how).add("dead")
+    azure = Azure({each.name: LIMITED for each in others}, how)
     running = fleet([dead, *others], replicas, azure, fresh=[replicas - 1] if replicas > 1 else [])
     await asyncio.gather(
         *(running.resume(f"running-{number}", number % replicas, "dead") for number in range(60)),
@@ -141,8 +139,7 @@ async def held(how: str) -> Fleet:
     """Six talks lose their resource, while the quotas of the others are used up: they refill one by one."""
     dead = resource("dead")
     others = [resource(name, quotas=Quotas(voice_live_per_minute=3)) for name in ("x", "y")]
-    azure = Azure({})
-    getattr(azure, how).add("dead")
+    azure = Azure({}, how)
     running = fleet([dead, *others], 1, azure)
     for name in "xy":
         for _ in range(3):
@@ -164,7 +161,7 @@ def test_known_refill_is_waited_for(how: str) -> None:
 
 
 async def everybody_fails() -> tuple[Fleet, float]:
-    running = fleet([resource("dead"), resource("x")], 1, Azure({}, hanging={"dead", "x"}))
+    running = fleet([resource("dead"), resource("dead-too")], 1, Azure({}))
     began_s = asyncio.get_running_loop().time()
     await running.resume("1", 0, "dead")
     return running, asyncio.get_running_loop().time() - began_s
@@ -178,7 +175,7 @@ def test_search_ends_where_nothing_refills() -> None:
 
 async def later_than_the_hold() -> tuple[Fleet, float]:
     limited = resource("x", quotas=Quotas(voice_live_per_minute=1))
-    running = fleet([resource("dead"), limited], 1, Azure({}, refusing={"dead"}))
+    running = fleet([resource("dead"), limited], 1, Azure({}, "refusing"))
     pool, began_s = running.pools[0], asyncio.get_running_loop().time()
     for number in range(3):  # three others are ahead in the queue
         pool.admit(limited, "voice_live", agent_id="elena", session_id=str(number), running=True)

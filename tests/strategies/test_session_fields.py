@@ -211,6 +211,23 @@ def test_key_of_reasoning_models(stated: dict[str, Any], name: str, ga: Any, voi
         assert [value_in(body_of(spec, body), name, body) for body in BODIES] == [ga, ga, voice_live, flat]
 
 
+@pytest.mark.parametrize(
+    ("model", "family", "is_sent"),
+    [
+        ("gpt-realtime-2.1", "gpt-realtime", False),  # what an operator says of a deployment counts, not its name
+        ("talker", "gpt-realtime-2", True),
+        ("talker", "other", False),
+        ("gpt-5-mini", "other", True),
+        ("gpt-realtime-2.1", "other", False),
+        ("gpt-realtime-2.1", "", True),
+        ("talker", "", False),
+    ],
+)
+def test_family_counts_before_the_name(model: str, family: str, is_sent: bool) -> None:
+    spec = spec_of({"reasoning_effort": "low"}, model=model, model_family=family)
+    assert ("reasoning_effort" in body_of(spec, "voice_live")) is is_sent
+
+
 def test_every_key_is_in_the_table() -> None:
     keys = set(AgentSettings.model_fields) - {"language", "session"}
     rows = {row.name for row in SESSION_FIELDS}

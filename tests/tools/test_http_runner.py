@@ -297,6 +297,18 @@ async def test_cancelled_call_is_unknown(runner: HttpToolRunner, claims: MemoryC
     assert outcomes(events) == ["cancelled"]
 
 
+async def test_call_told_again_while_it_is_cancelled(runner: HttpToolRunner) -> None:
+    """The talk moves as its tool runs: the call isn't made again, and nobody is cancelled who did not leave."""
+    async with raw_server(Held()) as server:
+        booking = call(agent(order_tool(server.url)))
+        leaves = asyncio.create_task(runner.run(booking))
+        await asyncio.wait_for(server.asked.wait(), 20)
+        leaves.cancel()
+        await asyncio.wait({leaves})
+        assert "It is unknown whether it took effect" in (await runner.run(booking)).text
+    assert len(server.received) == 1
+
+
 async def test_one_that_leaves_cancels_nobody(runner: HttpToolRunner) -> None:
     held = Held(answered(b"booked"))
     async with raw_server(held) as server:
@@ -318,6 +330,19 @@ async def test_end_of_the_process_leaves_unknown(sender: HookSender, database: D
         await asyncio.wait({task})
     assert task.cancelled()
     assert await ToolClaims(database).find(CALL_ID) == FoundCall("unknown")
+
+
+async def test_end_right_after_a_talk_leaves_unknown(sender: HookSender, claims: MemoryClaims) -> None:
+    """The process ends its talks, then the runner, without a moment in between."""
+    runner = HttpToolRunner(sender, claims, None)
+    async with raw_server(Held()) as server:
+        task = asyncio.create_task(runner.run(call(agent(order_tool(server.url)))))
+        await asyncio.wait_for(server.asked.wait(), 20)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await runner.aclose()
+    assert claims.found == {CALL_ID: FoundCall("unknown")}
 
 
 async def test_lost_note_does_not_cost_the_output(runner: HttpToolRunner, claims: MemoryClaims) -> None:

@@ -23,7 +23,7 @@ from strategies.azure_calls import AcceptedCall
 from strategies.base import EphemeralGrant, SessionSpec
 from strategies.chain import ChainResult
 from strategies.errors import MintError, RateLimitedError, RejectedError, TimedOutError
-from strategies.resources import Resource, Wanted
+from strategies.resources import Resource, SpecSupplier, Wanted
 from token_broker.api.token import RETRY_AFTER_S, Minting, RequestTrace
 from token_broker.calls.running_calls import Calls
 from token_broker.calls.watched_calls import WatchedCalls
@@ -34,7 +34,7 @@ from token_broker.security.limits import SessionLease, SessionLimits
 from token_broker.security.tokens import Owner, TokenError, TokenSigner
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.ownership import ensure_not_blocked
-from token_broker.sessions.plans import SpecSupplier, TalkSpecs
+from token_broker.sessions.plans import TalkSpecs
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.web.openapi_document import ResponseSpec
 from token_broker.web.requests import Problem, correlation_id

@@ -77,7 +77,10 @@ class StatusSources:
             endpoint=first.target.base if first else None,
             model=first.model if first else settings.model,
             active_sessions=self.talks.active,
-            agents={agent.id: AgentVoice(voice=voice_name(agent.voices["preview"])) for agent in self.agents.values()},
+            agents={
+                agent.id: AgentVoice(name=agent.name, voice=voice_name(agent.voices["preview"]))
+                for agent in self.agents.values()
+            },
         )
         if full:
             status.strategies = self.strategies()

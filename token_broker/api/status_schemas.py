@@ -25,6 +25,7 @@ __all__ = [
 class AgentVoice(BaseModel):
     """An agent as `/status` lists it."""
 
+    name: str = Field(description="What people call it.")
     voice: str = Field(description="Its Voice Live voice.")
 
 

@@ -170,7 +170,7 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
     specs = TalkSpecs(settings, owner, None if is_new else minting.recall)
     trace.chain_began_s = time.monotonic()
     trace.minted = await minting.chain.mint(
-        specs.of(agent, tuple(wanted.modalities)),
+        specs.of(agent, tuple(wanted.modalities), seen=False),  # the page opens it by itself
         wanted=agent.wanted(owner.session_id),
         deadline_s=trace.began_s + settings.token_budget_s * ASKING_SHARE,
         sockets_only=bool(agent.sockets_only),

@@ -125,7 +125,12 @@ class CallListener:
         self._spoke = False  # in the last answer
         calls = AgentCalls(parts.tools, owner, lambda: agent, self.counters, builtin=self._run_builtin)
         self._answers = TalkAnswers(
-            AnswerSequencer(calls.tools, facts=self._facts, holds=self._says_goodbye, listens=True),
+            AnswerSequencer(
+                calls.tools,
+                facts=self._facts,
+                holds=lambda: self._farewell.holds(keys_of(self._answers.sequencer.calls), spoke=self._spoke),
+                listens=True,
+            ),
             # The client sees the call's events itself, and nobody hears of what it may not do.
             AnswerHooks(tell=calls.note, refuse=lambda _refusal: None, run=calls.run, start=self._start),
         )
@@ -301,9 +306,6 @@ class CallListener:
             return ToolOutput("This can't be done in this call. Go on yourself.", ok=False)
         self._farewell.ask(call_id)
         return ToolOutput(END_TALK_OUTPUT, ok=True)
-
-    def _says_goodbye(self) -> bool:
-        return self._farewell.holds(keys_of(self._answers.sequencer.calls), spoke=self._spoke)
 
     def _is_over(self, now_s: float) -> bool:
         sequencer = self._answers.sequencer

@@ -51,7 +51,7 @@ async def mint_once(settings: Settings, agent_id: str | None) -> MintReport:
     try:
         async with make_transport(proxy=settings.proxy) as transport:
             result = await build_chain(settings, transport, credentials, build_hedger(settings, pool)).mint(
-                TalkSpecs(settings, owner, None).of(agent),
+                TalkSpecs(settings, owner, None).of(agent, seen=False),
                 wanted=agent.wanted(owner.session_id),
                 deadline_s=deadline_s,
                 sockets_only=bool(agent.sockets_only),

@@ -1,7 +1,6 @@
 """Runs all checks at once, each within its own limit and all within one, and reports each as it is done."""
 
 import asyncio
-import ssl
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -70,6 +69,20 @@ async def run_doctor(
             if (tenant := await examine_tenant(settings, client)) is not None:
                 tell(tenant)
 
+        async def examine_hooks() -> None:
+            try:  # what is wrong with the file or the secret is told elsewhere
+                agents = load_agents(settings.agents_file).values()
+                secrets = hook_secrets(settings, agents)
+            except (AgentsFileError, SettingsError):
+                return
+            hooks = configured_hooks(agents)
+            if not hooks:
+                tell(Check("hooks", CheckStatus.NOTE, "no agent has a tool, guardrail or summary with a URL"))
+                return
+            async with hook_client(tls=tls, proxy=settings.proxy) as poster:
+                async for hook, answer, took_ms in ping_hooks(hooks, HookSender(poster, secrets), timeout_s=STEP_S):
+                    tell(judge_hook(hook.name, answer, f"{took_ms:.0f} ms"))
+
         def tell_of(resource: ResourceSettings) -> Callable[[Check], None]:
             return lambda check: tell(about_resource(check, resource, is_only=len(settings.resources) == 1))
 
@@ -84,7 +97,7 @@ async def run_doctor(
             "callers": examine_sign_in(),
         }
         if pings_hooks:
-            parts["hooks"] = _examine_hooks(settings, tell, tls)
+            parts["hooks"] = examine_hooks()
         if url is not None:
             parts["url"] = examine_broker(url, client, tell, settings=settings, tls=tls)
         tasks = {asyncio.create_task(part, name=f"doctor {name}"): name for name, part in parts.items()}
@@ -103,19 +116,3 @@ async def run_doctor(
             # Cancelled parts close their sockets here, before the client that they share is closed.
             await asyncio.wait(tasks, timeout=_CANCEL_S)
     return report
-
-
-async def _examine_hooks(settings: Settings, tell: Callable[[Check], None], tls: ssl.SSLContext) -> None:
-    """Sends every hook of the agents a signed ping. What is wrong with the file or the secret is told elsewhere."""
-    try:
-        agents = load_agents(settings.agents_file).values()
-        secrets = hook_secrets(settings, agents)
-    except (AgentsFileError, SettingsError):
-        return
-    hooks = configured_hooks(agents)
-    if not hooks:
-        tell(Check("hooks", CheckStatus.NOTE, "no agent has a tool, guardrail or summary with a URL"))
-        return
-    async with hook_client(tls=tls, proxy=settings.proxy) as client:
-        async for hook, answer, took_ms in ping_hooks(hooks, HookSender(client, secrets), timeout_s=STEP_S):
-            tell(judge_hook(hook.name, answer, f"{took_ms:.0f} ms"))

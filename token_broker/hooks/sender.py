@@ -126,14 +126,34 @@ class HookSender:
             return HookAnswer(failure="broken" if body.sent else "unreachable", sent=body.sent)
 
     async def _exchange(self, request: httpx.Request, body: "_Body", max_bytes: int) -> HookAnswer:
+        """The answer with its body, or with why it has none. Decodes at most `max_bytes`, whatever was packed."""
         response = await self._http.send(request, stream=True, auth=None, follow_redirects=False)
+        wait_s = retry_after_s(response.headers, now_s=time.time())
+
+        def answer(failure: HookFailure | None = None, text: str = "") -> HookAnswer:
+            return HookAnswer(response.status_code, text, failure, body.sent, wait_s)
+
         try:
-            wait_s = retry_after_s(response.headers, now_s=time.time())
-            answered = HookAnswer(response.status_code, sent=body.sent, retry_after_s=wait_s)
-            if response.is_success:
-                return await _read(response, answered, max_bytes)
-            redirected = 300 <= response.status_code < 400  # noqa: PLR2004
-            return HookAnswer(response.status_code, "", "redirect" if redirected else None, body.sent, wait_s)
+            if not response.is_success:
+                return answer("redirect" if 300 <= response.status_code < 400 else None)  # noqa: PLR2004
+            encoding = response.headers.get("content-encoding", "").strip().lower()
+            if encoding not in {"", "identity", *_ZIPPED}:
+                return answer("broken")
+            inflater = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding in _ZIPPED else None
+            content = bytearray()
+            async for chunk in response.aiter_raw():
+                packed = chunk
+                while packed and not (inflater and inflater.eof):
+                    # In pieces of so many bytes at most: a kilobyte of gzip can hold a megabyte.
+                    content += inflater.decompress(packed, max_bytes + 1) if inflater else packed
+                    packed = inflater.unconsumed_tail if inflater else b""
+                    if len(content) > max_bytes:
+                        return answer("too_large")
+            if inflater is not None and not inflater.eof:
+                return answer("broken")
+            return answer(text=content.decode(errors="replace"))
+        except zlib.error:
+            return answer("broken")
         finally:
             with contextlib.suppress(httpx.HTTPError, aiohttp.ClientError, OSError, TimeoutError):
                 async with asyncio.timeout(_CLOSE_S):
@@ -178,32 +198,3 @@ class _Body(httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         self.sent = True
         yield self._content
-
-
-async def _read(response: httpx.Response, answered: HookAnswer, max_bytes: int) -> HookAnswer:
-    """The answer with its body, or with why it has none. Decodes at most `max_bytes`, whatever was packed."""
-
-    def failed(why: HookFailure) -> HookAnswer:
-        return HookAnswer(answered.status, "", why, answered.sent, answered.retry_after_s)
-
-    encoding = response.headers.get("content-encoding", "").strip().lower()
-    if encoding not in {"", "identity", *_ZIPPED}:
-        return failed("broken")
-    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding in _ZIPPED else None
-    body = bytearray()
-    async for chunk in response.aiter_raw():
-        packed = chunk
-        try:
-            while packed and not (inflater and inflater.eof):
-                # In pieces of so many bytes at most: a kilobyte of gzip can hold a megabyte.
-                body += inflater.decompress(packed, max_bytes + 1) if inflater else packed
-                packed = inflater.unconsumed_tail if inflater else b""
-                if len(body) > max_bytes:
-                    return failed("too_large")
-        except zlib.error:
-            return failed("broken")
-    if inflater is not None and not inflater.eof:
-        return failed("broken")
-    return HookAnswer(
-        answered.status, bytes(body).decode(errors="replace"), None, answered.sent, answered.retry_after_s
-    )

@@ -33,8 +33,8 @@ _CHUNK = 100
 _CHUNK_BYTES = 1_048_576
 _SESSIONS_CHUNK = 500
 _DAY_S = 86_400
-_BETWEEN_S = 0.01  # transactions that nobody waits for
 _RECENT_S = 3600.0  # every replica has looked by then which sessions were erased
+_BETWEEN_S = 0.01  # transactions that nobody waits for
 CLAIMS_KEPT_S = 7_200.0  # a session of Azure's lasts an hour, and no call of it is told again later
 _LOCK_PATIENCE_S = 5.0  # for a transaction of the running broker
 
@@ -216,9 +216,9 @@ class Maintenance:
 
         Raises StoreError.
         """
+        from token_broker.memory.store.claim_rows import prune_claims
         from token_broker.memory.store.erasure import delete_idle_sessions, delete_older_turns, forget_recent
         from token_broker.memory.store.sessions import remove_expired_tickets
-        from token_broker.memory.store.tool_claims import prune_claims
 
         now_s = self._clock()
         await self._database.write(partial(forget_recent, before_us=to_us(now_s - _RECENT_S)))

@@ -4,8 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import structlog
 
@@ -23,6 +22,9 @@ from token_broker.memory.turn_search import TurnSearch
 from token_broker.memory.types import LAST_TURNS, FactSource, Remembered, SinkError
 from token_broker.security.limits import BoundedDict
 from token_broker.security.tokens import ANONYMOUS, Owner
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 __all__ = ["BoundedRecall", "RecallCache", "RecallCounts"]
 
@@ -103,6 +105,7 @@ class RecallCounts:
     repeated: int = 0
 
 
+_Said = tuple[tuple[Utterance, ...] | None, str]
 _Found = tuple[tuple[Utterance, ...], tuple[str, ...], str]  # a session's last turns, facts, the last talk's summary
 
 
@@ -156,50 +159,45 @@ class BoundedRecall:
         missed = self.counts.late + self.counts.failed
         turns = asyncio.create_task(self._last_turns(owner))
         facts = asyncio.create_task(self._known_facts(owner, turns))
-        summary = asyncio.create_task(self._summary(owner))
         try:
-            _, late = await asyncio.wait({turns, facts, summary}, timeout=self._budget_s)
+            _, late = await asyncio.wait({turns, facts}, timeout=self._budget_s)
             self.counts.late += bool(late)
-            found = (_result(turns) or (), _result(facts) or (), _result(summary) or "")
+            said, summary = _result(turns) or (None, "")
+            found = (said or (), _result(facts) or (), summary)
             # Only a complete find is cached. The counts are those of all questions: at worst one is not cached.
             if missed == self.counts.late + self.counts.failed:
                 self.cache.keep(owner, ticket, found)
             return found
         finally:
-            for task in (turns, facts, summary):
+            for task in (turns, facts):
                 task.cancel()  # nobody waits for a late one: SQLite cannot break off a statement
             self.cache.done(owner, ticket)
 
-    async def _last_turns(self, owner: Owner) -> tuple[Utterance, ...] | None:
-        """The session's newest turns; None where it is not known to be `owner`'s."""
-        from token_broker.memory.store.turn_reads import last_turns_of
+    async def _last_turns(self, owner: Owner) -> _Said:
+        """The session's newest turns, None where it is not known to be `owner`'s, and their last talk's summary."""
 
-        work = partial(last_turns_of, owner=owner, limit=LAST_TURNS, chars=TOLD_CHARS)
-        try:
-            turns = await self._database.read(work, pool="recall")
-        except StoreError as error:
-            self._count(error)
-            return None
-        return None if turns is None else tuple(Utterance(role=turn.role, content=turn.content) for turn in turns)
+        def read(connection: "Connection") -> _Said:
+            from token_broker.memory.store.summaries import newest_summary
+            from token_broker.memory.store.turn_reads import last_turns_of
 
-    async def _summary(self, owner: Owner) -> str:
-        """The summary of the owner's last talk, where one was made."""
-        from token_broker.memory.store.summaries import newest_summary
+            turns = last_turns_of(connection, owner, LAST_TURNS, chars=TOLD_CHARS)
+            said = None if turns is None else tuple(Utterance(role=turn.role, content=turn.content) for turn in turns)
+            return said, newest_summary(connection, owner)
 
         try:
-            return await self._database.read(partial(newest_summary, owner=owner), pool="recall")
+            return await self._database.read(read, pool="recall")
         except StoreError as error:
             self._count(error)
-            return ""
+            return None, ""
 
-    async def _known_facts(self, owner: Owner, turns: "asyncio.Task[tuple[Utterance, ...] | None]") -> tuple[str, ...]:
+    async def _known_facts(self, owner: Owner, turns: "asyncio.Task[_Said]") -> tuple[str, ...]:
         """Facts about the user; about the session too, once the store has said that it is theirs."""
         source = self._facts()
         if source is None:
             return ()
         await asyncio.wait({turns})
         try:
-            return tuple(await source.facts(owner, of_session=_result(turns) is not None))
+            return tuple(await source.facts(owner, of_session=(_result(turns) or (None,))[0] is not None))
         except (StoreError, SinkError) as error:
             self._count(error)
         except Exception as error:  # noqa: BLE001  # a mint never fails for its recall

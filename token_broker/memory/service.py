@@ -29,10 +29,10 @@ from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.repositories import StoredBlocklist, StoredSessions, StoredTickets
 from token_broker.memory.resource_switches import ResourceSwitches
 from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreUnreachableError
-from token_broker.memory.summaries import Summaries
+from token_broker.memory.talk_summaries import Summaries
 from token_broker.memory.tool_claims import ToolClaims
 from token_broker.memory.turn_search import TurnSearch
-from token_broker.memory.types import FactSource, OutboxStatus, Outcome, SinkName, Turn, backoff_s, to_us
+from token_broker.memory.types import NOTICE_SINKS, FactSource, OutboxStatus, Outcome, SinkName, Turn, backoff_s, to_us
 from token_broker.security.limits import BoundedDict
 from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
@@ -151,6 +151,11 @@ class Memory:
         finally:
             await memory._close()
 
+    @property
+    def database(self) -> Database:
+        """The store, for what else is kept in it."""
+        return self._database
+
     async def ready(self) -> None:
         """Returns when the store is open; bound the wait."""
         await self._opened.wait()
@@ -208,7 +213,8 @@ class Memory:
 
     def sum_up(self, sender: HookSender, url_of: Callable[[str], str | None]) -> Summaries:
         """Has the talks summed up whose agents have a hook for it; the task ends with the memory."""
-        self._summaries = Summaries(self._database, sender, url_of, clock=self._clock)
+        told = [sink for sink in self._sinks if sink in NOTICE_SINKS]
+        self._summaries = Summaries(self._database, sender, url_of, clock=self._clock, sinks=told)
         self._start("summaries", self._summaries.run)
         return self._summaries
 

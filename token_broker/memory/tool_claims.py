@@ -53,7 +53,7 @@ class ToolClaims:
 
     async def claim(self, call: CallId, *, timeout_s: float) -> "str | FoundCall":
         """The holder's name where the call is ours to make; else what is known of it."""
-        from token_broker.memory.store.tool_claims import claim_call
+        from token_broker.memory.store.claim_rows import claim_call
 
         holder = self._new_holder()
         work = partial(claim_call, key=call.key, holder=holder, lasts_us=self._lasts_us(timeout_s))
@@ -61,14 +61,14 @@ class ToolClaims:
 
     async def find(self, call: CallId) -> FoundCall:
         """What is known of a claimed call; `erased` where it is not there any more."""
-        from token_broker.memory.store.tool_claims import find_call
+        from token_broker.memory.store.claim_rows import find_call
 
         found = await self._database.read(partial(find_call, key=call.key))
         return FoundCall("erased") if found is None else FoundCall(_STATES[found[0]], found[1], found[2])
 
     async def take_over(self, call: CallId, *, timeout_s: float) -> str | None:
         """The holder's name where the outcome was unknown and the call is ours to make again; else None."""
-        from token_broker.memory.store.tool_claims import take_over
+        from token_broker.memory.store.claim_rows import take_over
 
         holder = self._new_holder()
         work = partial(take_over, key=call.key, holder=holder, lasts_us=self._lasts_us(timeout_s))
@@ -76,7 +76,7 @@ class ToolClaims:
 
     async def finish(self, call: CallId, holder: str, output: str | None, *, ok: bool) -> None:
         """Notes what the model is told, so that whoever is told of the same call says the same; None: unknown."""
-        from token_broker.memory.store.tool_claims import finish_call
+        from token_broker.memory.store.claim_rows import finish_call
 
         await self._database.write(partial(finish_call, key=call.key, holder=holder, output=output, ok=ok))
 

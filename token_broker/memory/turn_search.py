@@ -23,6 +23,8 @@ __all__ = ["TurnSearch"]
 
 _SESSIONS = 500  # of the user, the newest
 _SLICE_S = 0.001
+_QUESTIONS = 5
+_ASKS = ("?", "\u061f", "\uff1f", "\u037e")  # question marks: Arabic, full width, Greek
 
 
 class TurnSearch:
@@ -52,23 +54,17 @@ class TurnSearch:
             return read_words(connection, searched)
 
         chunks = await self._database.read(read, pool="recall")
-        await self._rank(search, chunks)
-        if not (arrivals := search.best(limit, but=but)):
+        async with self._turn:
+            until_s = time.perf_counter() + _SLICE_S
+            for _ in search.steps(chunks):
+                if time.perf_counter() > until_s:
+                    await asyncio.sleep(0)
+                    until_s = time.perf_counter() + _SLICE_S
+        if not (arrivals := search.best(limit + _QUESTIONS, but=but)):
             return ()
         from token_broker.memory.store.turn_reads import turns_at
 
         found = partial(turns_at, arrivals=arrivals, principal=owner.principal, chars=TOLD_CHARS)
-        return await self._database.read(found, pool="recall")
-
-    async def _rank(self, search: Search, chunks: Sequence[tuple[str, str]]) -> None:
-        async with self._turn:
-            until_s = time.perf_counter() + _SLICE_S
-            for chunk in chunks:
-                search.look(*chunk)
-                if time.perf_counter() > until_s:
-                    await asyncio.sleep(0)
-                    until_s = time.perf_counter() + _SLICE_S
-            for _ in search.compare():
-                if time.perf_counter() > until_s:
-                    await asyncio.sleep(0)
-                    until_s = time.perf_counter() + _SLICE_S
+        turns = await self._database.read(found, pool="recall")
+        # Somebody who asks has often asked before, in words like these: what says something comes first.
+        return sorted(turns, key=lambda turn: turn.content.rstrip().endswith(_ASKS))[:limit]

@@ -16,7 +16,7 @@ import structlog
 
 from strategies.base import SessionSpec
 from strategies.errors import MalformedError
-from strategies.resources import Resource
+from strategies.resources import Resource, SpecSupplier
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.answers.actions import Refuse, Tell
@@ -58,10 +58,11 @@ from token_broker.server.close_codes import (
     left,
 )
 from token_broker.sessions.agents import Agent, AgentRegistry
-from token_broker.sessions.plans import SpecSupplier, TalkSpecs
+from token_broker.sessions.plans import TalkSpecs
 from token_broker.settings import Settings
 from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolOutput, ToolRunner
+from token_broker.usage.talk_usage import TalkUsage
 
 __all__ = ["Talk", "TalkParts"]
 
@@ -101,12 +102,14 @@ class Talk:
         agent: Agent,
         on_live: Callable[[str], None] = lambda _resource: None,
         greets: Callable[[], bool] = lambda: True,
+        usage: TalkUsage | None = None,
     ) -> None:
         self.counters = TalkCounters()
         self._parts = parts
         self._adapter = adapter
         self._on_live = on_live
         self._greets = greets
+        self._usage = usage
         self.owner = owner
         self._client = client
         self._loop = asyncio.get_running_loop()
@@ -205,6 +208,7 @@ class Talk:
             user_spoke=self._user_spoke,
             time_s=self._loop.time,
             redact=parts.redact,
+            usage=usage,
         )
         self._fast_path = FastPath(
             client.wire,
@@ -255,7 +259,7 @@ class Talk:
         self._start(self._read_client(), "talk-client")
         self._start(self._read_azure(), "talk-azure")
         self._ticker = self._loop.call_later(self._tick_s, self._tick)
-        ending = Ending(DRAINING, "the broker is going away: ask for a new plan")
+        ending = Ending(DRAINING, "the broker is going away: ask for a new plan", outcome="drain")
         try:
             ending = await asyncio.shield(self._over)
         finally:
@@ -430,6 +434,8 @@ class Talk:
     def _use(self, upstream: UpstreamConnection) -> None:
         self.book()
         self._upstream, self._resource = upstream, upstream.resource
+        if self._usage is not None:
+            self._usage.went_live(upstream.resource, upstream.route.dialect)
         self._fast_path.join(upstream)
         self._resumption.begin(upstream)
 
@@ -475,8 +481,9 @@ class Talk:
         """Whether no answer may be asked for now, whatever is due."""
         if self._ledger.holds_speech or self._guard.is_checking or self._handoff.holds:
             return True
-        batches = keys_of(self._answers.sequencer.calls)
-        return self._farewell.is_asked and self._farewell.holds(batches, spoke=self._ledger.last_sounded)
+        if not self._farewell.is_asked:
+            return False
+        return self._farewell.holds(keys_of(self._answers.sequencer.calls), spoke=self._ledger.last_spoke)
 
     def _tell_note(self, note: Item) -> None:
         """Tells the session what the memory knows; the next one is told it again."""
@@ -549,6 +556,8 @@ class Talk:
 
     def _tell_call(self, tool: Tell) -> None:
         self._calls.note(tool)
+        if self._usage is not None and tool.duration_ms is not None:
+            self._usage.tool_ran()
         if (text := self._adapter.called(tool)) is not None:
             self._tell(text)
 
@@ -602,7 +611,7 @@ class Talk:
                 now_s,
                 keys_of(self._answers.sequencer.calls),
                 answering=answering,
-                spoke=self._ledger.last_sounded,
+                spoke=self._ledger.last_spoke,
                 plays_until_s=self._turns.assembler.plays_until_s,
             ):
                 self.end(ENDED_BY_AGENT)

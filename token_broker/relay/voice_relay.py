@@ -32,6 +32,7 @@ from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings
 from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolRunner
+from token_broker.usage.ledger import UsageLedger
 from token_broker.web.middleware import not_found
 from token_broker.web.requests import Problem, correlation_id, problem_response, refuse_socket
 
@@ -58,7 +59,7 @@ class VoiceRelay:
     Route WebSockets and plain requests of the proxy's path, which has the parameter `session_id`, to `proxy`, and those
     of a compatible endpoint's paths to `compat`. `limits` are shared with the SDP relay; `observe` gets a TalkEnded for
     each talk; `tools` runs the tools of agents; `guardrail` asks theirs; `on_ended` gets the owner and the agent of
-    each talk in which something was said.
+    each talk in which something was said; `ledger` keeps what each talk used.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class VoiceRelay:
         tools: ToolRunner | None = None,
         guardrail: GuardrailClient | None = None,
         on_ended: Callable[[Owner, str], None] = lambda _owner, _agent_id: None,
+        ledger: UsageLedger | None = None,
     ) -> None:
         lasting_secrets = (*own_secrets(settings), *(secret for agent in agents.values() for secret in agent.secrets))
 
@@ -84,6 +86,7 @@ class VoiceRelay:
             return Redactor((*lasting_secrets, *connector.secrets))(text)
 
         self._on_ended = on_ended
+        self._ledger = ledger or UsageLedger(None)
         self._observe = observe
         self._level = level or TalkLevelCounters()
         self._model = connector.pool.resources[0].model if connector.pool.resources else settings.model
@@ -217,6 +220,8 @@ class VoiceRelay:
     ) -> None:
         owner, agent = self._level.of(admitted.owner), admitted.agent
         self._level.begin(owner)
+        transport = "websocket_proxy" if adapter.dialect is None else "compat"
+        usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect="", seen=True)
         talk = Talk(
             self.parts,
             adapter,
@@ -225,6 +230,7 @@ class VoiceRelay:
             agent=agent,
             on_live=partial(self._level.went_live, owner.talk_id),
             greets=partial(self._level.greets, owner.talk_id),
+            usage=usage,
         )
         self._counters.sessions += 1
         self._talks.add(talk)
@@ -255,6 +261,7 @@ class VoiceRelay:
             self._talks.discard(talk)
             self._drain.remove(talk)
             self._counters.finish(talk.counters, ending.code)
+            usage.end(ending.outcome)
             if talk.counters.turns:
                 self._on_ended(owner, talk.agent_id)
             self._level.end(owner, ends_talk=ending.ends_talk, has_left=ending.by_client)

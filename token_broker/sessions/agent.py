@@ -1,16 +1,24 @@
 """One agent: what it is told, how it speaks and listens, what it may do. docs/agents.md describes each key."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal, Protocol
 
 import httpx
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
 
 from strategies.resources import Wanted
 from strategies.session_model.agent_settings import CLIENT_MAY_SET, AgentSettings, ClientSetting, Dialect, Voice
 from token_broker.resources import ModelFamily
-from token_broker.sessions.agent_tools import BuiltinName, HookUrl, McpTool, Tool, builtin_declaration
+from token_broker.sessions.agent_tools import (
+    BuiltinName,
+    FunctionTool,
+    HookUrl,
+    HttpRun,
+    McpTool,
+    Tool,
+    builtin_declaration,
+)
 
 __all__ = [
     "OFF",
@@ -37,13 +45,7 @@ _FoundryName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9
 OFF = BeforeValidator(lambda value: None if value is False else value)
 
 
-def _some(names: Any) -> Any:
-    if names == ():
-        raise ValueError("should have at least 1 item")
-    return names
-
-
-_Some = Annotated[_Names, Field(max_length=64), AfterValidator(_some)]
+_Some = Annotated[_Names, Field(min_length=1, max_length=64)]
 
 
 class _AgentTable(BaseModel):
@@ -141,6 +143,13 @@ class Agent(AgentKeys):
         return (*own, *builtin)
 
     @cached_property
+    def page_tools(self) -> tuple[dict[str, Any], ...]:
+        """The tools of a session that the broker doesn't see: without those that it runs, which nobody would answer."""
+        others = (tool for tool in self.tools if isinstance(tool, FunctionTool) and not isinstance(tool.run, HttpRun))
+        servers = (tool for tool in self.tools if isinstance(tool, McpTool) and not tool.has_credential)
+        return (*(tool.declared() for tool in others), *(tool.declared(with_secrets=False) for tool in servers))
+
+    @cached_property
     def sockets_only(self) -> str:
         """Why it is an agent of WebSockets alone; empty where it isn't.
 
@@ -161,12 +170,13 @@ class Agent(AgentKeys):
     @property
     def secrets(self) -> tuple[SecretStr, ...]:
         """The credentials of its tools and hooks, which must stay out of logs."""
-        return (*(secret for tool in self.tools for secret in tool.secrets), *self._hook_secrets())
-
-    def _hook_secrets(self) -> Iterator[SecretStr]:
-        for hook in (self.guardrail, self.summary):
-            if hook is not None and (query := httpx.URL(hook.url).query):
-                yield SecretStr(query.decode("ascii", "replace"))
+        hooks = (
+            httpx.URL(hook.url).query.decode("ascii", "replace") for hook in (self.guardrail, self.summary) if hook
+        )
+        return (
+            *(secret for tool in self.tools for secret in tool.secrets),
+            *(SecretStr(query) for query in hooks if query),
+        )
 
     @cached_property
     def wanted(self) -> "_Asks":

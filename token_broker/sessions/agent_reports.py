@@ -45,7 +45,11 @@ def agent_reports(agent: Agent, settings: Settings, resources: Sequence[Resource
             for setting in lost_settings(spec, body):
                 places = lost.setdefault(f"{setting.key} {setting.why}", {}).setdefault(_BODIES[body], [])
                 places.append(each.name)
-    return lines + [f"{what}, on {_listed(places, len(bodies))}" for what, places in lost.items()]
+    for what, found in lost.items():
+        # With the resources, where it isn't all of them.
+        named = (body if len(names) == len(bodies) else f"{body} ({', '.join(names)})" for body, names in found.items())
+        lines.append(f"{what}, on {', '.join(named)}")
+    return lines
 
 
 def _bodies(agent: Agent, settings: Settings, resources: Sequence[Resource]) -> list[tuple[Resource, list[Body]]]:
@@ -66,10 +70,3 @@ def bodies_of(agent: Agent, resource: ResourceSettings) -> list[Body]:
     if minted and _FLAT_STRATEGIES & set(settings.token_strategies):
         found.append("flat_mint")
     return found
-
-
-def _listed(places: dict[str, list[str]], resources: int) -> str:
-    """`GA's mint, GA's socket`, with the resources where it isn't all of them."""
-    return ", ".join(
-        body if len(names) == resources else f"{body} ({', '.join(names)})" for body, names in places.items()
-    )

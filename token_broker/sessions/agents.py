@@ -1,5 +1,6 @@
 """The agents' file: reading it, inheriting, and what two keys of it contradict."""
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,8 +10,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from strategies.resources import Resource, is_allowed
-from strategies.session_model.agent_settings import Dialect, ToolChoice
+from strategies.session_model.agent_settings import LEFT_OUT, Dialect, ToolChoice
 from strategies.session_model.azure_schema import schema_faults
+from strategies.session_model.session_fields import value_at
 from token_broker.resources import fault_lines
 from token_broker.sessions.agent import (
     OFF,
@@ -217,9 +219,15 @@ def _contradictions(agent: Agent, agents: Mapping[str, Agent]) -> Iterator[str]:
     yield from _voice_faults(agent)
     for dialect, overlay in agent.session.items():
         for path, key in _OWN_KEYS[dialect].items():
-            if _has(overlay, path):
+            if value_at(overlay, tuple(path.split("."))) is not LEFT_OUT:
                 yield f"session.{dialect}.{path}: " + (f"say it by the key {key}" if key else "is the broker's own")
-        yield from (f"session.{dialect}.{fault}" for fault in schema_faults(overlay, dialect))
+        faults = schema_faults(overlay, dialect)
+        yield from (f"session.{dialect}.{fault}" for fault in faults)
+        try:
+            json.dumps(overlay, allow_nan=False)
+        except (TypeError, ValueError):  # TOML has times, infinities and NaN
+            if not faults:
+                yield f"session.{dialect}: has a value that JSON has not"
 
 
 def _choice_faults(agent: Agent, choice: ToolChoice) -> Iterator[str]:
@@ -248,11 +256,3 @@ def _voice_faults(agent: Agent) -> Iterator[str]:
             f"voices.{dialect}{fault.removeprefix(_VOICE_FIELDS[dialect])}"
             for fault in schema_faults(dict(voice), dialect, at=_VOICE_FIELDS[dialect])
         )
-
-
-def _has(overlay: Any, path: str) -> bool:
-    for name in path.split("."):
-        if not isinstance(overlay, Mapping) or name not in overlay:
-            return False
-        overlay = overlay[name]
-    return True

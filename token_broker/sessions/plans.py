@@ -7,14 +7,13 @@ connections that the browser walks.
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec
 from strategies.pool import Outlook, Pool
-from strategies.resources import Resource, Wanted
+from strategies.resources import Resource, SpecSupplier, Wanted
 from strategies.session_model.session_fields import voice_name
 from token_broker.memory.types import Recall
 from token_broker.resources import family_of
@@ -24,10 +23,7 @@ from token_broker.sessions.schemas import Connection, Plan, RelayConnection, Web
 from token_broker.settings import Settings
 from token_broker.web.requests import websocket_url
 
-__all__ = ["PlanMaker", "SpecSupplier", "TalkSpecs", "session_spec"]
-
-SpecSupplier = Callable[[Resource], Awaitable[SessionSpec]]
-"""Gives a session as one resource is asked for it: the deployments' names are the resource's."""
+__all__ = ["PlanMaker", "TalkSpecs", "session_spec"]
 
 _PREFIX = "/api/v1/voice"
 _GOOD = Outlook("good")
@@ -41,10 +37,12 @@ def session_spec(
     *,
     recalled: str = "",
     modalities: tuple[str, ...] = ("audio", "text"),
+    seen: bool = True,
 ) -> SessionSpec:
     """The session that every path asks Azure for; `recalled` is the memory's block, or empty.
 
-    Without a `resource` the deployments are those of the settings: for a session that is only shown.
+    Without a `resource` the deployments are those of the settings: for a session that is only shown. One that is not
+    `seen` has no tools that the broker runs.
     """
     model = agent.model or (settings.model if resource is None else resource.model)
     family = family_of(model) if agent.model or resource is None else resource.model_family
@@ -55,7 +53,7 @@ def session_spec(
         voices=agent.voices,
         modalities=modalities,
         transcription_model=settings.transcription_model if resource is None else resource.transcription_model,
-        tools=agent.declared_tools,
+        tools=agent.declared_tools if seen else agent.page_tools,
         settings=agent.settings,
         ttl_s=settings.token_ttl_s,
         voice_live_version=settings.voice_live_api_version if resource is None else resource.voice_live_version,
@@ -80,15 +78,18 @@ class TalkSpecs:
         if self.recalling is None and self._recall is not None:
             self.recalling = asyncio.create_task(self._recall.block(self._owner), name="talk-recall")
 
-    def of(self, agent: Agent, modalities: tuple[str, ...] = ("audio", "text")) -> SpecSupplier:
-        """A supplier of the agent's spec for a resource, which may be called several times."""
+    def of(self, agent: Agent, modalities: tuple[str, ...] = ("audio", "text"), *, seen: bool = True) -> SpecSupplier:
+        """A supplier of the agent's spec for a resource, which may be called several times.
+
+        A session that is not `seen` has no tools that the broker runs.
+        """
 
         async def supply(resource: Resource) -> SessionSpec:
             self.start()
             # Shielded: an attempt that overruns its share is cancelled, and the next one still needs the answer.
             recalling = None if agent.recall == "off" else self.recalling
             recalled = "" if recalling is None else await asyncio.shield(recalling)
-            return session_spec(agent, self._settings, resource, recalled=recalled, modalities=modalities)
+            return session_spec(agent, self._settings, resource, recalled=recalled, modalities=modalities, seen=seen)
 
         return supply
 

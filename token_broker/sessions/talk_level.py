@@ -108,13 +108,15 @@ class TalkLevelCounters:
     def seen(self, talk: str, *, elsewhere: bool = False) -> None:
         """A sign that the talk goes on although no connection of it is open here: a plan asked for with its token.
 
-        `elsewhere`: another replica saw it begin, and has counted it.
+        `elsewhere`: another replica saw it begin, has counted it, and greeted its user.
         """
         if (known := self._talks.get(talk)) is not None:
             known.lost_s = self._clock()
         elif elsewhere:
             now_s = self._clock()
-            self._talks[talk] = _Talk(now_s, connections=0, is_live=True, is_counted=True, lost_s=now_s)
+            self._talks[talk] = _Talk(
+                now_s, connections=0, is_live=True, is_counted=True, is_greeted=True, lost_s=now_s
+            )
 
     def of(self, owner: Owner) -> Owner:
         """The owner with the talk that a connection made now belongs to: a new one where the credential's is over."""

@@ -128,6 +128,7 @@ class HttpToolRunner:
         self._observe = observe
         self._clock = clock
         self._running: dict[CallId, _Running] = {}
+        self._tasks: set[asyncio.Task[ToolOutput]] = set()  # those that are being cancelled, too
         self._talks: dict[str, _TalkPlaces] = {}
         self._places = asyncio.Semaphore(_PER_PROCESS)
         self._notes: set[asyncio.Task[None]] = set()
@@ -139,22 +140,24 @@ class HttpToolRunner:
         running = self._running.get(call_id)
         if running is None:
             running = self._running[call_id] = _Running(asyncio.create_task(self._measured(call, call_id)))
-            running.task.add_done_callback(lambda _: self._running.pop(call_id, None))
+            self._tasks.add(running.task)
+            running.task.add_done_callback(self._tasks.discard)
         running.waiting += 1
         try:
             return await asyncio.shield(running.task)
         finally:
             running.waiting -= 1
-            if not running.waiting and not running.task.done():
+            if not running.waiting:
+                # Who is told of the call from now on asks the store: a task that is being cancelled has no output.
+                self._running.pop(call_id, None)
                 running.task.cancel()
 
     async def aclose(self) -> None:
         """Ends the calls under way: what came of them is noted as unknown, as far as the store takes it in time."""
-        tasks = [running.task for running in self._running.values()]
-        for task in tasks:
+        for task in tuple(self._tasks):
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=_CLOSE_S)
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=_CLOSE_S)
         if self._notes:
             await asyncio.wait(tuple(self._notes), timeout=_CLOSE_S)
         for note in tuple(self._notes):

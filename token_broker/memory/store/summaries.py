@@ -3,14 +3,16 @@
 A row is claimed by moving its due time before its hook is called, so that no two replicas call it.
 """
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, select, update
 
 from token_broker.memory.store.tables import insert_for, is_session, sessions, summaries
 from token_broker.memory.store.turn_reads import last_turns, recent_sessions
-from token_broker.memory.types import StoredTurn, bucket_of
+from token_broker.memory.store.turn_writes import queue_notice
+from token_broker.memory.types import SinkName, StoredTurn, arrival_at, bucket_of
 from token_broker.security.tokens import ANONYMOUS, Owner
 
 __all__ = [
@@ -101,28 +103,25 @@ def turns_to_sum_up(connection: Connection, session_id: str) -> list[StoredTurn]
 
 
 def save_summary(
-    connection: Connection,
-    due: DueSummary,
-    summary: str,
-    now_us: int,
-    *,
-    told: Callable[[Connection, str, str], None] | None = None,
+    connection: Connection, due: DueSummary, summary: str, now_us: int, *, sinks: Sequence[SinkName] = ()
 ) -> bool:
     """Keeps the summary, in place of earlier ones of the session; False where the session was erased meanwhile.
 
-    `told` gets the session and its summary in the same transaction: for the sinks.
+    `sinks` are told of it in the same transaction.
     """
     # Locked first, as an erasure does: none slips in between.
-    held = select(sessions.c.epoch).where(is_session(sessions, due.session_id)).with_for_update(read=True)
-    connection.execute(held)
+    its = select(sessions.c.epoch).where(is_session(sessions, due.session_id)).with_for_update(read=True)
+    connection.execute(its)
     is_due = _is_talk(due.session_id, due.talk_id)
-    kept = {"due_at_us": None, "made_at_us": now_us, "summary": summary}
-    if not connection.execute(update(summaries).where(is_due).values(kept)).rowcount:
+    if connection.execute(select(summaries.c.attempts).where(is_due)).first() is None:
         return False
+    if sinks:
+        body, arrival = json.dumps({"summary": summary}), arrival_at(now_us / 1_000_000)
+        queue_notice(connection, sinks, due.session_id, "session.summary", body=body, arrival=arrival)
+    kept = {"due_at_us": None, "made_at_us": now_us, "summary": summary}
+    connection.execute(update(summaries).where(is_due).values(kept))
     earlier = and_(is_session(summaries, due.session_id), summaries.c.made_at_us < now_us)
     connection.execute(update(summaries).where(earlier).values(summary=None, made_at_us=None))
-    if told is not None:
-        told(connection, due.session_id, summary)
     return True
 
 

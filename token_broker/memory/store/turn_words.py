@@ -5,7 +5,7 @@ by what all others did. There is no index of words: on both databases it would c
 for all of a user's does (docs/decisions/0047).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -85,14 +85,10 @@ def read_words(connection: Connection, session_ids: Sequence[str]) -> list[tuple
     for key in session_ids:
         arrivals, lines, count = driver.execute(_READ_SQLITE, (bucket_of(key), key, left)).fetchone()
         if count:
-            chunks += _split(arrivals, lines) if count > _TURNS_A_CHUNK else [(arrivals, lines)]
+            keys, said = iter(arrivals.split(" ")), iter(lines.split("\n"))
+            while part := list(islice(keys, _TURNS_A_CHUNK)):
+                chunks.append((" ".join(part), "\n".join(islice(said, _TURNS_A_CHUNK))))
             left -= count
         if left <= 0:
             break
     return chunks
-
-
-def _split(arrivals: str, lines: str) -> Iterable[tuple[str, str]]:
-    keys, said = iter(arrivals.split(" ")), iter(lines.split("\n"))
-    while part := list(islice(keys, _TURNS_A_CHUNK)):
-        yield " ".join(part), "\n".join(islice(said, _TURNS_A_CHUNK))

@@ -6,7 +6,7 @@ well below a millisecond, so that an event loop can do something else in between
 """
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from token_broker.memory.words.folding import fold
@@ -49,6 +49,13 @@ class Search:
         self.terms = terms_of(self.question)
         self._counts = [0] * len(self.terms)
         self._seen = [0] * len(self.terms)
+
+    def steps(self, chunks: Iterable[tuple[str, str]]) -> Iterator[None]:
+        """The whole search, a step at a time: `look` for each chunk, then `compare`."""
+        for arrivals, lines in chunks:
+            self.look(arrivals, lines)
+            yield
+        yield from self.compare()
 
     def look(self, arrivals: str, lines: str) -> None:
         """Looks through turns: a line of folded words each (`fold_turn`), and their arrivals with blanks between."""

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from token_broker.memory.context import EnterpriseContext, EpisodicLayer, SecurityLayer, SemanticLayer
-from token_broker.memory.types import Interruption, Recall, Remembered, Turn, TurnIngest
+from token_broker.memory.types import Interruption, Recall, Turn, TurnIngest
 from token_broker.relay.resume.history import Item
 from token_broker.relay.resume.restored import NOTE_IDS
 from token_broker.relay.transcripts.assembler import NOT_TRANSCRIBED
@@ -99,7 +99,13 @@ class TalkMemory:
         if not new:
             return
         self._told |= {each.text for each in new}
-        note = _note(_rendered(self._owner, new))
+        facts = tuple(f"{each.when:%Y-%m-%d} {each.role}: {each.text}" for each in new)
+        context = EnterpriseContext(
+            security=SecurityLayer(principal=self._owner.principal, user_id=self._owner.user_id),
+            episodic=EpisodicLayer(session_id=self._owner.session_id),
+            semantic=SemanticLayer(facts=facts),
+        )
+        note = _note(context.render(limit_bytes=_FOUND_BYTES))
         self._later = [*self._later, note][-_NOTES_KEPT:]
         self._tell(note)
 
@@ -122,13 +128,3 @@ class _Listening:
 
 def _note(block: str) -> Item:
     return Item(f"{NOTE_IDS}{secrets.token_hex(10)}", "user", {0: block})
-
-
-def _rendered(owner: Owner, found: Sequence[Remembered]) -> str:
-    facts = tuple(f"{each.when:%Y-%m-%d} {each.role}: {each.text}" for each in found)
-    context = EnterpriseContext(
-        security=SecurityLayer(principal=owner.principal, user_id=owner.user_id),
-        episodic=EpisodicLayer(session_id=owner.session_id),
-        semantic=SemanticLayer(facts=facts),
-    )
-    return context.render(limit_bytes=_FOUND_BYTES)

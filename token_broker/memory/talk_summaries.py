@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,12 +17,10 @@ import structlog
 from token_broker.hooks.sender import HookAnswer, HookSender
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store_errors import StoreError
-from token_broker.memory.types import to_us
+from token_broker.memory.types import SinkName, to_us
 from token_broker.security.tokens import Owner
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
     from token_broker.memory.store.summaries import DueSummary
 
 __all__ = ["MAX_SUMMARY_BYTES", "Summaries", "summary_of"]
@@ -46,7 +44,7 @@ _BETWEEN_S = 1.0
 class Summaries:
     """`ended` notes a talk that is over; `run` has the summaries made that are due. `url_of` gives an agent's hook.
 
-    `told` is called in the transaction that keeps a summary, with the session and the summary.
+    `sinks` are told of each summary.
     """
 
     def __init__(
@@ -58,7 +56,7 @@ class Summaries:
         clock: Callable[[], float] = time.time,
         after_s: float = _AFTER_S,
         poll_s: float = _POLL_S,
-        told: "Callable[[Connection, str, str], None] | None" = None,
+        sinks: Sequence[SinkName] = (),
     ) -> None:
         self._database = database
         self._sender = sender
@@ -66,7 +64,7 @@ class Summaries:
         self._clock = clock
         self._after_s = after_s
         self._poll_s = poll_s
-        self._told = told
+        self._sinks = sinks
         self._noting: set[asyncio.Task[None]] = set()
 
     def ended(self, owner: Owner, agent_id: str) -> None:
@@ -142,7 +140,7 @@ class Summaries:
         )
         summary = summary_of(answer)
         if summary is not None:
-            save = partial(save_summary, due=due, summary=summary, now_us=self._now_us(), told=self._told)
+            save = partial(save_summary, due=due, summary=summary, now_us=self._now_us(), sinks=self._sinks)
             await self._database.write(save)
             return
         may_work = answer.failure not in {None, "refused", "redirect", "too_large"} or (answer.status or 0) >= 500  # noqa: PLR2004
