@@ -62,7 +62,6 @@ __all__ = [
     "load_settings",
     "unknown_variables",
     "unused_proxies",
-    "variable",
 ]
 
 StrategyName = Literal["ga", "direct_deployment", "project", "unified", "websocket_proxy"]
@@ -866,14 +865,6 @@ class ResourceSettings:
 def load_settings(**overrides: Any) -> Settings:
     """The settings of this process. Raises `SettingsError`."""
     return Settings.load(**overrides)
-
-
-def variable(name: str) -> str | None:
-    """The value of a variable that a file names, such as `env:CRM_TOKEN`; None where it is unset or empty.
-
-    As for every variable: the environment wins over `.env`.
-    """
-    return os.environ.get(name) or DotEnvSettingsSource(Settings).env_vars.get(name) or None
 
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:

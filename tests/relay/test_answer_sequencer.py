@@ -478,6 +478,24 @@ def test_wish_beside_a_running_tool_goes_on() -> None:
     assert len(scene.creates) == 2
 
 
+def test_wish_that_azure_is_silent_about_holds_nothing_up() -> None:
+    scene = Scene().answers("order")
+    assert scene.client("response.create", response={"max_output_tokens": -1})
+    scene.azure("error", error={"code": "invalid_value", "event_id": None, "param": "session"})
+    scene.ready("c1").wait(9)
+    assert len(scene.creates) == 1
+    scene.wait(1.1)
+    assert len(scene.creates) == 2
+
+
+@pytest.mark.parametrize("param", ["response.max_output_tokens", "response"])
+def test_nameless_refusal_of_a_wish_is_understood(param: str) -> None:
+    scene = Scene().answers("order")
+    assert scene.client("response.create", response={"max_output_tokens": -1})
+    scene.azure("error", error={"code": "invalid_value", "event_id": None, "param": param}).ready("c1")
+    assert len(scene.creates) == 2
+
+
 def test_wish_waits_for_the_brokers_answer() -> None:
     scene = Scene().answers("order").ready("c1").begins("r2")
     scene.client("conversation.item.create", item={"type": "message", "role": "user"})

@@ -31,6 +31,7 @@ from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.failed_answers import ANSWER_FAILED, failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.tokens import Owner
+from token_broker.usage.talk_usage import TalkUsage
 
 __all__ = ["EventHandler"]
 
@@ -48,7 +49,8 @@ _PARSED_EVENTS = (
 class EventHandler:
     """One talk's handler. It calls `broken` where Azure sends something that is not an event, and `user_spoke`.
 
-    `redact` removes the secrets that are known now from a text; `events` counts what Azure has sent.
+    `redact` removes the secrets that are known now from a text; `events` counts what Azure has sent. `usage` counts
+    what it bills.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class EventHandler:
         user_spoke: Callable[[], None],
         time_s: Callable[[], float],
         redact: Callable[[str], str],
+        usage: TalkUsage | None = None,
     ) -> None:
         self._adapter = adapter
         self._owner = owner
@@ -86,6 +89,7 @@ class EventHandler:
         self._user_spoke = user_spoke
         self._time_s = time_s
         self._redact = redact
+        self._usage = usage
 
     def handle(self, text: str, upstream: UpstreamConnection) -> list[str]:
         """Notes what an event means to the talk. Returns what the client is sent: no event, one or several."""
@@ -148,6 +152,8 @@ class EventHandler:
         if kind is None or event is None:
             self._broken(upstream)
             return []
+        if self._usage is not None:
+            self._usage.azure_sent(event, resource=upstream.resource, dialect=upstream.route.dialect)
         if self._restored.is_known(event):
             self._ledger.told()
             return []

@@ -14,9 +14,9 @@ from typing import Any
 
 import structlog
 
-from strategies.base import SessionSpec, SpecSupplier
+from strategies.base import SessionSpec
 from strategies.errors import MalformedError
-from strategies.resources import Resource
+from strategies.resources import Resource, SpecSupplier
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.answers.actions import Refuse, Tell
@@ -62,6 +62,7 @@ from token_broker.sessions.plans import TalkSpecs
 from token_broker.settings import Settings
 from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolOutput, ToolRunner
+from token_broker.usage.talk_usage import TalkUsage
 
 __all__ = ["Talk", "TalkParts"]
 
@@ -100,12 +101,14 @@ class Talk:
         agent: Agent,
         on_live: Callable[[str], None] = lambda _resource: None,
         greets: Callable[[], bool] = lambda: True,
+        usage: TalkUsage | None = None,
     ) -> None:
         self.counters = TalkCounters()
         self._parts = parts
         self._adapter = adapter
         self._on_live = on_live
         self._greets = greets
+        self._usage = usage
         self.owner = owner
         self._client = client
         self._loop = asyncio.get_running_loop()
@@ -204,6 +207,7 @@ class Talk:
             user_spoke=self._user_spoke,
             time_s=self._loop.time,
             redact=parts.redact,
+            usage=usage,
         )
         self._fast_path = FastPath(
             client.wire,
@@ -254,7 +258,7 @@ class Talk:
         self._start(self._read_client(), "talk-client")
         self._start(self._read_azure(), "talk-azure")
         self._ticker = self._loop.call_later(self._tick_s, self._tick)
-        ending = Ending(DRAINING, "the broker is going away: ask for a new plan")
+        ending = Ending(DRAINING, "the broker is going away: ask for a new plan", outcome="drain")
         try:
             ending = await asyncio.shield(self._over)
         finally:
@@ -428,6 +432,8 @@ class Talk:
     def _use(self, upstream: UpstreamConnection) -> None:
         self.book()
         self._upstream, self._resource = upstream, upstream.resource
+        if self._usage is not None:
+            self._usage.went_live(upstream.resource, upstream.route.dialect)
         self._fast_path.join(upstream)
         self._resumption.begin(upstream)
 
@@ -548,6 +554,8 @@ class Talk:
 
     def _tell_call(self, tool: Tell) -> None:
         self._calls.note(tool)
+        if self._usage is not None and tool.duration_ms is not None:
+            self._usage.tool_ran()
         if (text := self._adapter.called(tool)) is not None:
             self._tell(text)
 

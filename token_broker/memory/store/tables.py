@@ -69,6 +69,7 @@ __all__ = [
     "turn_words",
     "turns",
     "upgrade",
+    "usage",
     "within_bytes",
 ]
 
@@ -82,7 +83,7 @@ _VERSION_TABLE = """CREATE TABLE alembic_version (
 ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
 ERASED = 1  # the epoch of a tombstone without turns
 
-SCHEMA_REVISION = "0008"  # the newest of migrations/versions
+SCHEMA_REVISION = "0011"  # the newest of migrations/versions
 
 metadata = MetaData()
 sessions = Table(
@@ -328,6 +329,48 @@ summaries = Table(
     Column("summary", Text),
     PrimaryKeyConstraint("bucket", "session_id", "talk_id"),
     Index("summaries_due", "due_at_us"),
+)
+
+# What talks used, by Azure resource and UTC day (counted from 1970). `part` is a writer's own: the sum over all parts
+# is the talk's. NULL is unknown. Rows of who was erased lose the session and the principal.
+usage = Table(
+    "usage",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("talk_id", Text, nullable=False),
+    Column("part", Text, nullable=False),
+    Column("resource", Text, nullable=False),
+    Column("day", Integer, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("principal", Text, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("transport", Text, nullable=False),
+    Column("dialect", Text, nullable=False),
+    Column("started_at_us", BigInteger, nullable=False),
+    Column("updated_at_us", BigInteger, nullable=False),
+    Column("live_ms", BigInteger),
+    Column("responses", Integer),
+    Column("unmeasured", Integer),  # responses of which Azure did not say what they cost
+    Column("input_tokens", BigInteger),
+    Column("output_tokens", BigInteger),
+    Column("input_text_tokens", BigInteger),
+    Column("input_audio_tokens", BigInteger),
+    Column("input_image_tokens", BigInteger),
+    Column("cached_text_tokens", BigInteger),
+    Column("cached_audio_tokens", BigInteger),
+    Column("cached_image_tokens", BigInteger),
+    Column("output_text_tokens", BigInteger),
+    Column("output_audio_tokens", BigInteger),
+    Column("transcription_ms", BigInteger),
+    Column("transcription_input_tokens", BigInteger),
+    Column("transcription_output_tokens", BigInteger),
+    Column("tools_run", Integer),
+    Column("seen", Boolean, nullable=False),
+    Column("complete", Boolean, nullable=False),
+    Column("ended", Text),  # NULL: it goes on, or its process was killed
+    PrimaryKeyConstraint("bucket", "talk_id", "part", "resource", "day"),
+    Index("usage_by_day", "day", "principal"),
+    Index("usage_by_session", "bucket", "session_id"),
 )
 
 # Rows that an erased session takes with it, beside its turns. Each table has `bucket` and `session_id`.

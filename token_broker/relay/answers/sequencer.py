@@ -43,6 +43,7 @@ _TRIES = 5
 _TAKEN = 16
 _BY_ITSELF_S = 5.0  # after speech, for the answer of turn detection
 _CREATED_S = 35.0  # longer than a silent session is kept
+_CLIENTS_S = 10.0
 _BLOCKED_S = 10.0
 _OWED_S = 5.0  # official clients ask at once
 _NO_APPROVAL = "no such approval is awaited: yours is dropped"
@@ -78,6 +79,11 @@ class _Create:
     batches: tuple[CallBatch, ...] = ()
     tools_off: bool = False
     outside: bool = False  # of the conversation
+
+    @property
+    def until_s(self) -> float:
+        """Until then Azure begins an answer or refuses. A refusal of the client's may not say what it is about."""
+        return self.sent_s + (_CLIENTS_S if self.reason == "client" else _CREATED_S)
 
 
 @dataclass(slots=True)
@@ -162,12 +168,12 @@ class AnswerSequencer:
         times = [*self.calls.times(), self._by_itself_s, self._blocked_s]
         if self.calls.is_acting:
             times.append(self._plays_until_s())
-        times += [create.sent_s + _CREATED_S for create in self._creates]
+        times += [create.until_s for create in self._creates]
         return min((each for each in times if each > now_s), default=math.inf)
 
     def tick(self, now_s: float) -> list[Action]:
         """Does what is due: an answer is asked for, a call has taken too long."""
-        while self._creates and self._creates[0].sent_s + _CREATED_S <= now_s:
+        while self._creates and self._creates[0].until_s <= now_s:
             self._again(self._creates.popleft())
         return self.calls.expire(now_s) + self._next(now_s)
 

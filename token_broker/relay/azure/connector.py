@@ -18,7 +18,6 @@ import structlog
 from aiohttp.abc import AbstractResolver
 from pydantic import SecretStr
 
-from strategies.base import Dialect, SpecSupplier
 from strategies.credentials import Authorization, Credentials
 from strategies.errors import (
     KeysDisabledError,
@@ -32,7 +31,8 @@ from strategies.health import CircuitBreaker
 from strategies.hedging import Call, Hedger
 from strategies.outbound_proxy import OutboundProxy, ProxyFailedError
 from strategies.pool import Pool, PoolPermit
-from strategies.resources import Resource, Wanted
+from strategies.resources import Resource, SpecSupplier, Wanted
+from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.opening import (
     SessionRefusedError,
