@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import pytest
 from pydantic import SecretStr
 
-from strategies.base import Attempt, EphemeralGrant, Grant, ProxyGrant, SessionSpec
+from strategies.base import Attempt, EphemeralGrant, Grant, ProxyGrant, SessionSpec, SpecSupplier
 from strategies.chain import Chain, Link, RetryPolicy, WebSocketProxy
 from strategies.endpoint import Target, parse_target
 from strategies.errors import MalformedError, MintError, MisconfiguredError, PermanentError, TransientError
 from strategies.health import BreakerPolicy
 from strategies.pool import Pool
-from strategies.resources import Resource, SpecSupplier
+from strategies.resources import Resource
 from tests.strategies.fakes import SPEC
 from tests.support.machine import retry_if_host_busy
 

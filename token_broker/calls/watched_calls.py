@@ -37,7 +37,7 @@ class HangUp(Protocol):
 
 
 @dataclass(slots=True)
-class _Call:
+class _Watched:
     owner: Owner
     endpoint: str
     listener: CallListener
@@ -65,7 +65,7 @@ class WatchedCalls:
         self._drain = drain
         self._level = level or TalkLevelCounters()
         self._on_ended = on_ended
-        self._calls: dict[str, _Call] = {}
+        self._calls: dict[str, _Watched] = {}
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -88,7 +88,7 @@ class WatchedCalls:
             holds_place=partial(self._limits.keeps, call_id),
             greets=partial(self._level.greets, owner.talk_id),
         )
-        call = _Call(owner, endpoint, listener)
+        call = _Watched(owner, endpoint, listener)
         self._calls[call_id] = call
         self._level.begin(owner)
         self._drain.add(listener)
@@ -131,7 +131,7 @@ class WatchedCalls:
             if call.owner.session_id == owner.session_id and call.owner.principal == owner.principal:
                 self.end(call_id, "its session was erased")
 
-    def _end_talk(self, call: _Call) -> None:
+    def _end_talk(self, call: _Watched) -> None:
         if not call.is_told:
             call.is_told = True
             # A call that ends without our doing may be a page that was reloaded: its talk goes on.

@@ -14,9 +14,9 @@ from typing import Any
 
 import structlog
 
-from strategies.base import SessionSpec
+from strategies.base import SessionSpec, SpecSupplier
 from strategies.errors import MalformedError
-from strategies.resources import Resource, SpecSupplier
+from strategies.resources import Resource
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.answers.actions import Refuse, Tell

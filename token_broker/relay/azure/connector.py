@@ -18,6 +18,7 @@ import structlog
 from aiohttp.abc import AbstractResolver
 from pydantic import SecretStr
 
+from strategies.base import SpecSupplier
 from strategies.credentials import Authorization, Credentials
 from strategies.errors import (
     KeysDisabledError,
@@ -31,7 +32,7 @@ from strategies.health import CircuitBreaker
 from strategies.hedging import Call, Hedger
 from strategies.outbound_proxy import OutboundProxy, ProxyFailedError
 from strategies.pool import Pool, PoolPermit
-from strategies.resources import Resource, SpecSupplier, Wanted
+from strategies.resources import Resource, Wanted
 from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.opening import (
