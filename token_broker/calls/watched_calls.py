@@ -14,7 +14,7 @@ import structlog
 
 from strategies.base import SessionSpec
 from token_broker.calls.sideband import CallListener
-from token_broker.relay.session import TalkParts
+from token_broker.relay.talk_parts import TalkParts
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import DONE, Ending

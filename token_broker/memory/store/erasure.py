@@ -13,7 +13,6 @@ from sqlalchemy import Connection, and_, delete, func, or_, select, update
 
 from token_broker.memory.store.outbox import request_erasure
 from token_broker.memory.store.sessions import subtract_from_size
-from token_broker.memory.store.summaries import delete_summaries
 from token_broker.memory.store.tables import (
     ERASED,
     ERASING,
@@ -27,6 +26,7 @@ from token_broker.memory.store.tables import (
     outbox,
     recent_erasures,
     sessions,
+    summaries,
     tool_claims,
     turns,
     within_bytes,
@@ -96,7 +96,7 @@ def mark_erased(
         bucket=bucket_of(session_id), session_id=session_id, principal=owner, at_us=now_us
     )
     connection.execute(recent.on_conflict_do_nothing())
-    delete_summaries(connection, session_id)
+    connection.execute(delete(summaries).where(is_session(summaries, session_id)))
     tombstone = {
         "principal": ERASED_PRINCIPAL,
         "user_id": None,
@@ -200,6 +200,6 @@ def delete_idle_sessions(connection: Connection, before_s: float, limit: int) ->
         .with_for_update(of=sessions, skip_locked=True)
     ).all()
     for session_id in idle:
-        delete_summaries(connection, session_id)
+        connection.execute(delete(summaries).where(is_session(summaries, session_id)))
         connection.execute(delete(sessions).where(is_session(sessions, session_id)))
     return len(idle)
