@@ -134,7 +134,7 @@ class Talk:
                 switched=adapter.switched,
                 send=self._send_context,
                 want=lambda: self._answers.want("handoff"),
-                changed=self._agent_changed,
+                changed=lambda agent: self._guard.follow(agent),  # noqa: PLW0108  # which is made below
                 time_s=self._loop.time,
             ),
             timeout_s=parts.settings.proxy_connect_timeout_s,
@@ -450,9 +450,6 @@ class Talk:
         if self._session is not None:
             self._restored.expect_item(event["item"]["id"], event["item"]["id"])
             self._session.socket.send(compact(event))
-
-    def _agent_changed(self, agent: Agent) -> None:
-        self._guard.follow(agent)
 
     def _user_spoke(self) -> None:
         self._handoff.user_spoke()
