@@ -94,10 +94,11 @@ param voiceAuthentication string = 'key'
 ])
 param store string = 'postgresql'
 
-@description('Where else turns go; zep wants main.bicep to have been given zepApiKey.')
+@description('Where else turns go; zep and zep_cloud want main.bicep to have been given zepApiKey.')
 @allowed([
   'local'
   'zep'
+  'zep_cloud'
 ])
 param memory string = 'local'
 

@@ -25,7 +25,7 @@ from strategies.health import CircuitBreaker
 from strategies.hedging import Call, Hedger
 from strategies.pool import Pool, PoolPermit
 from strategies.resource_health import Fault, fault_of
-from strategies.resources import Resource, Wanted
+from strategies.resources import Resource, SpecSupplier, Wanted
 
 __all__ = [
     "Chain",
@@ -43,8 +43,6 @@ __all__ = [
 T = TypeVar("T")
 
 OnAttempt = Callable[[Attempt], None]
-SpecSupplier = Callable[[Resource], Awaitable[SessionSpec]]
-
 # Reserved from the budget for making the plan itself.
 _RESERVE_S = 0.02
 # An attempt ends this much before its share does: then it can still say what it waited for in vain.

@@ -4,12 +4,14 @@
 """
 
 import difflib
+import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Tag, ValidationError
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
 
 from strategies.endpoint import EndpointError, parse_endpoint
 
@@ -22,6 +24,7 @@ __all__ = [
     "family_of",
     "fault_lines",
     "read_resources",
+    "variable",
 ]
 
 DEFAULT_RESOURCE = "default"
@@ -193,3 +196,17 @@ def _place(loc: Sequence[int | str], document: Any, *, is_missing: bool) -> str:
             name = (document.get("name") or document.get("server_label")) if isinstance(document, Mapping) else None
             parts.append(name if isinstance(name, str) else str(part + 1))
     return ".".join(parts) or "the file"
+
+
+class _NamedVariables(BaseSettings):
+    """Reads `.env` in the way that the broker's settings do."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", case_sensitive=True)
+
+
+def variable(name: str) -> str | None:
+    """The value of a variable that a file names, such as `env:CRM_TOKEN`; None where it is unset or empty.
+
+    As for every variable: the environment wins over `.env`.
+    """
+    return os.environ.get(name) or DotEnvSettingsSource(_NamedVariables).env_vars.get(name) or None

@@ -62,7 +62,6 @@ __all__ = [
     "load_settings",
     "unknown_variables",
     "unused_proxies",
-    "variable",
 ]
 
 StrategyName = Literal["ga", "direct_deployment", "project", "unified", "websocket_proxy"]
@@ -868,14 +867,6 @@ def load_settings(**overrides: Any) -> Settings:
     return Settings.load(**overrides)
 
 
-def variable(name: str) -> str | None:
-    """The value of a variable that a file names, such as `env:CRM_TOKEN`; None where it is unset or empty.
-
-    As for every variable: the environment wins over `.env`.
-    """
-    return os.environ.get(name) or DotEnvSettingsSource(Settings).env_vars.get(name) or None
-
-
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
     """A line for each unknown `BROKER_*` or `AZURE_VOICELIVE_*` variable: most are misspelt."""
     known = [field.alias for field in Settings.model_fields.values() if field.alias]
@@ -1097,17 +1088,13 @@ def _hook_url_fault(url: str) -> str | None:
         return "should be a URL such as https://memory.example.com/events"
     if parts.username is not None or parts.password is not None or parts.fragment:
         return "must carry no user, password or fragment"
-    if parts.scheme == "http" and not (is_loopback(host) or _is_private(host)):
+    try:
+        is_closed = ipaddress.ip_address(host).is_private
+    except ValueError:
+        is_closed = is_loopback(host) or "." not in host or host.endswith((".internal", ".local", ".svc"))
+    if parts.scheme == "http" and not is_closed:
         return "is plain http to the internet: what was said would be readable on the way; use https"
     return None
-
-
-def _is_private(host: str) -> bool:
-    """Whether a host is of a closed network, by its name or address."""
-    try:
-        return ipaddress.ip_address(host).is_private
-    except ValueError:
-        return "." not in host or host.endswith((".internal", ".local", ".svc"))
 
 
 def _is_webhook_secret(secret: SecretStr) -> bool:

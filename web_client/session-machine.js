@@ -21,7 +21,8 @@
  *
  * @typedef {"sdp_refused" | "sdp_timeout" | "ice_failed" | "ice_timeout" | "channel_closed" | "token_expired"
  *   | "token_not_ephemeral" | "ticket_spent" | "socket_closed" | "socket_timeout" | "azure_dropped" | "draining"
- *   | "session_limit" | "not_reading" | "plan_failed" | "network_lost" | "azure_unavailable" | "refused"} FailureCode
+ *   | "session_limit" | "not_reading" | "plan_failed" | "network_lost" | "azure_unavailable"
+ *   | "ended_by_agent" | "refused"} FailureCode
  *
  * @typedef {object} Failure
  * @property {FailureCode} code
@@ -232,6 +233,7 @@ function failOver({ progress, plan, index }, failure, moment) {
  * @returns {Decision}
  */
 function dropped({ progress, sinceMs }, failure, moment) {
+  if (failure.code === "ended_by_agent") return { state: { name: "ended", reason: failure.code }, actions: [{ do: "close" }] };
   if (failure.fatal) return fail(failure);
   const learned = afterFailure(progress, failure);
   const steady = moment.nowMs - sinceMs >= STEADY_MS;

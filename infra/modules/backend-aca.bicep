@@ -87,6 +87,7 @@ param store string
 @allowed([
   'local'
   'zep'
+  'zep_cloud'
 ])
 param memory string
 
@@ -138,7 +139,7 @@ var memoryOfCpu = {
   '1.0': '2Gi'
 }
 var withKey = voiceAuthentication == 'key'
-var withZep = memory == 'zep'
+var withZep = memory != 'local'
 var withSecond = secondVoice != 'none'
 var pooled = withSecond || !empty(moreResources)
 var addressList = replace(allowedAddresses, ' ', '')
@@ -312,6 +313,10 @@ var poolEnv = [
 ]
 
 var zepEnv = [
+  {
+    name: 'BROKER_MEMORY_SINKS'
+    value: memory
+  }
   {
     name: 'ZEP_API_KEY'
     secretRef: 'zep-api-key'

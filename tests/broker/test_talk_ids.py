@@ -1,5 +1,6 @@
 """A talk's id: made with the plan, kept by a plan that goes on with it, new where another talk begins."""
 
+import asyncio
 import contextlib
 import json
 import time
@@ -19,6 +20,7 @@ from tests.support.offers import OFFER
 from tests.support.resources import SeveralResources, run_resources
 from tests.support.waiting import eventually
 from token_broker.memory.store_errors import StoreAwayError
+from token_broker.security.tokens import Owner
 from token_broker.sessions.talk_level import TalkLevelCounters
 
 
@@ -173,6 +175,20 @@ async def test_other_replica_knows_what_goes_on(broker: RunningBroker) -> None:
         pass
     await eventually(partial(is_noted, over, over=True))
     assert await next_elsewhere(over) != ids_of(broker, over)
+
+
+async def test_talk_before_its_sessions_row_is_noted(broker: RunningBroker) -> None:
+    sessions = broker.memory.sessions
+    owner = Owner("session-of-the-race", "anonymous", 1, talk_id="the-talk")
+    sessions.note_talk(owner, over_in_s=60, begins=True)
+    await asyncio.sleep(0)
+    sessions.record(owner, "elena")
+
+    async def is_noted() -> bool:
+        record = await sessions.find(owner.session_id)
+        return record is not None and record.talk_id == "the-talk"
+
+    await eventually(is_noted)
 
 
 async def test_silent_store_keeps_the_talk(broker: RunningBroker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,14 @@ import httpx
 import pytest
 
 from tests.compat.conftest import SIGNING_KEY, CompatBroker
+from tests.hooks.support import SECRET
+from tests.relay.support.tool_talks import agents_with_tools
 from tests.simulator.phone import Phone
 from tests.simulator.support import silence, speech
 from tests.support.broker import make_settings, run_broker
 from tests.support.client_secrets import secret_claims
 from tests.support.offers import OFFER
+from tests.support.tool_server import run_tool_server
 from tests.support.waiting import eventually
 from token_broker.simulator import SimulatorConfig, serve
 
@@ -119,7 +122,7 @@ async def test_call_goes_on_without_sideband(tmp_path: Path) -> None:
         secret = await compat.secret()
         phone = Phone(speech(0.6) + silence(2.0))
         sdp = await phone.offer()
-        compat.running.relay._parts.connector.join_call = _nobody_joins  # type: ignore[method-assign]
+        compat.running.relay.parts.connector.join_call = _nobody_joins  # type: ignore[method-assign]
         answer = await offer(compat, sdp, secret)
         await phone.connect(answer.text)
         await phone.hear("response.done")
@@ -214,7 +217,7 @@ async def test_only_own_session_hangs_up_a_call(tmp_path: Path) -> None:
 async def test_repeated_session_changes_end_the_call(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("token_broker.sessions.running_calls._FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr("token_broker.calls.running_calls._FIRST_PAUSE_S", 0.05)
     async with calling_compat_endpoints(tmp_path) as compat:
         secret = await compat.secret()
         phone = Phone(silence(3.0))
@@ -244,7 +247,7 @@ async def test_repeated_session_changes_end_the_call(
 
 
 async def test_unconnected_call_gives_its_place_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.relay.sideband._UNKNOWN_S", 0.6)
+    monkeypatch.setattr("token_broker.calls.sideband._UNKNOWN_S", 0.6)
     async with calling_compat_endpoints(tmp_path, max_sessions_per_principal=1) as compat:
         secret = await compat.secret()
         phone = Phone(silence(1.0))
@@ -284,3 +287,26 @@ async def test_offers_count_against_the_rate(tmp_path: Path, path: str) -> None:
         assert answers[-1].json()["code"] == "rate_limited"
         assert answers[-1].headers["retry-after"].isdecimal()
         assert compat.running.talks.active == 0
+
+
+@pytest.mark.slow
+async def test_tool_runs_in_a_call(tmp_path: Path) -> None:
+    async with run_tool_server() as server:
+        file = tmp_path / "agents.toml"
+        file.write_text(agents_with_tools(server))
+        settings: dict[str, Any] = {"agents_file": file, "tools_secret": SECRET}
+        async with calling_compat_endpoints(tmp_path, **settings) as compat:
+            compat.azure.script_responses({"calls": [{"name": "ok"}, {"name": "ok"}]})
+            secret = await compat.secret()
+            phone = Phone(speech(1.0) + silence(2.0))
+            answer = await offer(compat, await phone.offer(), secret)
+            await phone.connect(answer.text)
+            await phone.hear("response.done", count=2)
+            assert [call["tool"] for call in server.calls] == ["ok", "ok"]
+            said = (await phone.hear("response.output_audio_transcript.done"))["transcript"]
+            assert said == '[simulated] the function gave: {"ran": "ok", "arguments": {}}'
+            await compat.running.client.post(f"{answer.headers['location']}/hangup", headers={"api-key": secret})
+            await eventually(lambda: _over(compat))
+            assert [each.follows for each in compat.azure.transcript.answers] == ["utterance", "tool"]
+            assert "error" not in phone.names()
+            await phone.hang_up()

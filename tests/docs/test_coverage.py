@@ -1,5 +1,6 @@
 """What all test processes ran is added up, and a low figure fails a run of all tests."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,8 +27,8 @@ def measured(result: dict[str, Any]) -> Any:
     return SimpleNamespace(get_coverage=lambda: result, source=["token_broker"])
 
 
-def session() -> Any:
-    return SimpleNamespace(exitstatus=0)
+def session(**config: object) -> Any:
+    return SimpleNamespace(config=SimpleNamespace(**config), exitstatus=0)
 
 
 @pytest.mark.parametrize(("check_floor", "lines", "expected"), [(True, 2, 1), (True, 3, 0), (False, 2, 0)])
@@ -39,13 +40,14 @@ def test_low_figure_fails_a_whole_run(check_floor: bool, lines: int, expected: i
 
 
 def test_what_processes_ran_is_added_up() -> None:
-    output: dict[str, Any] = {}
+    output: dict[str, str] = {}
     worker = Coverage(measured(found([1, 2], [(1, 2)])), SETTINGS, check_floor=True)
-    worker.pytest_worker_finished(output)
+    worker.pytest_sessionfinish(session(workeroutput=output))
     first = found([1], [])
     plugin = Coverage(measured(first), SETTINGS, check_floor=True)
-    plugin.pytest_worker_joined(output)
+    plugin.pytest_testnodedown(SimpleNamespace(workeroutput=output), None)
+    plugin.pytest_testnodedown(SimpleNamespace(), "ended before it could tell")
     whole = session()
     plugin.pytest_sessionfinish(whole)
     assert (whole.exitstatus, first["summary"]["percent_covered"]) == (0, 50)
-    assert output["coverage"]["files"]["sample.py"]["executed_lines"] == [1, 2]
+    assert json.loads(output["coverage"])["files"]["sample.py"]["executed_lines"] == [1, 2]

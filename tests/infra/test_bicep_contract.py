@@ -33,7 +33,8 @@ SECRET_VALUES = {
 # A Container App leaves by its virtual network, so the templates have no parameter for a proxy.
 PROXY_VARIABLES = {"BROKER_OUTBOUND_PROXY", "HTTPS_PROXY"}
 # They mount no agents' file either: who mounts one, with hooks in it, adds its secret as docs/tools.md says.
-HOOK_VARIABLES = {"BROKER_TOOLS_SECRET"}
+# The same of who has a receiver for the sink `http`: docs/memory.md.
+HOOK_VARIABLES = {"BROKER_TOOLS_SECRET", "BROKER_MEMORY_HTTP_SECRET"}
 SECRET_VARIABLES = (
     {
         field.alias
@@ -99,7 +100,7 @@ def test_broker_starts_in_each_stage(stage: str, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("auth", "voice", "memory"),
-    list(itertools.product(["none", "easyauth", "entra"], ["key", "entra"], ["local", "zep"])),
+    list(itertools.product(["none", "easyauth", "entra"], ["key", "entra"], ["local", "zep", "zep_cloud"])),
 )
 def test_broker_starts_with_every_choice(auth: str, voice: str, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     variables = environment(
@@ -109,7 +110,7 @@ def test_broker_starts_with_every_choice(auth: str, voice: str, memory: str, mon
     assert loaded.auth == auth
     assert loaded.uses_key == (voice == "key")
     assert loaded.uses_entra
-    assert (loaded.zep_api_key is not None) == (memory == "zep")
+    assert loaded.sinks == (() if memory == "local" else (memory,))
     assert loaded.project_name == "talk"
     assert loaded.host == "0.0.0.0"
 

@@ -179,7 +179,7 @@ def test_short_disk_in_metrics() -> None:
         "short_of_disk": 3,
         "full_sessions": 2,
     }
-    fields: dict[str, Any] = dict.fromkeys(MemoryStatus.__slots__, 0)
+    fields: dict[str, Any] = dict.fromkeys(MemoryStatus.__slots__, 0) | {"sinks": []}
     status = MemoryStatus(**(fields | shown))
     samples = {sample.name: sample.value for family in memory_metrics(status) for sample in family.samples}
     assert samples["token_broker_memory_disk_short"] == 1

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sqlite3
 import stat
 from collections.abc import AsyncIterator
 from functools import partial
@@ -54,7 +53,7 @@ def both(zep_settings: MakeSettings, receiver: Receiver) -> MakeSettings:
 def texts(connection: Connection) -> str:
     """Everything that is stored, as text."""
     tables = {
-        "sqlite": "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'turns_fts%'",
+        "sqlite": "SELECT name FROM sqlite_master WHERE type = 'table'",
         "postgresql": "SELECT tablename FROM pg_tables WHERE schemaname = 'public'",
     }
     names = connection.scalars(text(tables[connection.dialect.name])).all()
@@ -198,62 +197,3 @@ async def test_export_has_all_of_a_user(
     nobody = await export("export", "--session", "nobodys-session-1")
     assert (nobody.stdout, "is it right?" in nobody.stderr) == ("", True)
     assert (await export("export")).exit_code == 2
-
-
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_store_before_sinks_is_moved(make_settings: MakeSettings, tmp_path: Path, zep: Zep) -> None:
-    """A store of the version before: what waited and what was dead is Zep's."""
-    from token_broker.memory.store import tables
-
-    settings = make_settings()
-    async with Memory.open(settings) as memory:
-        await memory.append([turn(f"t{n}", by=ANN, sequence=n) for n in (1, 2, 3)])
-    with sqlite3.connect(tmp_path / "memory.db") as file:
-        _go_back(file)
-    file.close()
-    assert tables.SCHEMA_REVISION != "0003"
-    key = SecretStr("zep-canary-key-5518")
-    reopened = make_settings(zep_api_key=key, zep_api_url=zep.base_url)
-    async with Memory.open(reopened) as memory:
-        await zep.has(1)
-        assert zep.turn_ids(SESSION) == ["t2"]
-        async with open_maintenance(reopened) as admin:
-            (letter,) = await admin.dead_letters(9)
-            assert (letter.turn.turn_id, letter.sink, letter.reason) == ("t3", "zep", "zep: 400")
-
-
-def _go_back(file: sqlite3.Connection) -> None:
-    """Makes of an SQLite file what the version before had: t1 delivered, t2 queued, t3 dead."""
-    made = {
-        "dead_letters",
-        "notices",
-        "sink_ids",
-        "sink_rests",
-        "erased_users",
-        "recent_erasures",
-        "outbox",
-        "erasures",
-    }
-    found = {row[0] for row in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    for name in made & found:
-        file.execute(f"DROP TABLE {name}")
-    for name in ("pending", "dead"):
-        file.execute(f"ALTER TABLE turns DROP COLUMN {name}")
-    for statement in (
-        "ALTER TABLE turns ADD COLUMN delivery SMALLINT NOT NULL DEFAULT 1",
-        "ALTER TABLE turns ADD COLUMN dead_reason TEXT",
-        "UPDATE turns SET delivery = 0 WHERE turn_id = 't2'",
-        "UPDATE turns SET delivery = 2, dead_reason = 'zep: 400' WHERE turn_id = 't3'",
-        "CREATE INDEX turns_dead ON turns (arrival) WHERE delivery = 2",
-        """CREATE TABLE outbox (bucket SMALLINT NOT NULL, session_id TEXT NOT NULL, due_at_us BIGINT NOT NULL,
-            lease_until_us BIGINT NOT NULL, fence BIGINT NOT NULL, uncertain BOOLEAN NOT NULL,
-            attempts INTEGER NOT NULL, failures INTEGER NOT NULL, failing_since_us BIGINT, batch SMALLINT NOT NULL,
-            queued INTEGER NOT NULL, oldest_us BIGINT NOT NULL, last_error TEXT, PRIMARY KEY (bucket, session_id))""",
-        "CREATE INDEX outbox_due ON outbox (bucket, due_at_us)",
-        """INSERT INTO outbox SELECT bucket, session_id, 1, 0, 0, 0, 0, 0, NULL, 30, 1, 1, NULL FROM sessions""",
-        """CREATE TABLE erasures (bucket SMALLINT NOT NULL, principal TEXT NOT NULL, session_id TEXT NOT NULL,
-            due_at_us BIGINT NOT NULL, lease_until_us BIGINT NOT NULL, failures INTEGER NOT NULL, last_error TEXT,
-            PRIMARY KEY (bucket, principal, session_id))""",
-        "UPDATE alembic_version SET version_num = '0003'",
-    ):
-        file.execute(statement)

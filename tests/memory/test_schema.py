@@ -9,21 +9,26 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
 import token_broker.memory
+from tests.memory.conftest import MakeSettings
 from tests.memory.support.stores import opened
 from tests.memory.support.turns import SESSION, owner, turn
+from tests.memory.support.zep import Zep
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
+from token_broker.memory.service import Memory
 from token_broker.memory.store import tables
+from token_broker.memory.store.dead_letters import list_dead
 from token_broker.memory.store.tables import SCHEMA_REVISION, metadata
 from token_broker.memory.store.turn_writes import insert_turns
 from token_broker.memory.store_errors import StoreAwayError
 from token_broker.memory.turn_search import TurnSearch
-from token_broker.memory.types import ArrivedTurn
+from token_broker.memory.types import ArrivedTurn, bucket_of
 
 # A migration that a later version may bring: it adds a table and fills it from what is stored.
 LATER = """
@@ -139,3 +144,47 @@ async def test_concurrent_replicas_migrate_once(database_url: str) -> None:
     ]
     assert versions == [[SCHEMA_REVISION]] * 4
     await asyncio.gather(*(replica.close() for replica in replicas))
+
+
+async def test_store_before_sinks_is_moved(database: Database, zep: Zep, zep_settings: MakeSettings) -> None:
+    """What waited and what was dead in the version before several sinks is Zep's."""
+
+    def go_back(connection: Connection) -> None:
+        for statement in (
+            ["DROP SCHEMA public CASCADE", "CREATE SCHEMA public"]
+            if connection.dialect.name == "postgresql"
+            else [f"DROP TABLE {name}" for name in ("alembic_version", *metadata.tables)]
+        ):
+            connection.execute(text(statement))
+        config = Config()
+        config.set_main_option("script_location", str(tables.MIGRATIONS))
+        config.attributes["connection"] = connection
+        script = ScriptDirectory.from_config(config)
+        with EnvironmentContext(config, script, fn=lambda revision, _: script._upgrade_revs("0003", revision)):
+            script.run_env()
+        key = {"bucket": bucket_of(SESSION), "session_id": SESSION}
+        turn_row = (
+            "INSERT INTO turns VALUES (:bucket, :session_id, :turn_id, 1, :place, :arrival, 'elena', 'user', 'hello', "
+            "1, 'browser', false, NULL, :delivery, :reason)"
+        )
+        for statement, values in (
+            ("INSERT INTO sessions VALUES (:bucket, :session_id, 'ann', NULL, 'elena', 1, 1, 0)", {}),
+            ("INSERT INTO outbox VALUES (:bucket, :session_id, 1, 0, 0, false, 0, 0, NULL, 30, 1, 1, NULL)", {}),
+            (turn_row, {"turn_id": "t1", "place": 1, "arrival": 1, "delivery": 1, "reason": None}),
+            (turn_row, {"turn_id": "t2", "place": 2, "arrival": 2, "delivery": 0, "reason": None}),
+            (turn_row, {"turn_id": "t3", "place": 3, "arrival": 3, "delivery": 2, "reason": "zep: 400"}),
+        ):
+            connection.execute(text(statement), key | values)
+
+    await database.write(go_back)
+    await database.close()
+    async with Memory.open(zep_settings()) as memory:
+        await zep.has(1)
+        assert zep.turn_ids(SESSION) == ["t2"]
+        (letter,) = await memory._database.read(partial(list_dead, limit=9))
+        assert (letter.turn.turn_id, letter.sink, letter.reason) == ("t3", "zep", "zep: 400")
+        page = await memory.turns(SESSION, principal="ann", limit=9)
+        assert [said.delivery.label for said in page or []] in (
+            ["delivered", "queued", "dead"],
+            ["delivered", "delivered", "dead"],
+        )

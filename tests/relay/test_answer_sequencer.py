@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -465,6 +466,24 @@ def test_wish_beside_a_running_tool_goes_on() -> None:
     assert len(scene.creates) == 2
 
 
+def test_wish_that_azure_is_silent_about_holds_nothing_up() -> None:
+    scene = Scene().answers("order")
+    assert scene.client("response.create", response={"max_output_tokens": -1})
+    scene.azure("error", error={"code": "invalid_value", "event_id": None, "param": "session"})
+    scene.ready("c1").wait(9)
+    assert len(scene.creates) == 1
+    scene.wait(1.1)
+    assert len(scene.creates) == 2
+
+
+@pytest.mark.parametrize("param", ["response.max_output_tokens", "response"])
+def test_nameless_refusal_of_a_wish_is_understood(param: str) -> None:
+    scene = Scene().answers("order")
+    assert scene.client("response.create", response={"max_output_tokens": -1})
+    scene.azure("error", error={"code": "invalid_value", "event_id": None, "param": param}).ready("c1")
+    assert len(scene.creates) == 2
+
+
 def test_wish_waits_for_the_brokers_answer() -> None:
     scene = Scene().answers("order").ready("c1").begins("r2")
     scene.client("conversation.item.create", item={"type": "message", "role": "user"})
@@ -576,6 +595,23 @@ def test_approval_that_nobody_gives_is_refused() -> None:
     assert scene.refused == ["unknown_approval"]
 
 
+@pytest.mark.parametrize("last", ["tool", "client", "approval"])
+def test_three_kinds_of_calls_bring_one_create(last: str) -> None:
+    scene = Scene().begins().calls("order", "map")
+    scene.azure("response.output_item.done", response_id="r1", item=REQUEST).ends()
+    ends: dict[str, Callable[[], object]] = {
+        "tool": lambda: scene.ready("c1"),
+        "client": lambda: scene.client("conversation.item.create", item=output_of("c2")),
+        "approval": lambda: scene.client("conversation.item.create", item=approval(approve=False)),
+    }
+    for end in [*(end for name, end in ends.items() if name != last), ends[last]]:
+        assert scene.creates == []
+        end()
+    assert len(scene.creates) == 1
+    scene.begins("r2").ends("r2").wait(200)
+    assert (len(scene.creates), scene.refused) == (1, [])
+
+
 def test_refused_approval_is_gone_on_from() -> None:
     scene = Scene().begins().azure("response.output_item.done", response_id="r1", item=REQUEST).ends()
     assert scene.client("conversation.item.create", item=approval(approve=False))
@@ -652,6 +688,12 @@ def test_question_that_is_asked_again_is_waited_for() -> None:
     assert len(scene.creates) == 1
 
 
+def test_answer_outside_is_not_taken_for_the_brokers() -> None:
+    scene = Scene().answers("order").ready("c1")
+    scene.begins("r2", conversation_id=None).ends("r2").begins("r3", conversation_id="conv").ends("r3")
+    assert (list(scene.core.calls), len(scene.creates)) == ([], 1)
+
+
 def test_output_beside_a_question_is_followed() -> None:
     scene = moves(Scene().answers("order"), "broker_ask").ready("c1").begins("r2")
     assert scene.creates == []
@@ -720,11 +762,6 @@ def test_typing_in_a_call_begins_new_rounds() -> None:
     for number in range(5, 8):
         scene.answers("order", response_id=f"r{number}", first=number).ready(f"c{number}")
     assert {create["response"]["tool_choice"] for create in scene.creates} == {"auto"}
-
-
-def test_foreign_outputs_are_not_remembered() -> None:
-    scene = Scene().answers("order").ready("c1").confirms("c1").begins("r2").ends("r2").confirms("c1", "c2")
-    assert scene.core.calls.told == set()
 
 
 def test_words_wait_while_the_call_plays() -> None:

@@ -12,6 +12,7 @@ from tests.relay.support.broker import Client, build, make_settings, serving
 from tests.relay.test_whole_talk import say
 from tests.simulator.support import silence, speech
 from token_broker.security.tokens import Owner
+from token_broker.sessions.agent import Guardrail
 from token_broker.sessions.agents import Agent, AgentRegistry, load_agents
 from token_broker.simulator import SimulatorConfig, run_in_thread
 from token_broker.simulator.audio import marked
@@ -118,6 +119,40 @@ async def test_refused_speech_is_told_so(tmp_path: Path) -> None:
             await running.ingest.reach(1)
             assert [turn.role for turn in running.ingest.turns] == ["assistant"]
         assert not azure.transcript.answers_to("#1")
+
+
+@pytest.mark.parametrize("action", ["allow", "replace", "refuse"])
+async def test_check_outlives_its_session(tmp_path: Path, action: Literal["allow", "replace", "refuse"]) -> None:
+    judged = asyncio.Event()
+
+    class SlowHook(Hook):
+        async def check(self, agent: Agent, owner: Owner, text: str, source: Literal["speech", "typed"]) -> Verdict:
+            verdict = await super().check(agent, owner, text, source)
+            await judged.wait()
+            return verdict
+
+    hook = SlowHook([Verdict(action, text="Harmless #2." if action == "replace" else None), Verdict("allow")])
+    with run_in_thread(FAST) as azure:
+        registry = agents(tmp_path)
+        registry["ann"] = registry["ann"].model_copy(
+            update={"guardrail": Guardrail(url="https://guard.example.com", timeout_ms=10_000, fail="closed")}
+        )
+        prepared = build(make_settings(azure.base_url, **SIMULATED), agents=registry, guardrail=hook)
+        async with serving(prepared) as running, running.client(agent_id="ann") as client:
+            await client.ready()
+            await speak(client, 1)
+            await client.until("conversation.item.input_audio_transcription.completed")
+            with azure.fault("cut", times=1):
+                await client.until("broker.resumed")
+            assert not azure.transcript.answers
+            judged.set()
+            await answered(client)
+            await speak(client, 3)
+            await answered(client)
+        assert len(azure.transcript.answers_to("#3")) == 1
+        assert len(azure.transcript.answers_to("#1")) == (action == "allow")
+        assert len(azure.transcript.answers_to("#2")) == (action == "replace")
+        assert len(azure.transcript.answers) == 2
 
 
 async def test_typed_words_do_not_get_past(tmp_path: Path) -> None:

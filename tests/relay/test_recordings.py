@@ -7,14 +7,17 @@ from typing import Any, cast
 import pytest
 
 from strategies.base import Dialect
+from tests.calls.test_sideband import listen
 from tests.relay.support.azure import AzureTalk, scripted_azure
 from tests.relay.support.broker import RecordingIngest, broker
 from tests.relay.support.official_models import ga_server_event, preview_server_event
 from tests.relay.support.recordings import RECORDED, VARIATIONS, Event, dialect_of, recorded, varied
 from tests.relay.support.translated_talk import without_live_extras
-from tests.relay.test_sideband import listen
 from tests.relay.test_streamed_turns import OWNER, run, words
 from token_broker.relay.adapters import CompatAdapter, ProtocolAdapter, ProxyAdapter
+from token_broker.relay.answers.actions import Tool
+from token_broker.relay.answers.hidden_calls import HiddenCalls
+from token_broker.relay.answers.sequencer import AnswerSequencer
 from token_broker.relay.azure.connector import Route, UpstreamConnection
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.event_handler import EventHandler
@@ -44,19 +47,30 @@ class Handled:
         self.turns = turns
         handoff = SimpleNamespace(
             agent=SimpleNamespace(id="elena"),
-            confirm=lambda upstream: None,
+            session_told=lambda event, upstream: None,
             owns_error=lambda event, upstream: False,
+            holds=False,
         )
+        ledger = TalkLedger(HeldAudio(1_000))
+        tools = SimpleNamespace(get=lambda name: Tool(name, "client"))  # the recorded calls were the client's
+        sequencer = AnswerSequencer(lambda: cast("Any", tools), facts=ledger.facts)
+        sequencer.begin(upstream, 100.0)
+        answers = SimpleNamespace(azure_sent=lambda event: sequencer.azure_sent(event, 100.0))
+        guard = SimpleNamespace(azure_sent=lambda event: True, for_client=lambda event: event)
         self.handler = EventHandler(
             adapter,
             OWNER,
             turns=turns,
             handoff=cast("Any", handoff),
-            ledger=TalkLedger(HeldAudio(1_000)),
+            ledger=ledger,
+            answers=cast("Any", answers),
+            hidden=HiddenCalls(lambda name: True, sequencer.calls.withholds),
+            guard=cast("Any", guard),
             restored=Restored(),
             counters=RelayCounters(),
             talk=TalkCounters(),
             broken=self.broken.append,
+            user_spoke=lambda: None,
             time_s=lambda: 100.0,
             redact=lambda text: text,
         )
@@ -143,7 +157,7 @@ def said(events: list[Event]) -> list[str]:
 @pytest.mark.parametrize("name", [name for name in RECORDED if dialect_of(name) == "ga"])
 @pytest.mark.parametrize("variation", ["as recorded", "all at once"])
 async def test_replay_by_sideband_keeps_its_turns(variation: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.relay.sideband._PAUSES_S", (0.02, 0.02, 0.02))
+    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.02, 0.02, 0.02))
     events = varied(name, variation)
 
     async def script(talk: AzureTalk) -> None:

@@ -310,6 +310,9 @@ AGENT: Event = {"instructions": "Be Elena.", "turn_detection": {"type": "server_
         (AGENT | {"turn_detection": None}, ["turn_detection"]),
         (AGENT | {"turn_detection": {"type": "server_vad", "create_response": True, "threshold": 0.5}}, []),
         (AGENT | {"turn_detection": {"type": "server_vad", "create_response": False}}, ["turn_detection"]),
+        (AGENT | {"instructions": " Be\nElena. "}, []),
+        (AGENT | {"turn_detection": {"type": "azure_semantic_vad"}}, []),
+        (AGENT | {"tools": [{"name": "book"}, {"type": "mcp", "server_label": "foreign"}]}, ["tools"]),
     ],
 )
 def test_other_settings_than_the_agents_are_seen(confirmed: Any, wrong: list[str]) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ import pytest
 from strategies.base import Dialect
 from tests.relay.support.azure import AzureTalk, ScriptedAzure, answer, converse, scripted_azure
 from tests.relay.support.broker import Client, Running, broker
+from tests.relay.support.tool_talks import agents_with_tools
 from tests.support.waiting import eventually
+from token_broker.sessions.agents import load_agents
 
 Event = dict[str, Any]
 
@@ -412,10 +415,12 @@ async def test_truncate_of_a_restored_answer_is_answered() -> None:
     assert len(running.ingest.turns) == 2
 
 
-async def test_call_of_a_lost_session_gets_its_output() -> None:
-    call = {"id": "item_c", "type": "function_call", "status": "completed", "call_id": "call_1", "name": "f"}
-    call |= {"arguments": "{}"}
-    async with talking() as (azure, _, client):
+async def test_call_of_a_lost_session_gets_its_output(tmp_path: Path) -> None:
+    call = {"id": "item_c", "type": "function_call", "status": "completed", "call_id": "call_1", "name": "map"}
+    call |= {"arguments": '{"place":"Rome"}'}
+    file = tmp_path / "agents.toml"
+    file.write_text(agents_with_tools(None))
+    async with talking(agents=load_agents(file)) as (azure, _, client):
         talk = await azure.talk()
         await talk.send(CREATED)
         await talk.send({**ADDED, "item": call})
@@ -429,8 +434,9 @@ async def test_call_of_a_lost_session_gets_its_output() -> None:
         await client.send({"type": "response.create"})
         after = await azure.talk(1)
         await after.next_event("response.create")
-        told = [event["item"]["type"] for event in sent(after, "conversation.item.create")]
-        assert told == ["function_call", "function_call_output"]
+        told = [event["item"] for event in sent(after, "conversation.item.create")]
+        assert [item["type"] for item in told] == ["function_call", "function_call_output"]
+        assert told[1]["output"] == "booked"
 
 
 @pytest.mark.parametrize("dialect", ["preview", "ga"])

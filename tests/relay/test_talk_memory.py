@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from tests.relay.support.azure import AzureTalk, ScriptedAzure, scripted_azure
-from tests.relay.support.broker import Client, Running, build, make_settings, serving
+from tests.relay.support.broker import Client, FixedRecall, Running, build, make_settings, serving
+from token_broker.azure import build_pool
 from token_broker.memory.types import Remembered
 from token_broker.relay.resume.restored import Restored
+from token_broker.security.tokens import Owner
 from token_broker.sessions.agents import load_agents
+from token_broker.sessions.plans import TalkSpecs
 
 Event = dict[str, Any]
 EARLIER = datetime(2026, 11, 1, tzinfo=UTC)
@@ -112,3 +115,15 @@ def test_item_behind_a_note_follows_the_one_before(spacing: tuple[str, str]) -> 
     behind = {"type": "input_audio_buffer.committed", "previous_item_id": "mem_1", "item_id": "item_b"}
     shown = restored.for_client(json.dumps(behind, separators=spacing))
     assert json.loads(shown) == behind | {"previous_item_id": "item_a"}
+
+
+@pytest.mark.parametrize(
+    ("recall", "behind"), [("start", f"\n\n{ORDERS}"), ("every_turn", f"\n\n{ORDERS}"), ("off", "")]
+)
+async def test_mint_has_it_behind_the_instructions(tmp_path: Path, recall: str, behind: str) -> None:
+    path = tmp_path / "agents.toml"
+    path.write_text(AGENTS + f'recall = "{recall}"\n')
+    settings = make_settings("http://127.0.0.1:9")
+    specs = TalkSpecs(settings, Owner("session-0123456789", "ann", 1), FixedRecall(ORDERS))
+    spec = await specs.of(load_agents(path)["elena"])(build_pool(settings).resources[0])
+    assert spec.instructions == f"You are Elena.{behind}"

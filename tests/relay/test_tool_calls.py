@@ -68,8 +68,10 @@ async def test_nine_calls_are_eight_and_a_word(tmp_path: Path) -> None:
         assert talks.tool_answers() == 1
 
 
-@by_path
-@pytest.mark.parametrize(("tool", "said"), [("fail", "HTTP 500"), ("die", "broke off"), ("hang", "in time")])
+@pytest.mark.parametrize(
+    ("path", "tool", "said"),
+    [("proxy", "fail", "HTTP 500"), ("ga", "die", "broke off"), ("voice_live", "hang", "in time")],
+)
 async def test_failure_is_told_to_the_model(path: str, tool: str, said: str, tmp_path: Path) -> None:
     async with run_tool_talks(tmp_path, timeout_s=0.5) as talks, talks.client(path) as client:
         await ask(client, f"[call {tool} {{}}]")
@@ -89,7 +91,7 @@ async def test_name_that_nobody_has_is_answered(tmp_path: Path) -> None:
         )
 
 
-@by_path
+@pytest.mark.parametrize("path", ["proxy", "ga"])
 async def test_wait_is_bridged(path: str, tmp_path: Path) -> None:
     async with run_tool_talks(tmp_path) as talks, talks.client(path) as client:
         await ask(client, "[call held {}]")
@@ -141,8 +143,7 @@ def output_event(call_id: str, text: str = "shown") -> dict[str, Any]:
     return {"type": "conversation.item.create", "item": item}
 
 
-@by_path
-@pytest.mark.parametrize("creates", [0, 1])
+@pytest.mark.parametrize(("path", "creates"), [("proxy", 0), ("ga", 1), ("voice_live", 1)])
 async def test_client_answers_its_own_call(path: str, creates: int, tmp_path: Path) -> None:
     async with run_tool_talks(tmp_path) as talks, talks.client(path) as client:
         await ask(client, '[call map {"place": "Rome"}] [call ok {}]')
@@ -160,7 +161,7 @@ async def test_client_answers_its_own_call(path: str, creates: int, tmp_path: Pa
         assert names == {"map", None}
 
 
-@by_path
+@pytest.mark.parametrize("path", ["proxy", "ga"])
 async def test_call_that_nobody_answers_ends(path: str, tmp_path: Path) -> None:
     async with run_tool_talks(tmp_path, client_s=0.5) as talks, talks.client(path) as client:
         await ask(client, '[call map {"place": "Rome"}]')
@@ -184,7 +185,7 @@ async def test_client_gets_no_wrong_arguments(tmp_path: Path) -> None:
         assert talks.server.calls == []
 
 
-@by_path
+@pytest.mark.parametrize("path", ["proxy", "voice_live"])
 async def test_client_answers_no_call_of_the_brokers(path: str, tmp_path: Path) -> None:
     async with run_tool_talks(tmp_path) as talks, talks.client(path) as client:
         await ask(client, "[call held {}]")
@@ -201,7 +202,7 @@ async def test_client_answers_no_call_of_the_brokers(path: str, tmp_path: Path) 
 # --- MCP --------------------------------------------------------------------------------------------------------------
 
 
-@by_path
+@pytest.mark.parametrize("path", ["proxy", "ga"])
 async def test_late_mcp_result_is_spoken(path: str, tmp_path: Path) -> None:
     async with run_tool_talks(tmp_path) as talks, talks.client(path) as client:
         await client.until("mcp_list_tools.completed")
@@ -228,8 +229,9 @@ async def test_refused_approval_is_gone_on_from(tmp_path: Path) -> None:
 # --- a session that is lost -------------------------------------------------------------------------------------------
 
 
-@by_path
-@pytest.mark.parametrize("when", ["runs", "done meanwhile"])
+@pytest.mark.parametrize(
+    ("path", "when"), [("proxy", "runs"), ("proxy", "done meanwhile"), ("ga", "runs"), ("voice_live", "done meanwhile")]
+)
 async def test_call_outlives_its_session(path: str, when: str, tmp_path: Path) -> None:
     async with run_tool_talks(tmp_path) as talks, talks.client(path) as client:
         await ask(client, '[call held {"guests": 2}]')
@@ -251,6 +253,18 @@ async def test_call_outlives_its_session(path: str, when: str, tmp_path: Path) -
             await client.next()
         assert len(talks.server.calls) == 1
         assert talks.tool_answers() == 1
+
+
+async def test_answer_that_is_cut_after_its_call_is_gone_on_from(tmp_path: Path) -> None:
+    async with run_tool_talks(tmp_path) as talks, talks.client() as client:
+        with talks.azure.fault("cut", at="response.done", times=1):
+            await ask(client, "[call held {}]")
+            await client.until("broker.resumed")
+        await talks.server.called()
+        talks.server.release()
+        while gave("held") not in spoken(client.events):
+            await client.next()
+        assert (len(talks.server.calls), talks.tool_answers()) == (1, 1)
 
 
 async def until(check: Callable[[], bool]) -> None:

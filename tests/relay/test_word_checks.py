@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from token_broker.relay.guardrail.checks import (
+from token_broker.relay.guardrail.client_words import has_words, with_words, words_of
+from token_broker.relay.guardrail.held import AnswerWish, held_changes, held_session
+from token_broker.relay.guardrail.word_checks import (
     AskHook,
     DropEvent,
     DropTurn,
@@ -16,8 +18,6 @@ from token_broker.relay.guardrail.checks import (
     WantAnswer,
     WordChecks,
 )
-from token_broker.relay.guardrail.client_words import has_words, with_words, words_of
-from token_broker.relay.guardrail.held import AnswerWish, held_changes, held_session
 from token_broker.tools.guardrail import Verdict
 
 Event = dict[str, Any]

@@ -5,6 +5,7 @@ coverage.py's tracer is called for each line of each library, which doubles the 
 """
 
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -30,7 +31,9 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     sources = [str(_ROOT / package) for package in settings["source"]]
     # Never take a probe out again: that looks through all objects, and costs more than it saves.
     measured = slipcover.Slipcover(branch=True, source=sources, d_miss_threshold=-1)
-    slipcover.ImportManager(measured, slipcover.FileMatcher(sources)).__enter__()
+    # A process that only hands tests to others spares itself the probes: to set them costs 3 s of CPU.
+    if "PYTEST_XDIST_WORKER" in os.environ or not getattr(early_config.known_args_namespace, "numprocesses", 0):
+        slipcover.ImportManager(measured, slipcover.FileMatcher(sources)).__enter__()
     early_config.pluginmanager.register(Coverage(measured, settings, check_floor=wanted == "floor"))
 
 
@@ -45,6 +48,10 @@ class Coverage:
         self._text = io.StringIO()
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if (output := getattr(session.config, "workeroutput", None)) is not None:
+            self._measured.source = None  # the first process adds what nobody imported
+            output["coverage"] = json.dumps(self._measured.get_coverage())
+            return
         found = self._measured.get_coverage()
         for other in self._others:
             slipcover.merge_coverage(found, other)
@@ -60,13 +67,9 @@ class Coverage:
             session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
     @pytest.hookimpl(optionalhook=True)
-    def pytest_worker_finished(self, output: dict[str, Any]) -> None:
-        self._measured.source = None  # the first process adds what nobody imported
-        output["coverage"] = self._measured.get_coverage()
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_worker_joined(self, output: dict[str, Any]) -> None:
-        self._others.append(output["coverage"])
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        if found := getattr(node, "workeroutput", {}).get("coverage"):
+            self._others.append(json.loads(found))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("branch coverage")

@@ -1,7 +1,7 @@
 """`token-broker` as a process, forked from one that has imported it.
 
-A new interpreter spends 1.4 s of CPU on imports, and the tests start more than a hundred brokers. So the tests
-have one server that imports once, and then forks. What it forks has its own environment, folder and standard streams,
+A new interpreter spends 1.4 s of CPU on imports, and the tests start more than a hundred brokers. So each test process
+has one server that imports once, and then forks. What it forks has its own environment, folder and standard streams,
 and ends as an interpreter ends. `tests/broker/test_commands.py` also starts brokers in interpreters of their own.
 """
 
@@ -14,13 +14,13 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["ForkedProcess", "fork_broker", "forked_cpu_s", "prepare_server"]
+__all__ = ["ForkedProcess", "fork_broker", "forked_cpu_s"]
 
 _ROOT = Path(__file__).parents[2]
 _REQUEST_BYTES = 131_072
@@ -81,35 +81,16 @@ async def fork_broker(
     return ForkedProcess(int(await asyncio.wait_for(status.readline(), 30)), status)
 
 
-def prepare_server() -> None:
-    """Sees to it that all processes that this one forks from now on have one server. It starts when it is needed."""
-    _server()
-
-
 @functools.cache
 def _server() -> socket.socket:
-    """The connection to the server, which ends when the last copy of this connection is closed."""
+    """The connection to the server of this test process, which ends when this connection does."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads: what is forked executes a program at once
-        if (pid := os.fork()) == 0:
-            ours.close()
-            theirs.set_inheritable(True)
-            try:
-                if theirs.recv(1, socket.MSG_PEEK):
-                    os.chdir(_ROOT)
-                    command = [sys.executable, "-m", "tests.support.forkserver", str(theirs.fileno())]
-                    os.execv(sys.executable, command)  # noqa: S606
-            finally:
-                os._exit(0)
-    atexit.register(_close, ours, os.getpid(), pid)
+    with theirs:
+        command = [sys.executable, "-m", "tests.support.forkserver", str(theirs.fileno())]
+        process = subprocess.Popen(command, cwd=_ROOT, pass_fds=[theirs.fileno()])
+    atexit.register(process.wait, 10)
+    atexit.register(ours.close)  # the last that is registered is the first that is called
     return ours
-
-
-def _close(connection: socket.socket, owner: int, server: int) -> None:
-    connection.close()
-    if os.getpid() == owner:
-        os.waitpid(server, 0)
 
 
 def _import_all() -> None:

@@ -14,7 +14,7 @@ import picows
 
 from strategies.base import EphemeralGrant, SessionSpec
 from strategies.errors import MintError
-from strategies.resources import Resource, is_allowed
+from strategies.resources import Resource, SpecSupplier, is_allowed
 from strategies.transport import BoundedResolver
 from token_broker.doctor.checks import Check, CheckStatus
 from token_broker.doctor.hosts import ms_since
@@ -22,7 +22,7 @@ from token_broker.relay.azure.connector import Route, UpstreamConnector
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.socket import AzureSocket, connect
 from token_broker.sessions.agents import Agent
-from token_broker.sessions.plans import SpecSupplier, session_spec
+from token_broker.sessions.plans import session_spec
 from token_broker.settings import Settings
 
 __all__ = ["examine_agents", "examine_talks"]

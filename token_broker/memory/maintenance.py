@@ -33,8 +33,8 @@ _CHUNK = 100
 _CHUNK_BYTES = 1_048_576
 _SESSIONS_CHUNK = 500
 _DAY_S = 86_400
-_BETWEEN_S = 0.01  # transactions that nobody waits for
 _RECENT_S = 3600.0  # every replica has looked by then which sessions were erased
+_BETWEEN_S = 0.01  # transactions that nobody waits for
 CLAIMS_KEPT_S = 7_200.0  # a session of Azure's lasts an hour, and no call of it is told again later
 _LOCK_PATIENCE_S = 5.0  # for a transaction of the running broker
 

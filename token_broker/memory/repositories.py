@@ -10,6 +10,7 @@ import contextlib
 import heapq
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,8 @@ Refused = Callable[[str, str | None], bool]
 
 _SESSIONS_KEPT = 20_000
 _NOTES_KEPT = 10_000
+_NOTE_TRIES = 4
+_NOTE_AGAIN_S = 0.5
 _RELEASES_AT_ONCE = 100
 _TICKETS_KEPT = 100_000
 _BLOCKLIST_EVERY_S = 1.5  # a block holds everywhere within 2 s, the reading included
@@ -108,9 +111,16 @@ class StoredSessions:
             notes = list(self._notes.values())
             self._notes.clear()
             try:
-                await self._database.write(partial(note_talks, notes=notes))
+                unwritten = await self._database.write(partial(note_talks, notes=notes))
             except StoreError as error:  # other replicas go by the token alone
                 log.warning("talks_not_noted", talks=len(notes), reason=str(error))
+                continue
+            # A session's row is written beside its plan: a talk that begins at once may come before it.
+            if again := [replace(each, tries=each.tries + 1) for each in unwritten if each.tries < _NOTE_TRIES]:
+                await asyncio.sleep(_NOTE_AGAIN_S)
+                for each in again:
+                    newer = self._notes.get(each.owner.talk_id, each)
+                    self._notes[each.owner.talk_id] = replace(newer, begins=newer.begins or each.begins)
 
     def evict(self, session_id: str) -> None:
         """Drops what this process knows of a session: it was erased."""

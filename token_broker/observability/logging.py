@@ -83,10 +83,9 @@ class Redactor:
 def own_secrets(settings: Settings) -> tuple[SecretStr | None, ...]:
     """The settings' secrets, as a `Redactor` wants them."""
     keys = [resource.settings.key for resource in settings.resources]
-    tools = settings.tools_secret.get_secret_value().split() if settings.tools_secret else ()
-    tools_secrets = [SecretStr(each.removeprefix("whsec_")) for each in tools]
-    memory = (settings.zep_api_key, settings.memory_http_secret)
-    return (settings.key, *keys, *memory, settings.metrics_token, *settings.signing_keys, *tools_secrets)
+    hooks = [secret.get_secret_value() for secret in (settings.tools_secret, settings.memory_http_secret) if secret]
+    hook_secrets = [SecretStr(each.removeprefix("whsec_")) for text in hooks for each in text.split()]
+    return (settings.key, *keys, settings.zep_api_key, settings.metrics_token, *settings.signing_keys, *hook_secrets)
 
 
 def configure_logging(settings: Settings, *, secrets: Iterable[SecretStr] = ()) -> None:

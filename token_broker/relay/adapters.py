@@ -12,8 +12,7 @@ from urllib.parse import parse_qs
 
 from starlette.types import Scope
 
-from strategies.base import Dialect
-from strategies.session_model.agent_settings import CLIENT_MAY_SET
+from strategies.session_model.agent_settings import CLIENT_MAY_SET, Dialect
 from token_broker.relay.answers.actions import Tell
 from token_broker.relay.azure.route import UpstreamConnection
 from token_broker.relay.dialects.broker_events import api_error, broker_error, broker_event

@@ -15,8 +15,8 @@ from token_broker.relay.counters import USAGE_EVENTS, RelayCounters, TalkCounter
 from token_broker.relay.dialects.conversation_items import TOOL_LIST
 from token_broker.relay.dialects.item_cache import CACHED_EVENTS
 from token_broker.relay.event_text import SESSION_EVENTS, event_of, event_type, event_type_by_head, is_audio_delta
-from token_broker.relay.guardrail.checks import GUARD_EVENTS
 from token_broker.relay.guardrail.talk_guard import TalkGuard
+from token_broker.relay.guardrail.word_checks import GUARD_EVENTS
 from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.allowlist import Refused
 from token_broker.relay.policy.visibility import (

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from strategies.base import SessionSpec
-from strategies.resources import Resource, is_allowed
+from strategies.resources import Resource, SpecSupplier, is_allowed
 from strategies.session_model.running_session import handoff_session, is_same_session
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.confirmation.confirmation import Confirmation
@@ -28,7 +28,6 @@ from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.limits import RateLimit
 from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
 from token_broker.sessions.agents import Agent, AgentRegistry
-from token_broker.sessions.plans import SpecSupplier
 from token_broker.web.requests import uuid7
 
 __all__ = ["AgentHandoff", "HandoffHooks"]
@@ -246,7 +245,10 @@ class AgentHandoff:
         wanted = agent.wanted(self._session_id, running=True)
         resource = self._connector.resource(old.resource)
         changes = client_settings(self._hooks.changes(), old=dialect, new=dialect, may_set=agent.client_may_set)
-        if self._stays_in(old, agent, resource) and is_allowed(resource, wanted):
+        same_voice = agent.voices[dialect] == self.agent.voices[dialect]
+        same_model = (agent.model or resource.model) == old.model
+        fits = same_voice and same_model and is_same_session(self.agent.settings, agent.settings, dialect)
+        if fits and is_allowed(resource, wanted):
             session = await self._differing(agent, old, resource)
             asked = Confirmation(session, event_id=f"{OWN_EVENT_IDS}handoff_{self._requests}")
             self._unconfirmed = _Unconfirmed(agent, asked, self._hooks.time_s() + self._timeout_s)
@@ -303,13 +305,6 @@ class AgentHandoff:
         event_id = f"{_CONTEXT_ID}{self._requests}"
         self._hooks.send({"type": "conversation.item.create", "event_id": event_id, "item": item})
         self._hooks.want()
-
-    def _stays_in(self, old: UpstreamConnection, agent: Agent, resource: Resource) -> bool:
-        """Whether the running session can become the other agent's."""
-        dialect = old.route.dialect
-        same_voice = agent.voices[dialect] == self.agent.voices[dialect]
-        same_model = (agent.model or resource.model) == old.model
-        return same_voice and same_model and is_same_session(self.agent.settings, agent.settings, dialect)
 
     def _set_agent(self, agent: Agent) -> None:
         self.agent = agent

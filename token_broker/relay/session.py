@@ -16,7 +16,7 @@ import structlog
 
 from strategies.base import SessionSpec
 from strategies.errors import MalformedError
-from strategies.resources import Resource
+from strategies.resources import Resource, SpecSupplier
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.answers.actions import Refuse, Tell
@@ -58,7 +58,7 @@ from token_broker.server.close_codes import (
     left,
 )
 from token_broker.sessions.agents import Agent, AgentRegistry
-from token_broker.sessions.plans import SpecSupplier, TalkSpecs
+from token_broker.sessions.plans import TalkSpecs
 from token_broker.settings import Settings
 from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolOutput, ToolRunner
@@ -481,8 +481,9 @@ class Talk:
         """Whether no answer may be asked for now, whatever is due."""
         if self._ledger.holds_speech or self._guard.is_checking or self._handoff.holds:
             return True
-        batches = keys_of(self._answers.sequencer.calls)
-        return self._farewell.is_asked and self._farewell.holds(batches, spoke=self._ledger.last_sounded)
+        if not self._farewell.is_asked:
+            return False
+        return self._farewell.holds(keys_of(self._answers.sequencer.calls), spoke=self._ledger.last_spoke)
 
     def _tell_note(self, note: Item) -> None:
         """Tells the session what the memory knows; the next one is told it again."""
@@ -610,7 +611,7 @@ class Talk:
                 now_s,
                 keys_of(self._answers.sequencer.calls),
                 answering=answering,
-                spoke=self._ledger.last_sounded,
+                spoke=self._ledger.last_spoke,
                 plays_until_s=self._turns.assembler.plays_until_s,
             ):
                 self.end(ENDED_BY_AGENT)

@@ -27,7 +27,7 @@ from pydantic import (
 
 from strategies.endpoint import is_loopback
 from token_broker.hooks.addresses import is_forbidden_host
-from token_broker.settings import variable
+from token_broker.resources import variable
 
 if TYPE_CHECKING:
     import jsonschema_rs

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from strategies.base import Dialect
+from strategies.session_model.agent_settings import Dialect
 from token_broker.web.requests import whole_number
 
 __all__ = [

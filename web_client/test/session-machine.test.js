@@ -80,6 +80,7 @@ const TABLE = [
   ["the session's limit comes near", live(), { type: "move", reason: "session_limit" }, NOW, "requesting | session_limit | close | request_plan"],
   ["another agent is wanted", live(), { type: "move", reason: "agent_switched" }, NOW, "requesting | agent_switched | close | request_plan"],
   ["another agent is wanted before the plan came", requesting(), { type: "move", reason: "agent_switched" }, NOW, "requesting | agent_switched | close | request_plan"],
+  ["the agent ends the talk", live(2), dropped("ended_by_agent", { fatal: true }), NOW, "ended | ended_by_agent | close"],
   ["a talk ends for good", live(2), dropped("refused", { fatal: true, reportAs: "too_long" }), NOW, "failed | too_long | close | report"],
   ["the user hangs up", live(), { type: "hang_up", reason: "hung_up" }, NOW, "ended | hung_up | close"],
   ["the user hangs up while waiting", waiting(), { type: "hang_up", reason: "hung_up" }, NOW, "ended | hung_up | close"],

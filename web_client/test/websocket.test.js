@@ -102,3 +102,11 @@ test("the end of an answer beside the conversation does not end the sound of ano
   socket.says(done("beside", "completed"));
   assert.deepEqual(played, ["play a1"]);
 });
+
+test("a talk that its agent has ended is not begun again, one at its time limit is", async () => {
+  for (const [reason, code] of [["the agent has ended the talk", "ended_by_agent"], ["the talk has reached its longest time", "session_limit"]]) {
+    const { socket, drops } = await talking();
+    socket.onclose({ code: 1000, reason });
+    assert.deepEqual(drops, [code]);
+  }
+});

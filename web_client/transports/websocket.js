@@ -35,6 +35,10 @@ const CLOSE_CODES = {
   4502: { code: "azure_dropped", message: "Azure ended the connection." },
   4503: { code: "draining", message: "The voice service is being renewed." },
 };
+/** The reason with which the broker closes a talk (1000) that its agent has ended: nobody wants it back. */
+const ENDED_BY_AGENT = "the agent has ended the talk";
+/** @type {Failure} */
+const ENDED = { code: "ended_by_agent", message: "The agent has ended the talk.", fatal: true };
 /** @type {Failure} */
 const NETWORK = { code: "socket_closed", message: "The connection to the voice service broke off." };
 
@@ -72,8 +76,8 @@ export class WebSocketTransport {
       socket.onmessage = ({ data }) => {
         if (this.#handle(data)?.kind === "ready") resolve();
       };
-      socket.onclose = ({ code }) => {
-        const reason = CLOSE_CODES[code] ?? NETWORK;
+      socket.onclose = ({ code, reason: why }) => {
+        const reason = why === ENDED_BY_AGENT ? ENDED : (CLOSE_CODES[code] ?? NETWORK);
         reject(failure(reason.code, reason.message, reason));
         this.#drop(reason);
       };

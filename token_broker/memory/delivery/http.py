@@ -33,7 +33,7 @@ from token_broker.security.tokens import ANONYMOUS
 
 __all__ = ["HttpSink", "event_id", "http_failure"]
 
-_MAX_BYTES = 65_536 - 2_048  # of the turns: the event has 64 KiB with its frame
+_MAX_BYTES = 65_536 - 8_192  # of the turns: the event has 64 KiB with its frame, and the ids of what is missing
 _ANSWER_BYTES = 65_536
 _GONE_S = 600.0  # how long a receiver that says 410 is left alone
 _MAX_RETRY_AFTER_S = 86_400.0

@@ -153,7 +153,10 @@ class ZepCloudMemory:
         async with self._failures(storing=False):
             if whole:
                 key = _key("erase user", user_key, erasure.before_us, erasure.failures)
-                user = await self._found_user(user_key)
+                user, _ = await self._find("user", user_key)
+                if user is None:  # made before the process ended that would have stored the name
+                    there = await _unless_missing(self._zep.user.lookup(user_id=user_key))
+                    user = None if there is None else _named(there)
                 call = self._zep.user.delete(user, idempotency_key=key) if user else None
             else:
                 thread, _ = await self._find("thread", session_id)
@@ -236,14 +239,6 @@ class ZepCloudMemory:
         name = _named(made)
         await self._keep("user", user_key, name)
         return name
-
-    async def _found_user(self, user_key: str) -> str | None:
-        """Zep's name of a user, as the store or Zep itself knows it."""
-        user, _ = await self._find("user", user_key)
-        if user is not None:
-            return user
-        found = await _unless_missing(self._zep.user.lookup(user_id=user_key))
-        return None if found is None else _named(found)
 
     async def _forget_lost(self, session_id: str, user_key: str) -> None:
         """Forgets what Zep called a thread, and a user whom Zep does not have any more."""

@@ -113,18 +113,19 @@ class SqliteDatabase:
 
     async def scrub_files(self) -> bool:
         """Empties the log: it still has what was overwritten in the file; whether it could. Raises StoreError."""
+
+        def truncate() -> bool:
+            connection = sqlite3.connect(self.path, timeout=self._busy_ms / 1000, isolation_level=None)
+            with contextlib.closing(connection):
+                busy, _pages, _copied = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not busy
+
         for attempt in range(_SCRUB_TRIES):
             if attempt:
                 await asyncio.sleep(_SCRUB_PAUSE_S)  # for a reader that holds the log
-            if await self._in_thread(self._run_writer, self._truncate_log):
+            if await self._in_thread(self._run_writer, truncate):
                 return True
         return False
-
-    def _truncate_log(self) -> bool:
-        connection = sqlite3.connect(self.path, timeout=self._busy_ms / 1000, isolation_level=None)
-        with contextlib.closing(connection):
-            busy, _pages, _copied = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        return not busy
 
     async def close(self) -> None:
         if self._closed:

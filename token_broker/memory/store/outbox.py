@@ -282,8 +282,10 @@ def _last_settled(connection: Connection, session_id: str, sink: SinkName) -> Po
 
 def settle(connection: Connection, held: Claim, result: Settlement) -> bool:
     """Writes a claim's result and releases the session; False, and nothing written, where it is no longer ours."""
-    is_ours = and_(_is_row(held.session_id, held.sink), outbox.c.fence == held.fence)
-    if connection.execute(select(outbox.c.fence).where(is_ours).with_for_update()).first() is None:
+    is_ours = _is_row(held.session_id, held.sink)
+    # All sinks' rows of the session, in one order: two of them that update the same turns at once would deadlock.
+    rows = select(outbox.c.sink, outbox.c.fence).where(is_session(outbox, held.session_id)).order_by(outbox.c.sink)
+    if (held.sink, held.fence) not in [tuple(row) for row in connection.execute(rows.with_for_update())]:
         return False
     mark_settled(connection, held.session_id, held.sink, result.delivered)
     dead = [turn for turn in held.going if turn.turn_id in result.dead]

@@ -42,6 +42,7 @@ class TalkNote:
     owner: Owner
     over_at_s: float
     begins: bool
+    tries: int = 1
 
 
 MAX_BLOCKS = 10_000  # each replica holds all of them, and reads them every two seconds
@@ -56,15 +57,18 @@ def find_session(connection: Connection, session_id: str) -> SessionRecord | Non
     return SessionRecord(session_id, row.principal, row.epoch, row.talk_id, (row.talk_over_at_us or 0) / 1_000_000)
 
 
-def note_talks(connection: Connection, notes: Iterable[TalkNote]) -> None:
-    """Writes which talks began, and when they are over."""
+def note_talks(connection: Connection, notes: Iterable[TalkNote]) -> list[TalkNote]:
+    """Writes which talks began, and when they are over; those that changed no row, since their session has none yet."""
+    unwritten = []
     for note in sorted(notes, key=lambda each: by_bucket(each.owner.session_id)):
         owner = note.owner
         its = and_(is_session(sessions, owner.session_id), sessions.c.principal == owner.principal)
         if not note.begins:
             its = and_(its, or_(sessions.c.talk_id.is_(None), sessions.c.talk_id == owner.talk_id))
         noted = update(sessions).where(its).values(talk_id=owner.talk_id, talk_over_at_us=to_us(note.over_at_s))
-        connection.execute(noted)
+        if connection.execute(noted).rowcount == 0:
+            unwritten.append(note)
+    return unwritten
 
 
 def claim_session(connection: Connection, owner: Owner, agent_id: str, now_s: float) -> bool:

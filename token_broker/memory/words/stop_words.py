@@ -4,7 +4,6 @@ They are written as people write them, and folded when they are loaded. A word o
 (German `war`, English `war`): so a question's language is guessed from these words, and its words alone are left out.
 """
 
-from functools import cache
 from typing import Final
 
 from token_broker.memory.words.folding import fold
@@ -273,14 +272,13 @@ STOP_GRAMS: Final = frozenset(_GRAMS.split())
 STOP_RUNS: Final = tuple(sorted(map(fold, _RUNS.split()), key=len, reverse=True))
 
 
-@cache
-def _folded() -> dict[str, frozenset[str]]:
-    return {language: frozenset(fold(words).split()) for language, words in _STOP_WORDS.items()}
+# At once: the first question must not wait for it.
+_FOLDED = {language: frozenset(fold(words).split()) for language, words in _STOP_WORDS.items()}
 
 
 def stop_words_of(words: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
     """The stop words of the languages that have most of `words`, and which languages these are."""
-    hits = {language: len(words & stops) for language, stops in _folded().items()}
+    hits = {language: len(words & stops) for language, stops in _FOLDED.items()}
     most = max(hits.values())
     likely = frozenset(language for language, count in hits.items() if count == most and most)
-    return frozenset().union(*(_folded()[language] for language in likely)), likely
+    return frozenset().union(*(_FOLDED[language] for language in likely)), likely

@@ -43,7 +43,7 @@ class Farewell:
         self._calls.clear()
 
     def holds(self, batches: list[AbstractSet[str]], *, spoke: bool) -> bool:
-        """Whether no further answer is asked for: the goodbye was said (`spoke`: the last answer had sound)."""
+        """Whether no further answer is asked for: the goodbye was said (`spoke`: the last answer said something)."""
         return self.is_asked and spoke and self._is_alone(batches)
 
     def is_over(
@@ -52,7 +52,7 @@ class Farewell:
         """Whether the talk ends now. `plays_until_s` is when all sound that has come was played."""
         if not self.is_asked or answering or not self._is_alone(batches):
             return False
-        # Without sound the model is asked for its goodbye first, which leaves no batch.
+        # Without a word the model is asked for its goodbye first, which leaves no batch.
         return (spoke or not batches) and now_s >= plays_until_s + _PLAYED_LATE_S
 
     def _is_alone(self, batches: list[AbstractSet[str]]) -> bool:

@@ -96,8 +96,7 @@ class OpenCalls:
         self._listens = listens
         self._here = False
         self._batches: dict[str, CallBatch] = {}
-        self.told: set[str] = set()
-        """The keys whose outputs Azure has told of."""
+        self._told = BoundedDict[str, None](_SEEN)  # keys whose outputs Azure has told of
         self._seen = BoundedDict[tuple[str, str], None](_SEEN)  # calls by session and id
         self._names = BoundedDict[str, str](_SEEN)  # of calls under way, by item
         self._faults = BoundedDict[str, str](_SEEN)  # why calls are not made, by id
@@ -114,6 +113,10 @@ class OpenCalls:
         """The keys that have their outputs, and of which the model has not gone on yet."""
         return frozenset().union(*(batch.answered for batch in self))
 
+    def told(self) -> frozenset[str]:
+        """The keys of whose outputs Azure has told, so that any answer from now on goes on from them."""
+        return frozenset(self._told)
+
     def ready(self) -> list[CallBatch]:
         """The batches from which the model is to be asked to go on. Forgets those that need nothing more."""
         for batch in self:
@@ -124,7 +127,11 @@ class OpenCalls:
     def drop(self, batch: CallBatch) -> None:
         """Nothing more is to be done about it."""
         self._batches.pop(batch.response_id, None)
-        self.told.difference_update(batch.answered)
+
+    def ask_again(self, batch: CallBatch) -> None:
+        """The model was not asked after all, which may have been taken for answered."""
+        batch.asked = False
+        self._batches[batch.response_id] = batch
 
     def withholds(self, call_id: str) -> bool:
         """Whether the client does not get a call that would have been its own: it is not made."""
@@ -183,7 +190,8 @@ class OpenCalls:
         for batch in self:
             for call in [each for each in batch.open.values() if each.output is not None]:
                 done += self._give(batch, call)
-        self.told = set(self.answered())
+        self._told.clear()
+        self._told.update(dict.fromkeys(self.answered()))
         return done
 
     def cut(self, *, lost: bool = True) -> None:
@@ -191,7 +199,7 @@ class OpenCalls:
         `lost`: then the model has to be asked again.
         """
         self._here = False
-        self.told.clear()
+        self._told.clear()
         for batch in self:
             batch.ended = True
             for call in [each for each in batch.open.values() if lost and each.tool is None]:
@@ -226,17 +234,36 @@ class OpenCalls:
         """An output of an answer is over. A call that is complete is made, unless it has been told before."""
         if not isinstance(item, dict):
             return []
-        kind, key = item.get("type"), str(item.get("id"))
+        kind, key, name = item.get("type"), str(item.get("id")), str(item.get("name"))
         if kind == "mcp_call":
             self.end_mcp(key)
         elif kind == "mcp_approval_request":
             batch = self._batch(response_id, silent=silent)
             if key not in batch.answered:
-                batch.open.setdefault(key, _OpenCall(key, str(item.get("name")), now_s, None, now_s + _APPROVAL_S))
+                batch.open.setdefault(key, _OpenCall(key, name, now_s, None, now_s + _APPROVAL_S))
                 batch.acts = True
-        elif kind == "function_call" and item.get("status", "completed") == "completed" and not outside:
-            return self._take(item, self._batch(response_id, silent=silent), now_s)
-        return []
+        call_id, arguments = str(item.get("call_id")), item.get("arguments")
+        identity = (self._azure_session(), call_id)
+        is_call = kind == "function_call" and item.get("status", "completed") == "completed"
+        if not is_call or outside or identity in self._seen:
+            return []
+        self._seen[identity] = None
+        batch = self._batch(response_id, silent=silent)
+        batch.functions += 1
+        batch.asks = not batch.silent
+        tool = self._tools().get(name)
+        call = batch.open[call_id] = _OpenCall(call_id, name, now_s, tool)
+        arguments = arguments if isinstance(arguments, str) else ""
+        fault = self._faults.get(call_id) or self._fault(name, arguments, batch.functions, silent=batch.silent)
+        if tool is None or fault is not None:
+            batch.acts = True
+            call.output = self._faults[call_id] = fault or ""
+            return [*self._give(batch, call), Tell(name, call_id, "failed", 0.0)]
+        if tool.by == "client":
+            call.deadline_s = now_s + tool.timeout_s
+            return [Tell(name, call_id, "running")]
+        batch.acts = True
+        return [Tell(name, call_id, "running"), Run(tool, call_id, arguments, identity[0])]
 
     def end_answer(self, response_id: str, *, cancelled: bool) -> None:
         """An answer is over: after this no call of it is told."""
@@ -250,7 +277,7 @@ class OpenCalls:
             if key in batch.open:
                 batch.answer(key)
                 batch.asks = True
-                self._note_told(key)
+                self._told[key] = None
 
     def note_item(self, item: Any, now_s: float) -> list[Action]:
         """The conversation has an item."""
@@ -258,11 +285,11 @@ class OpenCalls:
             return []
         kind = item.get("type")
         if kind == "function_call_output":
-            self._note_told(key := str(item.get("call_id")))
+            self._told[key := str(item.get("call_id"))] = None
             if self._listens and (told := self.answered_by_client(key, now_s)) is not None:
                 return [told]
         elif kind == "mcp_approval_response":
-            self._note_told(key := str(item.get("approval_request_id")))
+            self._told[key := str(item.get("approval_request_id"))] = None
             if self._listens:
                 self.approved(key, approve=item.get("approve") is True, now_s=now_s)
         elif kind == "mcp_call":
@@ -312,37 +339,10 @@ class OpenCalls:
 
     # --- parts of the above
 
-    def _note_told(self, key: str) -> None:
-        if any(key in batch.open or key in batch.answered for batch in self):
-            self.told.add(key)
-
     def _batch(self, response_id: str, *, silent: bool) -> CallBatch:
         if (batch := self._batches.get(response_id)) is None:
             batch = self._batches[response_id] = CallBatch(response_id, silent)
         return batch
-
-    def _take(self, item: Event, batch: CallBatch, now_s: float) -> list[Action]:
-        call_id, name, arguments = str(item.get("call_id")), str(item.get("name")), item.get("arguments")
-        identity = (self._azure_session(), call_id)
-        if identity in self._seen:
-            return []
-        self._seen[identity] = None
-        arguments = arguments if isinstance(arguments, str) else ""
-        batch.functions += 1
-        batch.asks = not batch.silent
-        tool = self._tools().get(name)
-        call = batch.open[call_id] = _OpenCall(call_id, name, now_s, tool)
-        fault = self._faults.get(call_id)
-        fault = fault or self._fault(name, arguments, batch.functions, silent=batch.silent)
-        if tool is None or fault is not None:
-            batch.acts = True
-            call.output = self._faults[call_id] = fault or ""
-            return [*self._give(batch, call), Tell(name, call_id, "failed", 0.0)]
-        if tool.by == "client":
-            call.deadline_s = now_s + tool.timeout_s
-            return [Tell(name, call_id, "running")]
-        batch.acts = True
-        return [Tell(name, call_id, "running"), Run(tool, call_id, arguments, identity[0])]
 
     def _fault(self, name: str, arguments: str, number: int, *, silent: bool) -> str | None:
         """Why a call is not made; None: it is. `number`: which call of its answer it is."""

@@ -17,6 +17,7 @@ from token_broker.relay.answers.actions import Action, Reason, Refuse, Send, Too
 from token_broker.relay.answers.open_calls import CallBatch, OpenCalls
 from token_broker.relay.dialects.broker_events import SAY_ID
 from token_broker.relay.resume.session_facts import SessionFacts
+from token_broker.security.limits import BoundedDict
 
 __all__ = ["ACTIVE_ALREADY", "CREATE_ID", "SEQUENCER_EVENTS", "AnswerSequencer"]
 
@@ -39,8 +40,10 @@ _ITEM_TOLD = frozenset({"conversation.item.created", "conversation.item.added", 
 _ROUNDS_AT_MOST = 5
 _WISHES_AT_MOST = 8
 _TRIES = 5
+_TAKEN = 16
 _BY_ITSELF_S = 5.0  # after speech, for the answer of turn detection
 _CREATED_S = 35.0  # longer than a silent session is kept
+_CLIENTS_S = 10.0
 _BLOCKED_S = 10.0
 _OWED_S = 5.0  # official clients ask at once
 
@@ -74,15 +77,35 @@ class _Create:
     wants: tuple[_Want, ...] = ()
     batches: tuple[CallBatch, ...] = ()
     tools_off: bool = False
+    outside: bool = False  # of the conversation
+
+    @property
+    def until_s(self) -> float:
+        """Until then Azure begins an answer or refuses. A refusal of the client's may not say what it is about."""
+        return self.sent_s + (_CLIENTS_S if self.reason == "client" else _CREATED_S)
 
 
 @dataclass(slots=True)
 class _AnswerUnderWay:
-    """An answer that Azure makes: of a `create`, or by itself. It goes on from the keys that it `covers`."""
+    """An answer that Azure makes: of a `create`, or by itself.
 
-    covers: frozenset[str] = frozenset()
+    When it began, Azure had told of so many `told_items` of the user's, and of the outputs of the keys `told`.
+    """
+
+    told_items: int = 0
+    told: frozenset[str] = frozenset()
     outside: bool = False
     create: _Create | None = None
+
+    @property
+    def items(self) -> int:
+        """It answers the first so many items of the user's."""
+        return self.told_items if self.create is None else self.create.items
+
+    @property
+    def covers(self) -> frozenset[str]:
+        """It goes on from the outputs of these keys."""
+        return self.told if self.create is None else self.create.covers
 
     @property
     def is_brokers(self) -> bool:
@@ -120,7 +143,8 @@ class AnswerSequencer:
         self._moved = False
         self._dialect: Dialect = "ga"
         self._active: dict[str, _AnswerUnderWay] = {}
-        self._create: _Create | None = None
+        self._creates: deque[_Create] = deque()  # under way: one of the broker's, or some of the client's
+        self._taken = BoundedDict[str, _Create](_TAKEN)  # those for which an answer began, by their ids
         self._wants: deque[_Want] = deque()
         self._speaking = False
         self._by_itself_s = 0.0  # until then, turn detection may ask for the answer to what was said
@@ -128,6 +152,7 @@ class AnswerSequencer:
         self._plays = False  # over WebRTC Azure tells
         self._rounds = 0
         self._items = 0  # of the user's, spoken and typed
+        self._untold: dict[int, bool] = {}  # those of which Azure has not told, by number: whether they are spoken
         self._owed = 0  # outputs of the client's, each of which its own `response.create` may follow
         self._owed_s = 0.0
         self._number = 0
@@ -135,21 +160,20 @@ class AnswerSequencer:
     @property
     def is_answering(self) -> bool:
         """Whether an answer is asked for or made, or a call of one has no output yet."""
-        return bool(self._active) or self._create is not None or self.calls.is_acting
+        return bool(self._active or self._creates) or self.calls.is_acting
 
     def due_s(self, now_s: float) -> float:
         """When `tick` has something to do next; infinity: nothing is known."""
         times = [*self.calls.times(), self._by_itself_s, self._blocked_s]
         if self.calls.is_acting:
             times.append(self._plays_until_s())
-        if self._create is not None:
-            times.append(self._create.sent_s + _CREATED_S)
+        times += [create.until_s for create in self._creates]
         return min((each for each in times if each > now_s), default=math.inf)
 
     def tick(self, now_s: float) -> list[Action]:
         """Does what is due: an answer is asked for, a call has taken too long."""
-        if self._create is not None and self._create.sent_s + _CREATED_S <= now_s:
-            self._again(self._create)
+        while self._creates and self._creates[0].until_s <= now_s:
+            self._again(self._creates.popleft())
         return self.calls.expire(now_s) + self._next(now_s)
 
     # --- what is wanted
@@ -178,7 +202,7 @@ class AnswerSequencer:
         done = self.calls.begin() + self.calls.expire(now_s)
         asked_for = tuple(batch for batch in self.calls if batch.asked)
         if asked:
-            self._create = _Create("retry", now_s, self._items, asked, self.calls.answered(), (), asked_for)
+            self._creates.append(_Create("retry", now_s, self._items, asked, self.calls.answered(), (), asked_for))
         else:  # the client has cancelled what was asked, or asks itself
             for batch in asked_for:
                 self.calls.drop(batch)
@@ -191,9 +215,11 @@ class AnswerSequencer:
         """
         self._moved = self._moved or (self._here and lost)
         self._here = self._speaking = self._plays = False
-        self._create = None
+        self._creates.clear()
+        self._taken.clear()
         self._active.clear()
         self._by_itself_s = self._blocked_s = 0.0
+        self._untold.clear()
         self.calls.cut(lost=lost)
 
     # --- what the client sends
@@ -206,7 +232,7 @@ class AnswerSequencer:
         if kind == "conversation.item.create":
             return self._client_item(event.get("item"), event, now_s)
         if kind in {"input_audio_buffer.commit", "input_text.done"}:
-            self._user_turn()
+            self._user_turn(spoken=kind == "input_audio_buffer.commit")
         elif kind == "input_audio_buffer.clear":
             self._speaking, self._by_itself_s = False, 0.0
         elif kind == "response.create":
@@ -222,7 +248,7 @@ class AnswerSequencer:
         done: list[Action] = []
         if kind == "input_audio_buffer.speech_started":
             self._speaking = True
-            self._user_turn()
+            self._user_turn(spoken=True)
         elif kind in {"input_audio_buffer.speech_stopped", "input_audio_buffer.committed"}:
             by_itself = self._facts.detects and self._facts.answers_by_itself
             self._speaking, self._by_itself_s = False, now_s + _BY_ITSELF_S if by_itself else 0.0
@@ -231,10 +257,15 @@ class AnswerSequencer:
         elif kind == "response.created":
             if isinstance(stated := event.get("response"), dict):
                 outside = "conversation_id" in stated and stated["conversation_id"] is None
-                create, self._create = self._create, None
-                covers = frozenset(self.calls.told) if create is None else create.covers
+                create = self._creates[0] if self._creates else None
+                if create is not None and outside and create.reason != "client" and not create.outside:
+                    create = None  # a client's own, which was under way
+                if create is not None:
+                    self._creates.popleft()
+                    self._taken.update(dict.fromkeys(create.event_ids, create))
                 self._by_itself_s = self._by_itself_s if outside else 0.0
-                self._active[str(stated.get("id"))] = _AnswerUnderWay(covers, outside, create)
+                answer = _AnswerUnderWay(self._told_items, self.calls.told(), outside, create)
+                self._active[str(stated.get("id"))] = answer
         elif kind == "response.output_item.added":
             self.calls.add_output(event, now_s, silent=silent)
         elif kind == "response.function_call_arguments.done":
@@ -247,8 +278,8 @@ class AnswerSequencer:
         elif kind in _ITEM_TOLD:
             item = event.get("item")
             done += self.calls.note_item(item, now_s)
-            if self._listens and isinstance(item, dict) and item.get("role") == "user":
-                self._user_turn()
+            if isinstance(item, dict) and item.get("role") == "user" and kind != "conversation.item.done":
+                self._note_told(item.get("content"))
         elif kind == "response.done":
             done += self._end_answer(event.get("response"), now_s)
         elif kind == "output_audio_buffer.started":
@@ -266,7 +297,7 @@ class AnswerSequencer:
     def _next(self, now_s: float) -> list[Action]:
         """Asks for the next answer, where nothing stands against it."""
         ready = self.calls.ready()
-        if not self._here or self._active or self._create is not None or self._speaking:
+        if not self._here or self._active or self._creates or self._speaking:
             return []
         if now_s < self._by_itself_s or now_s < self._blocked_s:
             return []
@@ -294,7 +325,7 @@ class AnswerSequencer:
             create.covers = self.calls.answered()
         if not ready and (event := next((want.event for want in wants if want.event), None)) is not None:
             create.event_ids = _ids(event)
-            self._create = create
+            self._creates.append(create)
             return Send(event)
         response: dict[str, Any] = {}
         for want in wants:
@@ -316,7 +347,8 @@ class AnswerSequencer:
             response = {**response, name: list(self._facts.modalities)}
         create.event_ids = frozenset({event_id})
         create.tools_off = response.get("tool_choice") == "none"
-        self._create = create
+        create.outside = response.get("conversation") == "none"
+        self._creates.append(create)
         stated = {"response": response} if response else {}
         return Send({"type": "response.create", "event_id": event_id, **stated})
 
@@ -338,12 +370,13 @@ class AnswerSequencer:
         for batch in self.calls:
             if batch.response_id != response_id and batch.is_complete and batch.answered <= answer.covers:
                 self.calls.drop(batch)
-        if (create := answer.create) is not None:
-            # A wish of the client's that has waited is met where it came before what was asked here.
-            met = [want for want in self._wants if want.event and want.is_plain and want.items <= create.items]
-            self._wants = deque(want for want in self._wants if want not in met or create.reason in {"say", "greeting"})
-            if create.reason == "tools":
-                self._owed = 0
+        reason = None if answer.create is None else answer.create.reason
+        if reason not in {"say", "greeting"}:  # a wish of the client's that has waited may be met
+            self._wants = deque(
+                want for want in self._wants if not (want.event and want.is_plain and want.items <= answer.items)
+            )
+        if reason == "tools":
+            self._owed = 0
         return done
 
     def _refused(self, error: Any, now_s: float) -> list[Action]:
@@ -351,15 +384,21 @@ class AnswerSequencer:
         if not isinstance(error, dict):
             return []
         code, event_id = error.get("code"), error.get("event_id")
-        create = self._create
-        if create is not None and (event_id in create.event_ids or (not create.event_ids and code == ACTIVE_ALREADY)):
-            self._create = None
-        else:
+        nameless = code == ACTIVE_ALREADY or str(error.get("param")).startswith("response")
+        refused = (
+            each
+            for each in self._creates
+            if event_id in each.event_ids or (event_id is None and nameless and not each.event_ids)
+        )
+        if (create := next(refused, None)) is not None:
+            self._creates.remove(create)
+        elif isinstance(event_id, str) and (create := self._taken.pop(event_id, None)) is not None:
             # Another answer was created first, and was taken for the one that is refused.
-            taken = (each for each in self._active.values() if each.create and event_id in each.create.event_ids)
-            if (answer := next(taken, None)) is None or answer.create is None:
-                return []
-            create, answer.create, answer.covers = answer.create, None, frozenset(self.calls.told)
+            for answer in self._active.values():
+                if answer.create is create:
+                    answer.create = None
+        else:
+            return []
         if create.reason == "client" and not create.wants:
             return []  # passed on as it came: the client hears of it
         if code == ACTIVE_ALREADY and all(want.tries < _TRIES for want in create.wants):
@@ -375,18 +414,36 @@ class AnswerSequencer:
 
     def _again(self, create: _Create) -> None:
         """What was asked has to be asked once more."""
-        self._create = None if self._create is create else self._create
         for batch in create.batches:
-            batch.asked = False
+            self.calls.ask_again(batch)
         for want in reversed(create.wants):
             want.tries += 1
             self._wants.appendleft(want)
 
     # --- the client
 
-    def _user_turn(self) -> None:
+    @property
+    def _told_items(self) -> int:
+        """So many items of the user's the conversation has for certain."""
+        return min(self._untold, default=self._items + 1) - 1
+
+    def _note_told(self, content: Any) -> None:
+        spoken = isinstance(content, list) and any(
+            isinstance(part, dict) and part.get("type") == "input_audio" for part in content
+        )
+        number = next((number for number, by_voice in self._untold.items() if by_voice == spoken), None)
+        if number is not None:
+            del self._untold[number]
+        elif self._listens:  # typed by a page that talks to Azure directly
+            self._user_turn(spoken=spoken)
+            del self._untold[self._items]
+
+    def _user_turn(self, *, spoken: bool) -> None:
         self._rounds = self._owed = 0
+        if spoken:  # what was noise, or is not committed, comes to no item
+            self._untold = {number: by_voice for number, by_voice in self._untold.items() if not by_voice}
         self._items += 1
+        self._untold[self._items] = spoken
         self._wants = deque(want for want in self._wants if want.reason != "greeting")
 
     def _client_item(self, item: Any, event: Event, now_s: float) -> tuple[bool, list[Action]]:
@@ -405,7 +462,8 @@ class AnswerSequencer:
             if self.calls.approved(key, approve=item.get("approve") is True, now_s=now_s):
                 return True, []
             return False, [Refuse("unknown_approval", "no such approval is awaited: yours is dropped", _id(event))]
-        self._user_turn()
+        if item.get("role") != "assistant":
+            self._user_turn(spoken=False)
         return True, []
 
     def _client_wish(self, event: dict[str, Any], now_s: float) -> tuple[bool, list[Action]]:
@@ -424,11 +482,10 @@ class AnswerSequencer:
                     batch.wish = response
                     break
             return False, []
-        brokers = self._create is not None and self._create.reason != "client"
+        brokers = any(create.reason != "client" for create in self._creates)
         brokers = brokers or any(answer.is_brokers for answer in self._active.values())
         if not brokers or response.get("cancel_previous") is True:
-            if not self._active:
-                self._create = _Create("client", now_s, self._items, _ids(event), self.calls.answered())
+            self._creates.append(_Create("client", now_s, self._items, _ids(event), self.calls.answered()))
             return True, []
         if not outside:  # the latest counts, as one answer is wanted
             self._wants = deque(want for want in self._wants if want.event is None or want.outside)

@@ -18,7 +18,6 @@ import structlog
 from aiohttp.abc import AbstractResolver
 from pydantic import SecretStr
 
-from strategies.base import Dialect
 from strategies.credentials import Authorization, Credentials
 from strategies.errors import (
     KeysDisabledError,
@@ -32,7 +31,8 @@ from strategies.health import CircuitBreaker
 from strategies.hedging import Call, Hedger
 from strategies.outbound_proxy import OutboundProxy, ProxyFailedError
 from strategies.pool import Pool, PoolPermit
-from strategies.resources import Resource, Wanted
+from strategies.resources import Resource, SpecSupplier, Wanted
+from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.opening import (
     SessionRefusedError,
@@ -43,11 +43,10 @@ from token_broker.relay.azure.opening import (
 )
 from token_broker.relay.azure.route import ConnectionHealth, Route, UpstreamConnection, make_routes
 from token_broker.relay.azure.socket import AzureSocket, connect
-from token_broker.relay.confirmation.report import SettingsReport
+from token_broker.relay.confirmation.settings_report import SettingsReport
 from token_broker.relay.guardrail.held import held_session
 from token_broker.security.limits import BoundedDict
 from token_broker.server.close_codes import SESSION_REFUSED, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
-from token_broker.sessions.plans import SpecSupplier
 from token_broker.settings import UpstreamName
 
 __all__ = ["NoUpstreamError", "Route", "UpstreamConnection", "UpstreamConnector", "make_routes"]

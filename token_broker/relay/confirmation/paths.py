@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from strategies.base import Dialect
+from strategies.session_model.agent_settings import Dialect
 
 __all__ = ["ABSENT", "DETECTION", "TRANSCRIPTION", "VOICE", "Path", "merged", "put", "value_of"]
 

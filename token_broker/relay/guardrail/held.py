@@ -8,8 +8,7 @@ before it does.
 from collections.abc import Mapping
 from typing import Any
 
-from strategies.base import Dialect
-from strategies.session_model.agent_settings import DetectionSettings
+from strategies.session_model.agent_settings import DetectionSettings, Dialect
 from token_broker.relay.confirmation.paths import ABSENT, DETECTION, put, value_of
 
 __all__ = ["AnswerWish", "held_changes", "held_session"]

@@ -9,7 +9,8 @@ from typing import Any
 import structlog
 
 from token_broker.relay.event_text import compact
-from token_broker.relay.guardrail.checks import (
+from token_broker.relay.guardrail.held import AnswerWish, held_changes
+from token_broker.relay.guardrail.word_checks import (
     AskHook,
     DropEvent,
     DropTurn,
@@ -20,7 +21,6 @@ from token_broker.relay.guardrail.checks import (
     WantAnswer,
     WordChecks,
 )
-from token_broker.relay.guardrail.held import AnswerWish, held_changes
 from token_broker.security.tokens import Owner
 from token_broker.sessions.agents import Agent
 from token_broker.tools.guardrail import GuardrailClient, Verdict, WordSource

@@ -68,6 +68,7 @@ class TalkLedger:
         """Items that a new session is told first, and that are no part of the talk."""
         self._refused_s: float | None = None
         self._last_sounded = True
+        self._last_spoke = False
         self._last_owed_sound = True
         self.facts = SessionFacts()
         self._history = TalkHistory()
@@ -257,9 +258,9 @@ class TalkLedger:
         return self._history.shorten(event.get("item_id"), event.get("audio_end_ms")) is not None
 
     @property
-    def last_sounded(self) -> bool:
-        """Whether the answer that ended last had sound."""
-        return self._last_sounded
+    def last_spoke(self) -> bool:
+        """Whether the answer that ended last said something, by sound or as text."""
+        return self._last_spoke
 
     @property
     def hears_nothing(self) -> bool:
@@ -427,6 +428,7 @@ class TalkLedger:
             return
         self._answers.remove(answer)
         self._last_sounded = answer.sounded
+        self._last_spoke = any(item.kind == "assistant" for item in answer.items)
         self._last_owed_sound = answer.owes_sound(self.facts.modalities)
         if self._current is answer:
             self._current = None

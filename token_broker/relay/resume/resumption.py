@@ -14,7 +14,7 @@ from typing import Any, Literal
 import structlog
 
 from strategies.errors import TimedOutError
-from strategies.resources import Wanted
+from strategies.resources import SpecSupplier, Wanted
 from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
@@ -37,7 +37,6 @@ from token_broker.relay.resume.steps import Step
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.server.close_codes import SESSION_REFUSED, UPSTREAM_FAILED, Ending
 from token_broker.sessions.agents import Agent
-from token_broker.sessions.plans import SpecSupplier
 from token_broker.settings import Settings
 
 __all__ = ["Reason", "Resumption", "TalkHooks"]

@@ -22,7 +22,29 @@ def text(name: str) -> sa.Column[str]:
 
 def upgrade() -> None:
     """Adds the columns and tables, and moves what waits."""
-    _sort_turns()
+    # Bits of the one state that a turn had (0 queued, 2 dead), and rows of the reasons.
+    for name in ("pending", "dead"):
+        op.add_column("turns", sa.Column(name, sa.SmallInteger, nullable=False, server_default=sa.text("0")))
+    op.create_table(
+        "dead_letters",
+        sa.Column("bucket", sa.SmallInteger, nullable=False),
+        text("session_id"),
+        text("turn_id"),
+        text("sink"),
+        sa.Column("arrival", sa.BigInteger, nullable=False),
+        sa.Column("reason", sa.Text),
+        sa.PrimaryKeyConstraint("bucket", "session_id", "turn_id", "sink"),
+    )
+    op.create_index("dead_letters_by_arrival", "dead_letters", ["arrival"])
+    op.execute("UPDATE turns SET pending = 1 WHERE delivery = 0")
+    op.execute("UPDATE turns SET dead = 1 WHERE delivery = 2")
+    op.execute(
+        "INSERT INTO dead_letters SELECT bucket, session_id, turn_id, 'zep', arrival, dead_reason FROM turns "
+        "WHERE delivery = 2"
+    )
+    op.drop_index("turns_dead", "turns")
+    for name in ("delivery", "dead_reason"):
+        op.drop_column("turns", name)
     _remake(
         "outbox",
         "bucket, session_id, due_at_us, lease_until_us, fence, uncertain, attempts, failures, failing_since_us, batch, "
@@ -107,32 +129,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("bucket", "session_id"),
     )
     op.create_index("recent_erasures_by_time", "recent_erasures", ["at_us"])
-
-
-def _sort_turns() -> None:
-    """Makes bits of the one state that a turn had (0 queued, 2 dead), and rows of the reasons."""
-    for name in ("pending", "dead"):
-        op.add_column("turns", sa.Column(name, sa.SmallInteger, nullable=False, server_default=sa.text("0")))
-    op.create_table(
-        "dead_letters",
-        sa.Column("bucket", sa.SmallInteger, nullable=False),
-        text("session_id"),
-        text("turn_id"),
-        text("sink"),
-        sa.Column("arrival", sa.BigInteger, nullable=False),
-        sa.Column("reason", sa.Text),
-        sa.PrimaryKeyConstraint("bucket", "session_id", "turn_id", "sink"),
-    )
-    op.create_index("dead_letters_by_arrival", "dead_letters", ["arrival"])
-    op.execute("UPDATE turns SET pending = 1 WHERE delivery = 0")
-    op.execute("UPDATE turns SET dead = 1 WHERE delivery = 2")
-    op.execute(
-        "INSERT INTO dead_letters SELECT bucket, session_id, turn_id, 'zep', arrival, dead_reason FROM turns "
-        "WHERE delivery = 2"
-    )
-    op.drop_index("turns_dead", "turns")
-    for name in ("delivery", "dead_reason"):
-        op.drop_column("turns", name)
 
 
 def _remake(table: str, kept: str, added: dict[str, str], *columns: sa.schema.SchemaItem) -> None:
