@@ -369,7 +369,7 @@ usage = Table(
     Column("complete", Boolean, nullable=False),
     Column("ended", Text),  # NULL: it goes on, or its process was killed
     PrimaryKeyConstraint("bucket", "talk_id", "part", "resource", "day"),
-    Index("usage_by_day", "day", "principal"),
+    Index("usage_by_principal", "principal", "day"),
     Index("usage_by_session", "bucket", "session_id"),
 )
 
