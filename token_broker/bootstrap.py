@@ -234,7 +234,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         if len(pool.resources) > 1:  # with one there is nobody else to go to
             stalls = asyncio.create_task(watch_stalls(pool), name="watch-stalls")
             stack.callback(stalls.cancel)
-        metrics.expect(settings.token_strategies, names)
+        metrics.expect(settings.token_strategies, names, agents)
         metrics.expect_tools(
             [
                 (agent.id, tool.name)
