@@ -42,7 +42,7 @@ class HangUp(Protocol):
 
 
 @dataclass(slots=True)
-class _Call:
+class _Watched:
     owner: Owner
     endpoint: str
     listener: CallListener
@@ -73,7 +73,7 @@ class WatchedCalls:
         self._level = level or TalkLevelCounters()
         self._on_ended = on_ended
         self._ledger = ledger or UsageLedger(None)
-        self._calls: dict[str, _Call] = {}
+        self._calls: dict[str, _Watched] = {}
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -107,7 +107,7 @@ class WatchedCalls:
             greets=partial(self._level.greets, owner.talk_id),
             usage=usage,
         )
-        call = _Call(owner, endpoint, listener, usage)
+        call = _Watched(owner, endpoint, listener, usage)
         self._calls[call_id] = call
         self._level.begin(owner)
         self._drain.add(listener)
@@ -158,7 +158,7 @@ class WatchedCalls:
             if refused(call.owner.principal, call.owner.session_id):
                 self.end(call_id, _BLOCKED)
 
-    def _end_talk(self, call: _Call, ending: Ending) -> None:
+    def _end_talk(self, call: _Watched, ending: Ending) -> None:
         if not call.is_told:
             call.is_told = True
             call.usage.end(ending.outcome)

@@ -1,8 +1,8 @@
 """Handles Azure's events in a talk: notes turns, usage, handoffs and what is open, and decides what the client gets."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import structlog
 
@@ -18,7 +18,6 @@ from token_broker.relay.dialects.item_cache import CACHED_EVENTS
 from token_broker.relay.event_text import SESSION_EVENTS, event_of, event_type, event_type_by_head, is_audio_delta
 from token_broker.relay.guardrail.talk_guard import TalkGuard
 from token_broker.relay.guardrail.word_checks import GUARD_EVENTS
-from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.allowlist import Refused
 from token_broker.relay.policy.visibility import (
     ERROR_EVENTS,
@@ -32,6 +31,7 @@ from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.failed_answers import ANSWER_FAILED, failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.tokens import Owner
+from token_broker.sessions.agent import Agent
 from token_broker.usage.talk_usage import TalkUsage
 
 __all__ = ["EventHandler"]
@@ -47,6 +47,18 @@ _PARSED_EVENTS = (
 ) | (_NAMING_EVENTS | GUARD_EVENTS)
 
 
+class Handoffs(Protocol):
+    """`AgentHandoff`, as far as Azure's events concern it."""
+
+    agent: Agent
+
+    @property
+    def holds(self) -> bool: ...
+    def is_quiet(self, upstream: UpstreamConnection) -> None: ...
+    def session_told(self, event: Mapping[str, Any], upstream: UpstreamConnection) -> None: ...
+    def owns_error(self, event: Mapping[str, Any], upstream: UpstreamConnection) -> bool: ...
+
+
 class EventHandler:
     """One talk's handler. It calls `broken` where Azure sends something that is not an event, and `user_spoke`.
 
@@ -60,7 +72,7 @@ class EventHandler:
         owner: Owner,
         *,
         turns: TurnRecorder,
-        handoff: AgentHandoff,
+        handoff: Handoffs,
         ledger: TalkLedger,
         answers: TalkAnswers,
         hidden: HiddenCalls,

@@ -15,9 +15,9 @@ from typing import Any
 
 import structlog
 
-from strategies.base import SessionSpec
+from strategies.base import SessionSpec, SpecSupplier
 from strategies.errors import MalformedError
-from strategies.resources import Resource, SpecSupplier
+from strategies.resources import Resource
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.observability.events import Observer, TurnAnswered, null_observer
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
@@ -74,7 +74,6 @@ log = structlog.get_logger("token_broker.relay")
 _AUDIO_CHARS_A_SECOND = 64_000  # base64 of PCM16 at 24 kHz, the richest of the formats
 _HEAD_CHARS = 128
 _GREETING_AFTER_S = 0.3  # for a client that sets its session first, such as its format, or says something itself
-_LONGEST_NOTED = 65_536  # a longer event of a client's may be an item with an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,8 +345,7 @@ class Talk:
             upstream.socket.send(message)
             self._ledger.audio.append(message)
             return
-        noted = len(message) <= _LONGEST_NOTED or kind == "response.create" or IMAGE_FIELD.decode() not in message
-        event = parsed(message) if noted or self._guard.is_on else {}
+        event = parsed(message)
         if self._guard.admits(kind, event, len(message)):
             self._pass_on(kind, message, event, upstream)
 
