@@ -57,12 +57,12 @@ async def create_call(request: Request[CallState]) -> Response:
             agent=agent,
             lease=lease,
             deadline_s=deadline_s,
-            filtered=settings.webrtc_filter == "on",
+            filtered=settings.webrtc_filter == "on" and not agent.asks_page,
         )
     headers = {"Cache-Control": "no-store"}
     if call.token is not None:
         headers["Location"] = f"{request.scope['path']}/{call.token}"
-    return calls.answer(call, caller.owner, headers)
+    return calls.answer(call, headers)
 
 
 async def hang_up(request: Request[CallState]) -> Response:
@@ -97,8 +97,9 @@ CALL_OPERATIONS = (
         summary="Set up a WebRTC call through the broker",
         description=(
             "Post `createOffer()`'s SDP as it is. The broker mints, hands the offer to Azure, gives back its answer; "
-            "media flows between the browser and Azure. `Location` is what to DELETE to hang up. Counts as a token "
-            "request, and as an open talk until it is hung up. 403 `sockets_only`: this agent takes no calls."
+            "media flows between the browser and Azure, and the broker listens over Azure's sideband. `Location` is "
+            "what to DELETE to hang up. Counts as a token request, and as an open talk until the call ends. A newer "
+            "call of the same talk replaces the older. 403 `sockets_only`: this agent takes no calls."
         ),
         parameters=(_SESSION, Parameter("agent_id", "query", "Who speaks; the default agent where it is left out.")),
         body=Body(media_type="application/sdp", json_schema=OFFER_SCHEMA, example=SDP_EXAMPLE),

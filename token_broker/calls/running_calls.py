@@ -23,7 +23,7 @@ from token_broker.security.tokens import Owner
 
 __all__ = ["Calls", "EndedCalls"]
 
-log = structlog.get_logger("token_broker.sessions.running_calls")
+log = structlog.get_logger("token_broker.calls.running_calls")
 
 _FOLLOWED_S = 30.0  # an offer that nobody waits for: Azure answers within seconds, or not at all
 _FIRST_PAUSE_S = 0.5

@@ -1,0 +1,147 @@
+"""The calls that this process listens to, from their answer to their end.
+
+Each is joined in the background: no answer waits for it. A plan has one live call: a newer one of the same talk
+replaces the older, which is hung up, and whose late events touch nothing else.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import structlog
+
+from strategies.base import SessionSpec
+from token_broker.calls.sideband import CallListener
+from token_broker.relay.session import TalkParts
+from token_broker.security.limits import SessionLimits
+from token_broker.security.tokens import Owner
+from token_broker.server.close_codes import DONE, Ending
+from token_broker.server.drain import Drain
+from token_broker.sessions.agents import Agent
+from token_broker.sessions.talk_level import TalkLevelCounters
+
+__all__ = ["HangUp", "WatchedCalls"]
+
+log = structlog.get_logger("token_broker.calls")
+
+REPLACED = "a newer call of its talk has replaced it"
+HUNG_UP_BY_CLIENT = "its client hung up"
+
+
+class HangUp(Protocol):
+    """Ends a call at Azure in the background, with retries."""
+
+    def __call__(self, endpoint: str, call_id: str, owner: Owner, *, why: str) -> None: ...
+
+
+@dataclass(slots=True)
+class _Call:
+    owner: Owner
+    endpoint: str
+    listener: CallListener
+    task: "asyncio.Task[None] | None" = None
+    why: str | None = None  # it was ended by us
+    is_told: bool = False  # the talk's level knows that it is over
+
+
+class WatchedCalls:
+    """All calls of the process. `hang_up` ends one at Azure; `limits` keeps each call's place under Azure's id."""
+
+    def __init__(
+        self,
+        parts: TalkParts,
+        *,
+        hang_up: HangUp,
+        limits: SessionLimits,
+        drain: Drain,
+        level: TalkLevelCounters | None = None,
+        on_ended: Callable[[Owner, str], None] = lambda _owner, _agent_id: None,
+    ) -> None:
+        self._parts = parts
+        self._hang_up = hang_up
+        self._limits = limits
+        self._drain = drain
+        self._level = level or TalkLevelCounters()
+        self._on_ended = on_ended
+        self._calls: dict[str, _Call] = {}
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def watch(
+        self, owner: Owner, agent: Agent, *, endpoint: str, call_id: str, spec: SessionSpec, resource: str
+    ) -> None:
+        """Joins the call with Azure's id `call_id`; `spec` is the session that was minted."""
+        for other_id, other in list(self._calls.items()):
+            of_talk = other.owner.talk_id == owner.talk_id and other.owner.session_id == owner.session_id
+            if of_talk and other_id != call_id:
+                self.end(other_id, REPLACED)
+        listener = CallListener(
+            self._parts,
+            owner=owner,
+            agent=agent,
+            spec=spec,
+            resource=resource,
+            hang_up=partial(self.end, call_id),
+            holds_place=partial(self._limits.keeps, call_id),
+            greets=partial(self._level.greets, owner.talk_id),
+        )
+        call = _Call(owner, endpoint, listener)
+        self._calls[call_id] = call
+        self._level.begin(owner)
+        self._drain.add(listener)
+        self._parts.counters.listened[call_id] = listener.counters
+
+        async def run() -> None:
+            try:
+                ending = await listener.run(endpoint, call_id)
+                if ending.code == DONE:  # otherwise the call may go on unheard, and keeps its place
+                    self._limits.end(call_id)
+                log.info("call_heard", reason=call.why or ending.reason, turns=listener.counters.turns)
+            finally:
+                if self._calls.get(call_id) is call:
+                    del self._calls[call_id]
+                    del self._parts.counters.listened[call_id]
+                self._drain.remove(listener)
+                self._parts.counters.add(listener.counters)
+                self._end_talk(call)
+                if listener.counters.turns:
+                    self._on_ended(owner, agent.id)
+
+        call.task = asyncio.create_task(run(), name="talk-sideband")
+
+    def end(self, call_id: str, why: str) -> None:
+        """Hangs the call up at Azure, in the background; it is listened to until it is over."""
+        if (call := self._calls.get(call_id)) is not None:
+            call.why = call.why or why
+            self._hang_up(call.endpoint, call_id, call.owner, why=why)
+
+    def hung_up(self, call_id: str) -> None:
+        """The client has hung this call up: its talk is over, unless it goes on over another connection."""
+        if (call := self._calls.get(call_id)) is not None:
+            call.why = call.why or HUNG_UP_BY_CLIENT
+            self._end_talk(call)
+            call.listener.end(Ending(DONE, call.why))
+
+    def end_session(self, owner: Owner) -> None:
+        """Ends the calls of an erased session of `owner`: no turn of them could be kept any more."""
+        for call_id, call in list(self._calls.items()):
+            if call.owner.session_id == owner.session_id and call.owner.principal == owner.principal:
+                self.end(call_id, "its session was erased")
+
+    def _end_talk(self, call: _Call) -> None:
+        if not call.is_told:
+            call.is_told = True
+            # A call that ends without our doing may be a page that was reloaded: its talk goes on.
+            ends_talk = call.why is not None and call.why != REPLACED
+            self._level.end(call.owner, ends_talk=ends_talk, has_left=call.why is None)
+
+    async def aclose(self) -> None:
+        """Stops listening; the turns that were heard are kept."""
+        tasks = [call.task for call in self._calls.values() if call.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
