@@ -13,7 +13,9 @@ from typing import Protocol
 import structlog
 
 from strategies.base import SessionSpec
+from token_broker.calls.page_events import CallStreams
 from token_broker.calls.sideband import CallListener
+from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.session import TalkParts
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import Owner
@@ -59,6 +61,7 @@ class WatchedCalls:
         level: TalkLevelCounters | None = None,
         on_ended: Callable[[Owner, str], None] = lambda _owner, _agent_id: None,
     ) -> None:
+        self.streams = CallStreams()
         self._parts = parts
         self._hang_up = hang_up
         self._limits = limits
@@ -71,13 +74,22 @@ class WatchedCalls:
         return len(self._calls)
 
     def watch(
-        self, owner: Owner, agent: Agent, *, endpoint: str, call_id: str, spec: SessionSpec, resource: str
+        self,
+        owner: Owner,
+        agent: Agent,
+        *,
+        endpoint: str,
+        call_id: str,
+        spec: SessionSpec,
+        resource: str,
+        joined: AzureSocket | None = None,
     ) -> None:
-        """Joins the call with Azure's id `call_id`; `spec` is the session that was minted."""
+        """Joins the call with Azure's id `call_id`, unless it is `joined`; `spec` is the agent's session."""
         for other_id, other in list(self._calls.items()):
             of_talk = other.owner.talk_id == owner.talk_id and other.owner.session_id == owner.session_id
             if of_talk and other_id != call_id:
                 self.end(other_id, REPLACED)
+        page = self.streams.of(owner.session_id, call_id)
         listener = CallListener(
             self._parts,
             owner=owner,
@@ -87,6 +99,8 @@ class WatchedCalls:
             hang_up=partial(self.end, call_id),
             holds_place=partial(self._limits.keeps, call_id),
             greets=partial(self._level.greets, owner.talk_id),
+            page=page,
+            joined=joined,
         )
         call = _Call(owner, endpoint, listener)
         self._calls[call_id] = call
@@ -101,6 +115,7 @@ class WatchedCalls:
                     self._limits.end(call_id)
                 log.info("call_heard", reason=call.why or ending.reason, turns=listener.counters.turns)
             finally:
+                self.streams.end(owner.session_id, call_id, events=page)
                 if self._calls.get(call_id) is call:
                     del self._calls[call_id]
                     del self._parts.counters.listened[call_id]
@@ -111,6 +126,11 @@ class WatchedCalls:
                     self._on_ended(owner, agent.id)
 
         call.task = asyncio.create_task(run(), name="talk-sideband")
+
+    def owner_of(self, call_id: str) -> Owner | None:
+        """Whose call of that id this process listens to; None where it listens to no such call."""
+        call = self._calls.get(call_id)
+        return None if call is None else call.owner
 
     def end(self, call_id: str, why: str) -> None:
         """Hangs the call up at Azure, in the background; it is listened to until it is over."""
