@@ -7,7 +7,7 @@ seconds. Between the two the broker alone asks Azure for answers, as long as the
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from token_broker.security.limits import BoundedDict
@@ -86,7 +86,7 @@ class PageEvents:
         self.is_closed = True
         self._wake()
 
-    async def read(self, after: int, *, silence_s: float) -> AsyncIterator[Numbered | None]:
+    async def read(self, after: int, *, silence_s: float) -> AsyncGenerator[Numbered | None]:
         """The events after that number, as they come, until the call is over. None: there was none for `silence_s`."""
         self._readers += 1
         after = after if 0 <= after <= self._last else 0
