@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from token_broker import __version__
+from token_broker.api.call_events import CALL_EVENT_OPERATIONS, stream_events
 from token_broker.api.calls import CALL_OPERATIONS, create_call, hang_up
 from token_broker.api.compat import compat_routes
 from token_broker.api.compat_operations import COMPAT_OPERATIONS, COMPAT_SOCKETS
@@ -42,6 +43,7 @@ _MEMORY_PREFIXES = ("/api/v1/memory", "/memory")
 _OPERATIONS = (
     *TOKEN_OPERATIONS,
     *CALL_OPERATIONS,
+    *CALL_EVENT_OPERATIONS,
     *COMPAT_OPERATIONS,
     *MEMORY_OPERATIONS,
     *USAGE_OPERATIONS,
@@ -106,6 +108,7 @@ def _routes() -> list[BaseRoute]:
         *_under(_VOICE_PREFIXES, "/realtime/token", create_token, ["POST"]),
         *_under(_VOICE_PREFIXES, "/realtime/calls", create_call, ["POST"]),
         *_under(_VOICE_PREFIXES, "/realtime/calls/{call_id}", hang_up, ["DELETE"]),
+        *_under(_VOICE_PREFIXES, "/realtime/calls/{call_id}/events", stream_events, ["GET"]),
         *_under(_VOICE_PREFIXES, "/status", get_status, ["GET"]),
         *_under(_VOICE_PREFIXES, "/config/{agent_id}", get_config, ["GET"]),
         WebSocketRoute(VOICELIVE_PATH, Voicelive()),

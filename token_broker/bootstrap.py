@@ -257,6 +257,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 blocklist=memory.blocklist,
                 rate=rate,
                 hang_ups=RateLimiter(settings.rate_limit_per_minute),
+                event_streams=RateLimiter(settings.rate_limit_per_minute),
                 drain=drain,
                 talks=level,
             ),

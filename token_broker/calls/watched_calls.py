@@ -13,7 +13,9 @@ from typing import Protocol
 import structlog
 
 from strategies.base import SessionSpec
+from token_broker.calls.page_events import CallStreams
 from token_broker.calls.sideband import CallListener
+from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.session import TalkParts
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import Owner
@@ -66,6 +68,7 @@ class WatchedCalls:
         on_ended: Callable[[Owner, str], None] = lambda _owner, _agent_id: None,
         ledger: UsageLedger | None = None,
     ) -> None:
+        self.streams = CallStreams()
         self._parts = parts
         self._hang_up = hang_up
         self._limits = limits
@@ -87,14 +90,16 @@ class WatchedCalls:
         call_id: str,
         spec: SessionSpec,
         resource: str,
+        joined: AzureSocket | None = None,
         transport: str = "webrtc_relay",
     ) -> None:
-        """Joins the call with Azure's id `call_id`; `spec` is the session that was minted."""
+        """Joins the call with Azure's id `call_id`, unless it is `joined`; `spec` is the agent's session."""
         for other_id, other in list(self._calls.items()):
             of_talk = other.owner.talk_id == owner.talk_id and other.owner.session_id == owner.session_id
             if of_talk and other_id != call_id:
                 self.end(other_id, _REPLACED)
         usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect="ga", seen=True)
+        page = self.streams.of(owner.session_id, call_id)
         listener = CallListener(
             self._parts,
             owner=owner,
@@ -105,6 +110,8 @@ class WatchedCalls:
             hang_up=partial(self.end, call_id),
             holds_place=partial(self._limits.keeps, call_id),
             greets=partial(self._level.greets, owner.talk_id),
+            page=page,
+            joined=joined,
             usage=usage,
         )
         call = _Watched(owner, endpoint, listener, usage)
@@ -122,6 +129,7 @@ class WatchedCalls:
                 ending = call.ending or ending
                 log.info("call_heard", reason=ending.reason, turns=listener.counters.turns)
             finally:
+                self.streams.end(owner.session_id, call_id, events=page)
                 if self._calls.get(call_id) is call:
                     del self._calls[call_id]
                     del self._parts.counters.listened[call_id]
@@ -132,6 +140,11 @@ class WatchedCalls:
                     self._on_ended(owner, agent.id)
 
         call.task = asyncio.create_task(run(), name="talk-sideband")
+
+    def owner_of(self, call_id: str) -> Owner | None:
+        """Whose call of that id this process listens to; None where it listens to no such call."""
+        call = self._calls.get(call_id)
+        return None if call is None else call.owner
 
     def end(self, call_id: str, ending: Ending) -> None:
         """Hangs the call up at Azure, in the background; it is listened to until it is over."""
