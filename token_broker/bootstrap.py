@@ -156,6 +156,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             talks,
             max_talk_s=settings.max_talk_s,
             hang_up_timeout_s=settings.token_budget_s,
+            goes_on=connector.has_call,
         )
         stack.push_async_callback(calls.aclose)
         memory.blocklist.watch(calls.end_where)
@@ -200,9 +201,11 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             drain=drain,
             level=level,
             on_ended=on_ended,
+            ledger=ledger,
         )
         stack.push_async_callback(watched.aclose)
         memory.blocklist.watch(relay.end_where)
+        memory.blocklist.watch(watched.end_where)
         memory.watch_lost_sessions(relay.end_session)
         memory.watch_lost_sessions(watched.end_session)
         chain = build_chain(settings, transport, credentials, hedger, observe)
