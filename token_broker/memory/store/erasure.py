@@ -20,6 +20,7 @@ from token_broker.memory.store.tables import (
     ERASING,
     NOW_US,
     SESSION_TABLES,
+    budget_reservations,
     by_bucket,
     dead_letters,
     erased_users,
@@ -124,12 +125,16 @@ def hide_usage(connection: Connection, whose: ColumnElement[bool]) -> None:
 
 
 def forget_usage(connection: Connection) -> None:
-    """Hides usage that was written after an erasure, and makes anonymous what was hidden and whose day has ended."""
+    """Hides usage that was written after an erasure, and makes anonymous what was hidden and whose day has ended.
+
+    Budgets of ended days go, too.
+    """
     for row in connection.execute(select(recent_erasures.c.session_id)).all():
         hide_usage(connection, is_session(usage, row.session_id))
     is_hidden = and_(usage.c.principal >= _HIDDEN, usage.c.principal < f"{_HIDDEN[:-1]};")
     today = literal_column(NOW_US[connection.dialect.name]) / literal_column("86400000000")
     connection.execute(update(usage).where(is_hidden, usage.c.day < func.floor(today)).values(principal=""))
+    connection.execute(delete(budget_reservations).where(budget_reservations.c.day < func.floor(today)))
 
 
 def mark_user_erased(connection: Connection, user: str, now_us: int) -> None:
