@@ -14,7 +14,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -36,6 +36,7 @@ __all__ = [
     "Condition",
     "Latencies",
     "Permit",
+    "percentiles",
 ]
 
 _LATENCIES_KEPT = 512
@@ -331,7 +332,7 @@ class CircuitBreaker:
             why=self.why_open or None,
             attempts=self.attempts,
             successes=self.successes,
-            latency_ms=_percentiles(self._latencies_ms),
+            latency_ms=percentiles(self._latencies_ms),
         )
 
     def _open(self, for_s: float, why: str, *, is_binding: bool = False) -> None:
@@ -353,7 +354,8 @@ class CircuitBreaker:
             self._why = ""
 
 
-def _percentiles(samples: deque[float]) -> Latencies:
+def percentiles(samples: Collection[float]) -> Latencies:
+    """The percentiles of these times, in milliseconds."""
     ordered = sorted(samples)
     if not ordered:
         return Latencies()

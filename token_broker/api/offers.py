@@ -25,6 +25,7 @@ from strategies.chain import ChainResult
 from strategies.errors import MintError, RateLimitedError, RejectedError, TimedOutError
 from strategies.resources import Resource, Wanted
 from token_broker.api.token import RETRY_AFTER_S, Minting, RequestTrace
+from token_broker.calls.page_events import CallStreams
 from token_broker.calls.running_calls import Calls
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
@@ -87,6 +88,8 @@ def check_offer(offer: bytes) -> None:
 
 class ListensToCalls(Protocol):
     """`WatchedCalls`, as far as it is needed here."""
+
+    streams: CallStreams
 
     def watch(
         self, owner: Owner, agent: Agent, *, endpoint: str, call_id: str, spec: SessionSpec, resource: str

@@ -10,6 +10,7 @@ from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.answers.hidden_calls import CALL_EVENTS, HiddenCalls
 from token_broker.relay.answers.sequencer import ACTIVE_ALREADY, SEQUENCER_EVENTS
 from token_broker.relay.answers.talk_answers import TalkAnswers
+from token_broker.relay.answers.turn_clock import TurnClock, TurnLatency
 from token_broker.relay.azure.route import UpstreamConnection
 from token_broker.relay.counters import USAGE_EVENTS, RelayCounters, TalkCounters
 from token_broker.relay.dialects.conversation_items import TOOL_LIST
@@ -61,8 +62,8 @@ class Handoffs(Protocol):
 class EventHandler:
     """One talk's handler. It calls `broken` where Azure sends something that is not an event, and `user_spoke`.
 
-    `redact` removes the secrets that are known now from a text; `events` counts what Azure has sent. `usage` counts
-    what it bills.
+    `answered` gets the wait for each answer whose first sound has come. `redact` removes the secrets that are known now
+    from a text; `events` counts what Azure has sent. `usage` counts what it bills.
     """
 
     def __init__(
@@ -77,10 +78,12 @@ class EventHandler:
         hidden: HiddenCalls,
         guard: TalkGuard,
         restored: Restored,
+        clock: TurnClock,
         counters: RelayCounters,
         talk: TalkCounters,
         broken: Callable[[UpstreamConnection], None],
         user_spoke: Callable[[], None],
+        answered: Callable[[TurnLatency, UpstreamConnection], None],
         time_s: Callable[[], float],
         redact: Callable[[str], str],
         usage: TalkUsage | None = None,
@@ -94,11 +97,13 @@ class EventHandler:
         self._hidden = hidden
         self._guard = guard
         self._restored = restored
+        self._clock = clock
         self.events = 0
         self._counters = counters
         self._talk = talk
         self._broken = broken
         self._user_spoke = user_spoke
+        self._answered = answered
         self._time_s = time_s
         self._redact = redact
         self._usage = usage
@@ -113,6 +118,10 @@ class EventHandler:
             text = self._restored.for_client(text)
         if kind in _AUDIO_DELTAS:
             self._note_audio(len(text) - text.find('"delta"'))
+            if self._clock.waits and (turn := self._clock.sounded(text, self._time_s())) is not None:
+                self._answered(turn, upstream)
+                if (told := self._adapter.answered(turn)) is not None:
+                    return [told, self._adapter.passed(text, upstream.route.dialect)]
         elif (
             kind is None
             or kind in _PARSED_EVENTS
@@ -136,6 +145,8 @@ class EventHandler:
                     return False
                 self.events += 1
                 return True
+        if self._clock.waits:  # it may be the first sound of an answer
+            return False
         self.events += 1
         self._note_audio(len(payload) - payload.find(b'"delta"'))
         return True
@@ -172,6 +183,7 @@ class EventHandler:
         self._ledger.azure_sent(event, self._time_s())
         keeps_turn = self._guard.azure_sent(event)  # first: no answer is asked for while it checks
         self._answers.azure_sent(event)
+        self._clock.azure_sent(event, self._time_s(), reason=self._answers.sequencer.reason_of(event))
         if kind in {"input_audio_buffer.speech_started", "input_audio_buffer.committed"}:
             self._user_spoke()
         if self._handoff.holds and not self._answers.sequencer.is_answering:

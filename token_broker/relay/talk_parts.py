@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from token_broker.memory.types import Recall, TurnIngest
+from token_broker.observability.events import Observer, null_observer
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.counters import RelayCounters
 from token_broker.sessions.agents import AgentRegistry
@@ -27,3 +28,4 @@ class TalkParts:
     redact: Callable[[str], str]
     tools: ToolRunner | None = None
     guardrail: GuardrailClient | None = None
+    observe: Observer = null_observer

@@ -163,6 +163,12 @@ class AnswerSequencer:
         """Whether an answer is asked for or made, or a call of one has no output yet."""
         return bool(self._active or self._creates) or self.calls.is_acting
 
+    def reason_of(self, event: Event) -> Reason | None:
+        """Why the broker, or its client, asked for the answer that has just begun; None: nobody did, or none has."""
+        response = event.get("response")
+        answer = self._active.get(str(response.get("id"))) if isinstance(response, dict) else None
+        return None if answer is None or answer.create is None else answer.create.reason
+
     def due_s(self, now_s: float) -> float:
         """When `tick` has something to do next; infinity: nothing is known."""
         times = [*self.calls.times(), self._by_itself_s, self._blocked_s]

@@ -56,6 +56,7 @@ log = structlog.get_logger("token_broker.relay")
 
 # A handshake ends by itself after its limit, and says what it waited for in vain.
 _LAST_WORD_S = 0.05
+NO_SUCH_CALL = frozenset({404, 410})  # what joining a call is answered with that is over, or not connected yet
 _UNFIT_S = 60.0  # for an agent whose session was refused there: an operator has to act
 _UNFIT_KEPT = 1_000
 
@@ -171,6 +172,17 @@ class UpstreamConnector:
                 )
         except TimeoutError:
             raise TimedOutError(f"no sideband within {self._timeout_s:.1f} s") from None
+
+    async def has_call(self, endpoint: str, call_id: str) -> bool:
+        """Whether the WebRTC call can still be joined. Raises MintError where that is not known."""
+        try:
+            socket = await self.join_call(endpoint, call_id)
+        except MintError as error:
+            if error.status in NO_SUCH_CALL:
+                return False
+            raise
+        await socket.aclose()
+        return True
 
     async def _attempt_for(
         self, agent_id: str, on_refused: Callable[[str], None], resource: Resource, route: Route, **asked: Any
