@@ -30,6 +30,7 @@ from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
+from token_broker.security.authentication import limit_key
 from token_broker.security.limits import SessionLease, SessionLimits
 from token_broker.security.tokens import Owner, TokenError, TokenSigner
 from token_broker.sessions.agents import Agent
@@ -65,7 +66,7 @@ class PlacedCall:
     """A call that Azure took.
 
     `token` is its id for the client that may hang it up; None where Azure named no id. `spec` is the session as it was
-    minted, `owner` the owner of the talk that the call belongs to.
+    minted, `owner` the owner of the talk that the call belongs to, `limit_key` what its budget counts by.
     """
 
     answer: bytes
@@ -76,6 +77,7 @@ class PlacedCall:
     owner: Owner
     agent: Agent
     resource: str = ""
+    limit_key: str = ""
 
 
 def check_offer(offer: bytes) -> None:
@@ -235,8 +237,9 @@ class CallRelay:
                 ttl_s=self.minting.settings.session_token_ttl_s,
             )
             spec = await supply(resource)
+            key = limit_key(request.scope, owner.principal, self.minting.settings.trusted_proxies)
             return PlacedCall(
-                accepted.answer, grant.endpoint, accepted.call_id, token, spec, owner, agent, resource.name
+                accepted.answer, grant.endpoint, accepted.call_id, token, spec, owner, agent, resource.name, key
             )
 
     def answer(self, call: PlacedCall, headers: Mapping[str, str]) -> Response:
@@ -249,6 +252,7 @@ class CallRelay:
                 call_id=call.call_id,
                 spec=call.spec,
                 resource=call.resource,
+                limit_key=call.limit_key,
             )
         return _CallAnswer(self, call, headers)
 
