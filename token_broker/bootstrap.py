@@ -50,6 +50,7 @@ from token_broker.settings import Settings, SettingsError
 from token_broker.tools.configured_hooks import hook_secrets
 from token_broker.tools.guardrail import GUARDRAIL_KEEPALIVE_S, HttpGuardrail
 from token_broker.tools.http_runner import HttpToolRunner
+from token_broker.usage.budgets import Budgets
 from token_broker.usage.ledger import UsageLedger
 from token_broker.web.middleware import OriginRules
 
@@ -136,6 +137,18 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         ledger = UsageLedger(memory.database)
         ledger.start()
         stack.push_async_callback(ledger.aclose)  # after the talks have ended, before the store closes
+        budgets: Budgets | None = None
+        if settings.budget_minutes_per_day or settings.budget_tokens_per_day:
+            budgets = Budgets(
+                memory.database,
+                minutes=settings.budget_minutes_per_day,
+                tokens=settings.budget_tokens_per_day,
+                secret=signer.subkey("budgets"),
+                clock=ledger.clock,
+                patience_s=settings.store_timeout_s,
+            )
+            budgets.start()
+            stack.push_async_callback(budgets.aclose)
         connector = build_connector(settings, credentials, tls, hedger)
         stack.push_async_callback(connector.aclose)
         rate = RateLimiter(settings.rate_limit_per_minute)
@@ -193,6 +206,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             guardrail=guardrail,
             on_ended=on_ended,
             ledger=ledger,
+            leash=budgets,
         )
         watched = WatchedCalls(
             relay.parts,
@@ -202,6 +216,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             level=level,
             on_ended=on_ended,
             ledger=ledger,
+            leash=budgets,
         )
         stack.push_async_callback(watched.aclose)
         memory.blocklist.watch(relay.end_where)
@@ -217,6 +232,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             recall=memory.recall,
             plans=PlanMaker(settings, signer, pool),
             observe=observe,
+            budgets=budgets,
         )
         status = StatusSources(
             settings=settings,

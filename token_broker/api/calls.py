@@ -17,6 +17,7 @@ from token_broker.api.offers import (
 )
 from token_broker.api.token import ASKING_SHARE
 from token_broker.observability.logging import bind_ids
+from token_broker.relay.admission import check_origin
 from token_broker.security.authentication import Caller
 from token_broker.security.limits import too_many_sessions
 from token_broker.sessions.ownership import Callers, ensure_not_blocked
@@ -42,6 +43,11 @@ async def create_call(request: Request[CallState]) -> Response:
     caller = caller_of_session(request)
     await callers.rate.admit(caller.limit_key)
     ensure_not_blocked(callers.blocklist, caller.owner.principal, caller.owner.session_id)
+    check_origin(request.scope, caller.owner)
+    if not caller.owner.narrowed.permits("webrtc_relay"):
+        raise Problem(403, "transport_refused", "The session token is not for this transport: see the plan's own.")
+    if calls.minting.budgets is not None:
+        await calls.minting.budgets.ensure_left(caller.limit_key)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/sdp":
         raise Problem(415, "not_sdp", "Send the offer raw, as application/sdp.")
     offer = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
@@ -110,7 +116,7 @@ CALL_OPERATIONS = (
         problems={
             **OFFER_PROBLEMS,
             401: ("session_token_refused",),
-            403: ("foreign_session", "blocked", "sockets_only"),
+            403: ("foreign_session", "blocked", "sockets_only", "transport_refused"),
             404: ("unknown_agent",),
             503: ("nothing_minted", "draining", "blocklist_unread"),
         },

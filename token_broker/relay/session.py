@@ -106,6 +106,8 @@ class Talk:
         on_live: Callable[[str], None] = lambda _resource: None,
         greets: Callable[[], bool] = lambda: True,
         usage: TalkUsage | None = None,
+        leash: Callable[..., Coroutine[Any, Any, None]] | None = None,
+        age_s: float = 0.0,
     ) -> None:
         self.counters = TalkCounters()
         self.turn_latencies_ms: deque[float] = deque(maxlen=TURNS_KEPT)
@@ -114,6 +116,7 @@ class Talk:
         self._on_live = on_live
         self._greets = greets
         self._usage = usage
+        self._leash = leash  # `Leash.hold` of this talk
         self.owner = owner
         self._client = client
         self._loop = asyncio.get_running_loop()
@@ -247,7 +250,9 @@ class Talk:
             ),
         )
         self._tick_s = tick_s(parts.settings)
-        self._watchdog = Watchdog(parts.settings, self._loop.time())
+        self._watchdog = Watchdog(
+            parts.settings, self._loop.time(), longest_s=owner.narrowed.max_session_s, age_s=age_s
+        )
         self._sending = False
         self._azure_full = False
 
@@ -265,6 +270,8 @@ class Talk:
         """Carries the talk to its end, and returns the reason."""
         self._start(self._read_client(), "talk-client")
         self._start(self._read_azure(), "talk-azure")
+        if self._leash is not None:
+            self._start(self._leash(warn=self._warn_of_budget, end=self._watchdog.end_softly), "talk-budget")
         self._ticker = self._loop.call_later(self._tick_s, self._tick)
         ending = Ending(DRAINING, "the broker is going away: ask for a new plan", outcome="drain")
         try:
@@ -603,6 +610,9 @@ class Talk:
         self.end(Ending(INTERNAL, "the broker failed: ask for a new plan"))
 
     # --- time and the end
+
+    def _warn_of_budget(self) -> None:
+        self._tell(self._adapter.error(Refused("budget_used", "the budget of today is nearly used up: the talk ends")))
 
     def _tick(self) -> None:
         """Checks everything that may take too long. One timer does it for all waits: a timeout a frame costs more."""
