@@ -33,6 +33,7 @@ __all__ = [
     "BreakerStatus",
     "Capability",
     "CircuitBreaker",
+    "Condition",
     "Latencies",
     "Permit",
     "percentiles",
@@ -56,6 +57,15 @@ class BreakerState(StrEnum):
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half_open"
+
+
+class Condition(StrEnum):
+    """A resource's condition, as `/status` shows it."""
+
+    GOOD = "good"
+    FAILING = "failing"
+    SLOW = "slow"
+    RECOVERING = "recovering"
 
 
 class Capability(StrEnum):

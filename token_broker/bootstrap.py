@@ -26,6 +26,8 @@ from token_broker.azure import (
     make_client,
     watch_stalls,
 )
+from token_broker.calls.running_calls import Calls
+from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.hooks.sender import HookSender, hook_client
 from token_broker.memory.drivers.sqlite import make_private_folder, sqlite_path
 from token_broker.memory.service import Memory
@@ -43,12 +45,12 @@ from token_broker.sessions.agent_tools import FunctionTool
 from token_broker.sessions.agents import AgentRegistry, ensure_resources, load_agents
 from token_broker.sessions.ownership import Callers
 from token_broker.sessions.plans import PlanMaker
-from token_broker.sessions.running_calls import Calls
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings, SettingsError
 from token_broker.tools.configured_hooks import hook_secrets
 from token_broker.tools.guardrail import GUARDRAIL_KEEPALIVE_S, HttpGuardrail
 from token_broker.tools.http_runner import HttpToolRunner
+from token_broker.usage.ledger import UsageLedger
 from token_broker.web.middleware import OriginRules
 
 __all__ = ["BrokerState", "build_broker", "memory_quotas", "signing_keys"]
@@ -131,6 +133,9 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 await memory.ready()
         except TimeoutError:
             log.warning("started_without_store", do="only new sessions are served until the store is reached")
+        ledger = UsageLedger(memory.database)
+        ledger.start()
+        stack.push_async_callback(ledger.aclose)  # after the talks have ended, before the store closes
         connector = build_connector(settings, credentials, tls, hedger)
         stack.push_async_callback(connector.aclose)
         rate = RateLimiter(settings.rate_limit_per_minute)
@@ -145,17 +150,16 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             origin_refusal=rules.refusal,
             blocklist=memory.blocklist,
         )
-        calls: Calls | None = None
-        if pool.resources:
-            calls = Calls(
-                http,
-                credentials_at(pool, credentials),
-                talks,
-                max_talk_s=settings.max_talk_s,
-                hang_up_timeout_s=settings.token_budget_s,
-            )
-            stack.push_async_callback(calls.aclose)
-            memory.blocklist.watch(calls.end_where)
+        calls = Calls(
+            http,
+            credentials_at(pool, credentials),
+            talks,
+            max_talk_s=settings.max_talk_s,
+            hang_up_timeout_s=settings.token_budget_s,
+            goes_on=connector.has_call,
+        )
+        stack.push_async_callback(calls.aclose)
+        memory.blocklist.watch(calls.end_where)
         level = TalkLevelCounters(
             names,
             lambda resource, time_s: observe(TalkLive(time_s, resource)),
@@ -172,6 +176,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             sender, memory.tool_claims, memory.recall, store_timeout_s=settings.store_timeout_s, observe=observe
         )
         stack.push_async_callback(runner.aclose)  # after the talks have ended, before the store closes
+        on_ended = sum_up(memory, sender, agents)
         # Calls and talks share `talks`: the limit counts both.
         relay = VoiceRelay(
             settings=settings,
@@ -183,15 +188,26 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             limits=talks,
             drain=drain,
             observe=observe,
-            hang_up=None if calls is None else calls.end,
             level=level,
             tools=runner,
             guardrail=guardrail,
-            on_ended=sum_up(memory, sender, agents),
+            on_ended=on_ended,
+            ledger=ledger,
         )
-        stack.push_async_callback(relay.aclose)
+        watched = WatchedCalls(
+            relay.parts,
+            hang_up=calls.end,
+            limits=talks,
+            drain=drain,
+            level=level,
+            on_ended=on_ended,
+            ledger=ledger,
+        )
+        stack.push_async_callback(watched.aclose)
         memory.blocklist.watch(relay.end_where)
+        memory.blocklist.watch(watched.end_where)
         memory.watch_lost_sessions(relay.end_session)
+        memory.watch_lost_sessions(watched.end_session)
         chain = build_chain(settings, transport, credentials, hedger, observe)
         minting = Minting(
             settings=settings,
@@ -241,11 +257,12 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 blocklist=memory.blocklist,
                 rate=rate,
                 hang_ups=RateLimiter(settings.rate_limit_per_minute),
+                event_streams=RateLimiter(settings.rate_limit_per_minute),
                 drain=drain,
                 talks=level,
             ),
             minting=minting,
-            calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level),
+            calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level, watched),
             admission=admission,
             relay=relay,
             memory=memory,

@@ -118,7 +118,7 @@ async def test_commands_switch_a_resource(tmp_path: Path) -> None:
 async def test_moving_talk_keeps_its_dialect(tmp_path: Path) -> None:
     async with run_resources(tmp_path, "one", "two", proxy_upstreams=("voice_live", "openai_realtime")) as several:
         broker = several.broker
-        connector, agent = broker.relay._parts.connector, broker.agents["elena"]
+        connector, agent = broker.relay.parts.connector, broker.agents["elena"]
         specs = TalkSpecs(broker.settings, Owner("session-that-moves", ANONYMOUS, 1), None)
         wanted = agent.wanted("session-that-moves")
         order = connector.pool.order(wanted)
@@ -136,7 +136,7 @@ async def test_moving_talk_keeps_its_dialect(tmp_path: Path) -> None:
 async def test_agents_own_deployment_is_asked(tmp_path: Path, agents_file: Path) -> None:
     async with run_resources(tmp_path, "one", "two", options=ZONES, agents_file=agents_file) as several:
         broker = several.broker
-        connector, agent = broker.relay._parts.connector, broker.agents["greta"]
+        connector, agent = broker.relay.parts.connector, broker.agents["greta"]
         specs = TalkSpecs(broker.settings, Owner("session-of-greta", ANONYMOUS, 1), None)
         upstream = await connector.connect(specs.of(agent), wanted=agent.wanted("session-of-greta"))
         await upstream.socket.aclose()
@@ -164,7 +164,7 @@ async def test_talks_ask_while_all_rest(tmp_path: Path) -> None:
     async with run_resources(tmp_path, "one", "two", breaker_failures=1) as several:
         broker, azures = several.broker, several.azures
         agent = broker.agents["elena"]
-        connector = broker.relay._parts.connector
+        connector = broker.relay.parts.connector
         specs = TalkSpecs(broker.settings, Owner("session-of-the-last-hope", ANONYMOUS, 1), None)
         wanted = agent.wanted("session-of-the-last-hope")
         with contextlib.ExitStack() as stack:

@@ -122,7 +122,7 @@ async def test_call_goes_on_without_sideband(tmp_path: Path) -> None:
         secret = await compat.secret()
         phone = Phone(speech(0.6) + silence(2.0))
         sdp = await phone.offer()
-        compat.running.relay._parts.connector.join_call = _nobody_joins  # type: ignore[method-assign]
+        compat.running.relay.parts.connector.join_call = _nobody_joins  # type: ignore[method-assign]
         answer = await offer(compat, sdp, secret)
         await phone.connect(answer.text)
         await phone.hear("response.done")
@@ -217,7 +217,7 @@ async def test_only_own_session_hangs_up_a_call(tmp_path: Path) -> None:
 async def test_repeated_session_changes_end_the_call(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("token_broker.sessions.running_calls._FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr("token_broker.calls.running_calls._FIRST_PAUSE_S", 0.05)
     async with calling_compat_endpoints(tmp_path) as compat:
         secret = await compat.secret()
         phone = Phone(silence(3.0))
@@ -247,7 +247,7 @@ async def test_repeated_session_changes_end_the_call(
 
 
 async def test_unconnected_call_gives_its_place_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.relay.sideband._UNKNOWN_S", 0.6)
+    monkeypatch.setattr("token_broker.calls.sideband._UNKNOWN_S", 0.6)
     async with calling_compat_endpoints(tmp_path, max_sessions_per_principal=1) as compat:
         secret = await compat.secret()
         phone = Phone(silence(1.0))
@@ -289,6 +289,7 @@ async def test_offers_count_against_the_rate(tmp_path: Path, path: str) -> None:
         assert compat.running.talks.active == 0
 
 
+@pytest.mark.slow
 async def test_tool_runs_in_a_call(tmp_path: Path) -> None:
     async with run_tool_server() as server:
         file = tmp_path / "agents.toml"

@@ -4,9 +4,9 @@ import base64
 
 import pytest
 
+from tests.calls.test_sideband import call, listen
 from tests.relay.support.azure import AzureTalk, scripted_azure
 from tests.relay.support.broker import broker
-from tests.relay.test_sideband import call, listen
 from token_broker.memory.types import Interruption
 
 _TEN_SECONDS = base64.b64encode(bytes(10 * 48_000)).decode()

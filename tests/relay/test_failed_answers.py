@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from tests.calls.test_sideband import call, listen
 from tests.relay.support.azure import AzureTalk, scripted_azure
 from tests.relay.support.broker import Client, Running, broker
-from tests.relay.test_sideband import call, listen
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.transcripts.failed_answers import FailedAnswer, failed_answer
 

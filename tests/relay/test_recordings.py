@@ -7,12 +7,12 @@ from typing import Any, cast
 import pytest
 
 from strategies.base import Dialect
+from tests.calls.test_sideband import listen
 from tests.relay.support.azure import AzureTalk, scripted_azure
 from tests.relay.support.broker import RecordingIngest, broker
 from tests.relay.support.official_models import ga_server_event, preview_server_event
 from tests.relay.support.recordings import RECORDED, VARIATIONS, Event, dialect_of, recorded, varied
 from tests.relay.support.translated_talk import without_live_extras
-from tests.relay.test_sideband import listen
 from tests.relay.test_streamed_turns import OWNER, run, words
 from token_broker.relay.adapters import CompatAdapter, ProtocolAdapter, ProxyAdapter
 from token_broker.relay.answers.actions import Tool
@@ -164,7 +164,7 @@ def said(events: list[Event]) -> list[str]:
 @pytest.mark.parametrize("name", [name for name in RECORDED if dialect_of(name) == "ga"])
 @pytest.mark.parametrize("variation", ["as recorded", "all at once"])
 async def test_replay_by_sideband_keeps_its_turns(variation: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.relay.sideband._PAUSES_S", (0.02, 0.02, 0.02))
+    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.02, 0.02, 0.02))
     events = varied(name, variation)
 
     async def script(talk: AzureTalk) -> None:

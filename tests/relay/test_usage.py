@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from tests.calls.test_sideband import listen
 from tests.relay.support.azure import AzureTalk, scripted_azure
 from tests.relay.support.broker import broker
-from tests.relay.test_sideband import listen
 from token_broker.relay.counters import RelayCounters, TalkCounters, TranscriptionUsage, Usage
 
 TOKENS = {

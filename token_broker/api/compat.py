@@ -176,11 +176,9 @@ async def create_compat_call(request: Request[CompatState]) -> Response:
         )
     headers = dict(_NO_STORE)
     if call.call_id is not None:
-        relay = request.state["relay"]
-        relay.listen(admitted, endpoint=call.endpoint, call_id=call.call_id, spec=call.spec, resource=call.resource)
         path = request.scope["path"]  # or an earlier one, below which nothing hangs up
         headers["Location"] = f"{path if path.endswith('/calls') else CALL_PATHS[0]}/{call.token}"
-    return calls.answer(call, admitted.owner, headers)
+    return calls.answer(call, headers)
 
 
 async def hang_up_compat_call(request: Request[CompatState]) -> Response:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from starlette.requests import Request
@@ -20,11 +20,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from strategies.azure_calls import AcceptedCall
-from strategies.base import EphemeralGrant, SessionSpec
+from strategies.base import EphemeralGrant, SessionSpec, SpecSupplier
 from strategies.chain import ChainResult
 from strategies.errors import MintError, RateLimitedError, RejectedError, TimedOutError
-from strategies.resources import Resource, SpecSupplier, Wanted
+from strategies.resources import Resource, Wanted
 from token_broker.api.token import RETRY_AFTER_S, Minting, RequestTrace
+from token_broker.calls.running_calls import Calls
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
@@ -33,7 +34,6 @@ from token_broker.security.tokens import Owner, TokenError, TokenSigner
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.ownership import ensure_not_blocked
 from token_broker.sessions.plans import TalkSpecs
-from token_broker.sessions.running_calls import Calls
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.web.openapi_document import ResponseSpec
 from token_broker.web.requests import Problem, correlation_id
@@ -49,7 +49,7 @@ __all__ = [
     "check_offer",
 ]
 
-log = structlog.get_logger("token_broker.sessions.running_calls")
+log = structlog.get_logger("token_broker.calls.running_calls")
 
 # The mint's share of the budget: the offer that follows has to fit into it as well.
 _MINT_SHARE = 2 / 3
@@ -64,7 +64,7 @@ class PlacedCall:
     """A call that Azure took.
 
     `token` is its id for the client that may hang it up; None where Azure named no id. `spec` is the session as it was
-    minted.
+    minted, `owner` the owner of the talk that the call belongs to.
     """
 
     answer: bytes
@@ -72,6 +72,8 @@ class PlacedCall:
     call_id: str | None
     token: str | None
     spec: SessionSpec
+    owner: Owner
+    agent: Agent
     resource: str = ""
 
 
@@ -83,16 +85,26 @@ def check_offer(offer: bytes) -> None:
         raise Problem(400, "bad_sdp", "The offer is no SDP with an audio line: send createOffer()'s sdp as it is.")
 
 
+class ListensToCalls(Protocol):
+    """`WatchedCalls`, as far as it is needed here."""
+
+    def watch(
+        self, owner: Owner, agent: Agent, *, endpoint: str, call_id: str, spec: SessionSpec, resource: str
+    ) -> None: ...
+    def hung_up(self, call_id: str) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class CallRelay:
-    """Sets calls up at Azure, and hangs them up. Without an Azure there are no `calls`."""
+    """Sets calls up at Azure, and hangs them up."""
 
     minting: Minting
     signer: TokenSigner
     blocklist: Blocklist
     talks: SessionLimits
-    calls: Calls | None
+    calls: Calls
     level: TalkLevelCounters
+    watched: ListensToCalls
 
     async def place(
         self,
@@ -139,7 +151,7 @@ class CallRelay:
             refusal, tried = None, ""
             while True:
                 trace.minted, grant = await self._mint(supply, wanted, trace, deadline_s)
-                if grant is None or self.calls is None:
+                if grant is None:
                     break
                 left = tuple(each for each in left if each.name != grant.resource)
                 write_audit(_audit_entry(request, grant, owner, agent.id), minting.observe)
@@ -156,7 +168,7 @@ class CallRelay:
                     log.warning("call_goes_on", resource=grant.resource, outcome=error.outcome, why=str(error))
                     wanted = replace(wanted, resources=tuple(each.name for each in left))
                     continue
-                placed = await self._placed(request, accepted, grant, owner, supply)
+                placed = await self._placed(request, accepted, grant, owner=owner, agent=agent, supply=supply)
                 self.level.went_live(owner.talk_id, grant.resource)
                 return placed
             if refusal is not None:
@@ -198,20 +210,27 @@ class CallRelay:
         """Takes the offer to Azure; the pool hears what came of it. Raises MintError."""
         pool = self.minting.pool
         resource = pool.by_name[grant.resource]
-        assert self.calls is not None  # noqa: S101  # there is a resource
         # The resource that is left last is asked in any case.
         permit = pool.admit(resource, CALLS_ROUTE, agent_id=wanted.agent_id, model=wanted.model, early=True)
         with pool.settle(permit) if permit else contextlib.nullcontext():
             return await self.calls.offer(grant, offer, **options)
 
     async def _placed(
-        self, request: Request[Any], accepted: AcceptedCall, grant: EphemeralGrant, owner: Owner, supply: SpecSupplier
+        self,
+        request: Request[Any],
+        accepted: AcceptedCall,
+        grant: EphemeralGrant,
+        *,
+        owner: Owner,
+        agent: Agent,
+        supply: SpecSupplier,
     ) -> PlacedCall:
         """The call for its client, which may have left or been blocked meanwhile: then it is hung up."""
         resource = self.minting.pool.by_name[grant.resource]
         if accepted.call_id is None:
             log.warning("call_without_location", session_id=owner.session_id)
-            return PlacedCall(accepted.answer, grant.endpoint, None, None, await supply(resource), resource.name)
+            spec = await supply(resource)
+            return PlacedCall(accepted.answer, grant.endpoint, None, None, spec, owner, agent, resource.name)
         # From here on Azure has a call that runs, whether its client hears of it or not.
         with self.hung_up_unless_delivered(grant.endpoint, accepted.call_id, owner):
             ensure_not_blocked(self.blocklist, owner.principal, owner.session_id)
@@ -224,11 +243,22 @@ class CallRelay:
                 ttl_s=self.minting.settings.session_token_ttl_s,
             )
             spec = await supply(resource)
-            return PlacedCall(accepted.answer, grant.endpoint, accepted.call_id, token, spec, resource.name)
+            return PlacedCall(
+                accepted.answer, grant.endpoint, accepted.call_id, token, spec, owner, agent, resource.name
+            )
 
-    def answer(self, call: PlacedCall, owner: Owner, headers: Mapping[str, str]) -> Response:
-        """The 201 of a placed call."""
-        return _CallAnswer(self, call, owner, headers)
+    def answer(self, call: PlacedCall, headers: Mapping[str, str]) -> Response:
+        """The 201 of a placed call, which is listened to from now on; the answer does not wait for that."""
+        if call.call_id is not None:
+            self.watched.watch(
+                call.owner,
+                call.agent,
+                endpoint=call.endpoint,
+                call_id=call.call_id,
+                spec=call.spec,
+                resource=call.resource,
+            )
+        return _CallAnswer(self, call, headers)
 
     async def end(self, token: str, *, owner: Owner) -> None:
         """Hangs up the call of that id, of the owner's session. Raises Problem 404, 502, 504."""
@@ -236,11 +266,11 @@ class CallRelay:
             call = self.signer.read_call_token(token)
         except TokenError:
             raise _unknown_call() from None
-        if call.session_id != owner.session_id or self.calls is None:
+        if call.session_id != owner.session_id:
             raise _unknown_call()
         try:
             await self.calls.hang_up(call.endpoint, call.call_id)
-            self.level.end(owner, ends_talk=True)
+            self.watched.hung_up(call.call_id)
         except MintError as error:
             wait_s = error.retry_after_s if isinstance(error, RateLimitedError) else None
             raise _refused(error, "hang-up", wait_s or 0.0) from None
@@ -251,7 +281,7 @@ class CallRelay:
         try:
             yield
         except BaseException:
-            if call_id is not None and self.calls is not None:
+            if call_id is not None:
                 self.talks.end(call_id)
                 self.calls.end(endpoint, call_id, owner, why="its answer could not be delivered")
             raise
@@ -260,14 +290,13 @@ class CallRelay:
 class _CallAnswer(Response):
     """The 201 of a call. If it can't be sent, the call is hung up and its place given back."""
 
-    def __init__(self, relay: CallRelay, call: PlacedCall, owner: Owner, headers: Mapping[str, str]) -> None:
+    def __init__(self, relay: CallRelay, call: PlacedCall, headers: Mapping[str, str]) -> None:
         super().__init__(call.answer, 201, headers, media_type="application/sdp")
         self._relay = relay
         self._call = call
-        self._owner = owner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._relay.hung_up_unless_delivered(self._call.endpoint, self._call.call_id, self._owner):
+        with self._relay.hung_up_unless_delivered(self._call.endpoint, self._call.call_id, self._call.owner):
             await super().__call__(scope, receive, send)
 
 

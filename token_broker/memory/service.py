@@ -151,6 +151,11 @@ class Memory:
         finally:
             await memory._close()
 
+    @property
+    def database(self) -> Database:
+        """The store, for what else is kept in it."""
+        return self._database
+
     async def ready(self) -> None:
         """Returns when the store is open; bound the wait."""
         await self._opened.wait()

@@ -29,8 +29,8 @@ __all__ = ["BLOCKED", "SESSION_GONE", "Admission", "AdmittedClient", "RefusedErr
 log = structlog.get_logger("token_broker.relay")
 
 TICKET_PREFIX = "ticket."
-BLOCKED = Ending(TICKET_REFUSED, "the operator has blocked this session or its user", ends_talk=True)
-SESSION_GONE = Ending(TICKET_REFUSED, "this session was erased: begin a new one", ends_talk=True)
+BLOCKED = Ending(TICKET_REFUSED, "the operator has blocked this session or its user", ends_talk=True, outcome="blocked")
+SESSION_GONE = Ending(TICKET_REFUSED, "this session was erased: begin a new one", ends_talk=True, outcome="erased")
 _BLOCKLIST_UNREAD = "this broker does not know yet who is blocked: try again"
 _RETRY_AFTER_S = 5
 

@@ -207,6 +207,7 @@ class RelayCounters:
     resumes: Counter[tuple[str, str]] = field(default_factory=Counter)  # by resource and reason, and those that failed
     calls_ended: int = 0  # because their client kept changing the agent's session
     done: TalkCounters = field(default_factory=TalkCounters)
+    listened: dict[str, TalkCounters] = field(default_factory=dict)  # of each call that is listened to
     closes: Counter[int] = field(default_factory=Counter)
     failed_answers: Counter[str] = field(default_factory=Counter)
     usage_by_agent: dict[str, Usage] = field(default_factory=dict)

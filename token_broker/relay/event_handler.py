@@ -1,8 +1,8 @@
 """Handles Azure's events in a talk: notes turns, usage, handoffs and what is open, and decides what the client gets."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import structlog
 
@@ -19,7 +19,6 @@ from token_broker.relay.dialects.item_cache import CACHED_EVENTS
 from token_broker.relay.event_text import SESSION_EVENTS, event_of, event_type, event_type_by_head, is_audio_delta
 from token_broker.relay.guardrail.talk_guard import TalkGuard
 from token_broker.relay.guardrail.word_checks import GUARD_EVENTS
-from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.allowlist import Refused
 from token_broker.relay.policy.visibility import (
     ERROR_EVENTS,
@@ -33,6 +32,8 @@ from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.failed_answers import ANSWER_FAILED, failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.tokens import Owner
+from token_broker.sessions.agent import Agent
+from token_broker.usage.talk_usage import TalkUsage
 
 __all__ = ["EventHandler"]
 
@@ -48,13 +49,24 @@ _PARSED_EVENTS = (
 ) | (_NAMING_EVENTS | GUARD_EVENTS)
 
 
+class Handoffs(Protocol):
+    """`AgentHandoff`, as far as Azure's events concern it."""
+
+    agent: Agent
+
+    @property
+    def holds(self) -> bool: ...
+    def is_quiet(self, upstream: UpstreamConnection) -> None: ...
+    def session_told(self, event: Mapping[str, Any], upstream: UpstreamConnection) -> None: ...
+    def owns_error(self, event: Mapping[str, Any], upstream: UpstreamConnection) -> bool: ...
+
+
 class EventHandler:
     """One talk's handler. It calls `broken` where Azure sends something that is not an event, and `user_spoke`.
 
     `gives_no_answers` is called where it fails answer after answer; `answered` gets the wait for each answer whose
-    first sound has come.
-
-    `redact` removes the secrets that are known now from a text; `events` counts what Azure has sent.
+    first sound has come. `redact` removes the secrets that are known now from a text; `events` counts what Azure has
+    sent. `usage` counts what it bills.
     """
 
     def __init__(
@@ -63,7 +75,7 @@ class EventHandler:
         owner: Owner,
         *,
         turns: TurnRecorder,
-        handoff: AgentHandoff,
+        handoff: Handoffs,
         ledger: TalkLedger,
         answers: TalkAnswers,
         hidden: HiddenCalls,
@@ -79,6 +91,7 @@ class EventHandler:
         gives_no_answers: Callable[[UpstreamConnection], None],
         time_s: Callable[[], float],
         redact: Callable[[str], str],
+        usage: TalkUsage | None = None,
     ) -> None:
         self._adapter = adapter
         self._owner = owner
@@ -100,6 +113,7 @@ class EventHandler:
         self._gives_no_answers = gives_no_answers
         self._time_s = time_s
         self._redact = redact
+        self._usage = usage
 
     def handle(self, text: str, upstream: UpstreamConnection) -> list[str]:
         """Notes what an event means to the talk. Returns what the client is sent: no event, one or several."""
@@ -168,6 +182,8 @@ class EventHandler:
         if kind is None or event is None:
             self._broken(upstream)
             return []
+        if self._usage is not None:
+            self._usage.azure_sent(event, resource=upstream.resource, dialect=upstream.route.dialect)
         if self._restored.is_known(event):
             self._ledger.told()
             return []

@@ -15,9 +15,9 @@ from typing import Any
 
 import structlog
 
-from strategies.base import SessionSpec
+from strategies.base import SessionSpec, SpecSupplier
 from strategies.errors import MalformedError
-from strategies.resources import Resource, SpecSupplier
+from strategies.resources import Resource
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.observability.events import Observer, TurnAnswered, null_observer
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
@@ -66,6 +66,7 @@ from token_broker.sessions.plans import TalkSpecs
 from token_broker.settings import Settings
 from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolOutput, ToolRunner
+from token_broker.usage.talk_usage import TalkUsage
 
 __all__ = ["Talk", "TalkParts"]
 
@@ -74,7 +75,6 @@ log = structlog.get_logger("token_broker.relay")
 _AUDIO_CHARS_A_SECOND = 64_000  # base64 of PCM16 at 24 kHz, the richest of the formats
 _HEAD_CHARS = 128
 _GREETING_AFTER_S = 0.3  # for a client that sets its session first, such as its format, or says something itself
-_LONGEST_NOTED = 65_536  # a longer event of a client's may be an item with an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,7 @@ class Talk:
         agent: Agent,
         on_live: Callable[[str], None] = lambda _resource: None,
         greets: Callable[[], bool] = lambda: True,
+        usage: TalkUsage | None = None,
     ) -> None:
         self.counters = TalkCounters()
         self.turn_latencies_ms: deque[float] = deque(maxlen=TURNS_KEPT)
@@ -113,6 +114,7 @@ class Talk:
         self._adapter = adapter
         self._on_live = on_live
         self._greets = greets
+        self._usage = usage
         self.owner = owner
         self._client = client
         self._loop = asyncio.get_running_loop()
@@ -218,6 +220,7 @@ class Talk:
             gives_no_answers=lambda upstream: self._resumption.leave(upstream, "refused", "Azure's answers fail"),
             time_s=self._loop.time,
             redact=parts.redact,
+            usage=usage,
         )
         self._fast_path = FastPath(
             client.wire,
@@ -268,7 +271,7 @@ class Talk:
         self._start(self._read_client(), "talk-client")
         self._start(self._read_azure(), "talk-azure")
         self._ticker = self._loop.call_later(self._tick_s, self._tick)
-        ending = Ending(DRAINING, "the broker is going away: ask for a new plan")
+        ending = Ending(DRAINING, "the broker is going away: ask for a new plan", outcome="drain")
         try:
             ending = await asyncio.shield(self._over)
         finally:
@@ -347,8 +350,7 @@ class Talk:
             upstream.socket.send(message)
             self._ledger.audio.append(message)
             return
-        noted = len(message) <= _LONGEST_NOTED or kind == "response.create" or IMAGE_FIELD.decode() not in message
-        event = parsed(message) if noted or self._guard.is_on else {}
+        event = parsed(message)
         if self._guard.admits(kind, event, len(message)):
             self._pass_on(kind, message, event, upstream)
 
@@ -445,6 +447,8 @@ class Talk:
         self.book()
         self._upstream, self._resource = upstream, upstream.resource
         self._retries.begin_anew()
+        if self._usage is not None:
+            self._usage.went_live(upstream.resource, upstream.route.dialect)
         self._fast_path.join(upstream)
         self._resumption.begin(upstream)
 
@@ -576,6 +580,8 @@ class Talk:
 
     def _tell_call(self, tool: Tell) -> None:
         self._calls.note(tool)
+        if self._usage is not None and tool.duration_ms is not None:
+            self._usage.tool_ran()
         if (text := self._adapter.called(tool)) is not None:
             self._tell(text)
 

@@ -5,17 +5,14 @@ since browsers show scripts no status of a handshake. A compatible endpoint refu
 clients expect.
 """
 
-import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 import structlog
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from strategies.base import SessionSpec
 from strategies.health import BreakerStatus, percentiles
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.observability.events import Observer, TalkEnded, null_observer
@@ -26,16 +23,16 @@ from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import Directions, RelayCounters, RelayStatus, ResourceUse, UpstreamStatus
 from token_broker.relay.session import Talk, TalkParts
-from token_broker.relay.sideband import CallListener
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import Owner
-from token_broker.server.close_codes import BAD_REQUEST, DONE, Ending
+from token_broker.server.close_codes import BAD_REQUEST, Ending
 from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import AgentRegistry
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings
 from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolRunner
+from token_broker.usage.ledger import UsageLedger
 from token_broker.web.middleware import not_found
 from token_broker.web.requests import Problem, correlation_id, problem_response, refuse_socket
 
@@ -56,19 +53,13 @@ _NO_TRANSCRIPTION = Problem(
 )
 
 
-class HangUp(Protocol):
-    """Ends a call at Azure in the background, with retries."""
-
-    def __call__(self, endpoint: str, call_id: str, owner: Owner, *, why: str) -> None: ...
-
-
 class VoiceRelay:
     """All talks of the process.
 
     Route WebSockets and plain requests of the proxy's path, which has the parameter `session_id`, to `proxy`, and those
     of a compatible endpoint's paths to `compat`. `limits` are shared with the SDP relay; `observe` gets a TalkEnded for
-    each talk; `hang_up` ends a call that is listened to; `tools` runs the tools of agents;
-    `guardrail` asks theirs; `on_ended` gets the owner and the agent of each talk in which something was said.
+    each talk; `tools` runs the tools of agents; `guardrail` asks theirs; `on_ended` gets the owner and the agent of
+    each talk in which something was said; `ledger` keeps what each talk used.
     """
 
     def __init__(
@@ -83,19 +74,19 @@ class VoiceRelay:
         limits: SessionLimits,
         drain: Drain,
         observe: Observer = null_observer,
-        hang_up: HangUp | None = None,
         level: TalkLevelCounters | None = None,
         tools: ToolRunner | None = None,
         guardrail: GuardrailClient | None = None,
         on_ended: Callable[[Owner, str], None] = lambda _owner, _agent_id: None,
+        ledger: UsageLedger | None = None,
     ) -> None:
         lasting_secrets = (*own_secrets(settings), *(secret for agent in agents.values() for secret in agent.secrets))
 
         def redact(text: str) -> str:  # the connector's secrets change: an Entra token lives for an hour
             return Redactor((*lasting_secrets, *connector.secrets))(text)
 
-        self._hang_up = hang_up
         self._on_ended = on_ended
+        self._ledger = ledger or UsageLedger(None)
         self._observe = observe
         self._level = level or TalkLevelCounters()
         self._model = connector.pool.resources[0].model if connector.pool.resources else settings.model
@@ -104,9 +95,7 @@ class VoiceRelay:
         self._drain = drain
         self._counters = RelayCounters()
         self._talks: set[Talk] = set()
-        self._calls: set[CallListener] = set()
-        self._listening: set[asyncio.Task[None]] = set()
-        self._parts = TalkParts(
+        self.parts = TalkParts(
             settings=settings,
             agents=agents,
             connector=connector,
@@ -129,7 +118,7 @@ class VoiceRelay:
         counters = self._counters
         for talk in self._talks:
             talk.book()
-        running = [*(talk.counters for talk in self._talks), *(call.counters for call in self._calls)]
+        running = [*(talk.counters for talk in self._talks), *counters.listened.values()]
         totals = counters.totals(running)
         return RelayStatus(
             active=self.active,
@@ -144,10 +133,10 @@ class VoiceRelay:
             turns=totals.turns,
             turns_lost=totals.turns_lost,
             failed_transcriptions=totals.failed_transcriptions,
-            transcription_missing=sorted(self._parts.counters.transcription_missing),
+            transcription_missing=sorted(self.parts.counters.transcription_missing),
             failed_answers=dict(counters.failed_answers),
-            settings_left_out=self._parts.connector.settings_report.by_resource(),
-            sessions_refused=self._parts.connector.settings_report.refused_by_resource(),
+            settings_left_out=self.parts.connector.settings_report.by_resource(),
+            sessions_refused=self.parts.connector.settings_report.refused_by_resource(),
             refused_events=totals.refused_events,
             fields_left_out=totals.fields_left_out,
             tool_calls=totals.tool_calls,
@@ -159,11 +148,11 @@ class VoiceRelay:
             usage_by_principal=dict(counters.usage_by_principal),
             turn_latency_ms=percentiles(counters.turn_latencies_ms),
             # Each is shown from the start, so that its first failure is seen as an increase.
-            resources={name: counters.resources.get(name) or ResourceUse() for name in self._parts.connector.routes},
+            resources={name: counters.resources.get(name) or ResourceUse() for name in self.parts.connector.routes},
             upstreams=[
                 UpstreamStatus(**{name: getattr(status, name) for name in BreakerStatus.__slots__}, resource=resource)
-                for resource, route in self._parts.connector.breakers
-                for status in [self._parts.connector.pool.route_status(resource, route)]
+                for resource, route in self.parts.connector.breakers
+                for status in [self.parts.connector.pool.route_status(resource, route)]
             ],
         )
 
@@ -178,13 +167,6 @@ class VoiceRelay:
         for talk in self._talks:
             if talk.owner.session_id == owner.session_id and talk.owner.principal == owner.principal:
                 talk.end(SESSION_GONE)
-
-    async def aclose(self) -> None:
-        """Stops listening to calls; turns that were heard are kept."""
-        for task in list(self._listening):
-            task.cancel()
-        if self._listening:
-            await asyncio.wait(self._listening)
 
     async def proxy(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The plan's proxy (docs/api.md §5.1): a plan's ticket opens it, once."""
@@ -231,53 +213,6 @@ class VoiceRelay:
             await send(_accepted(scope))
             await self._talk(scope, receive, send, admitted, compat_adapter(endpoint, scope))
 
-    def listen(
-        self, admitted: AdmittedClient, *, endpoint: str, call_id: str, spec: SessionSpec, resource: str
-    ) -> None:
-        """Keeps the turns of a call that a compatible endpoint set up, and frees the call's place when it is over.
-
-        `call_id` is Azure's; `limits` keeps the call's place under it. `spec` is the session that was minted.
-        """
-
-        def end_call(why: str) -> None:
-            if self._hang_up is not None:
-                self._hang_up(endpoint, call_id, admitted.owner, why=why)
-
-        listener = CallListener(
-            settings=self._parts.settings,
-            connector=self._parts.connector,
-            ingest=self._parts.ingest,
-            counters=self._counters,
-            owner=admitted.owner,
-            agent=admitted.agent,
-            spec=spec,
-            resource=resource,
-            hang_up=end_call,
-            holds_place=lambda: self._limits.keeps(call_id),
-            tools=self._parts.tools,
-            guardrail=self._parts.guardrail,
-            greets=partial(self._level.greets, admitted.owner.talk_id),
-        )
-
-        async def run() -> None:
-            self._drain.add(listener)
-            self._calls.add(listener)
-            try:
-                ending = await listener.run(endpoint, call_id)
-                if ending.code == DONE:  # otherwise the call may go on unheard, and keeps its place
-                    self._limits.end(call_id)
-                log.info("call_heard", reason=ending.reason, turns=listener.counters.turns)
-            finally:
-                self._calls.discard(listener)
-                self._drain.remove(listener)
-                self._counters.add(listener.counters)
-                if listener.counters.turns:
-                    self._on_ended(admitted.owner, admitted.agent.id)
-
-        task = asyncio.create_task(run(), name="talk-sideband")
-        self._listening.add(task)
-        task.add_done_callback(self._listening.discard)
-
     def _note_refusal(self, ending: Ending, **ids: str) -> None:
         self._counters.closes[ending.code] += 1
         log.info("talk_refused", **ids, code=ending.code, reason=ending.reason)
@@ -287,14 +222,17 @@ class VoiceRelay:
     ) -> None:
         owner, agent = self._level.of(admitted.owner), admitted.agent
         self._level.begin(owner)
+        transport = "websocket_proxy" if adapter.dialect is None else "compat"
+        usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect="", seen=True)
         talk = Talk(
-            self._parts,
+            self.parts,
             adapter,
             TalkClient.of(scope, receive, send),
             owner=owner,
             agent=agent,
             on_live=partial(self._level.went_live, owner.talk_id),
             greets=partial(self._level.greets, owner.talk_id),
+            usage=usage,
         )
         self._counters.sessions += 1
         self._talks.add(talk)
@@ -325,6 +263,7 @@ class VoiceRelay:
             self._talks.discard(talk)
             self._drain.remove(talk)
             self._counters.finish(talk.counters, ending.code)
+            usage.end(ending.outcome)
             if talk.counters.turns:
                 self._on_ended(owner, talk.agent_id)
             self._level.end(owner, ends_talk=ending.ends_talk, has_left=ending.by_client)

@@ -48,7 +48,7 @@ class Watchdog:
         settings = self._settings
         if now_s - self._began_s >= settings.max_talk_s:
             why = "the talk has reached its longest time: ask for a new plan"
-            return Ending(DONE, why, "talk_too_long", ends_talk=True)
+            return Ending(DONE, why, "talk_too_long", ends_talk=True, outcome="longest_time")
         if snapshot is None:
             return None
         signs = (snapshot.frames_from_client, snapshot.pings)
@@ -56,7 +56,7 @@ class Watchdog:
             self._signs, self._heard_s = signs, now_s
         if now_s - self._heard_s >= settings.idle_timeout_s:
             why = "nothing was heard from the client for long: ask for a new plan"
-            return Ending(DONE, why, "idle_timeout", ends_talk=True)
+            return Ending(DONE, why, "idle_timeout", ends_talk=True, outcome="idle")
         # A client is stalled only while a frame waits for it: a silent Azure is not its fault.
         waiting = snapshot.frames_to_client if snapshot.sending else None
         if self._to_client.still_s(waiting, now_s) >= settings.client_write_timeout_s:

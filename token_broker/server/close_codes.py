@@ -47,6 +47,7 @@ class Ending:
     code is 1000: official clients look at events, not at close reasons. `ends_talk`: it was meant, by the client or by
     us, so that what follows is another talk; after any other end the talk may go on over another connection.
     `by_client`: the client closed the connection, or was lost.
+    `outcome`: the end in a word, for the ledger of usage.
     `told`: a client of the proxy hears of it by a `broker.error`, too, with that code.
     """
 
@@ -56,14 +57,15 @@ class Ending:
     ends_talk: bool = False
     by_client: bool = False
     told: bool = False
+    outcome: str = "failed"
 
 
 SESSION_REFUSED = Ending(
     UPSTREAM_FAILED, "Azure refused the agent's settings; its operator has to act", "session_refused", told=True
 )
-ENDED_BY_AGENT = Ending(DONE, "the agent has ended the talk", ends_talk=True)
-_HUNG_UP = Ending(DONE, "the client hung up", ends_talk=True, by_client=True)
-_LEFT = Ending(DONE, "the client left", by_client=True)
+ENDED_BY_AGENT = Ending(DONE, "the agent has ended the talk", ends_talk=True, outcome="agent")
+_HUNG_UP = Ending(DONE, "the client hung up", ends_talk=True, by_client=True, outcome="hung_up")
+_LEFT = Ending(DONE, "the client left", by_client=True, outcome="lost")
 # Browsers send the first where a page closes its socket and gives the code, and no code otherwise. A page that is left
 # sends 1001, and a connection that is lost has 1006.
 _MEANT = frozenset({DONE, 1005})

@@ -20,7 +20,7 @@ __all__ = ["GOING_AWAY", "Drain", "DrainingServer"]
 
 log = structlog.get_logger("token_broker.relay")
 
-GOING_AWAY = Ending(DRAINING, "the broker is going away: ask for a new plan")
+GOING_AWAY = Ending(DRAINING, "the broker is going away: ask for a new plan", outcome="drain")
 _END_TIMEOUT_S = 5.0
 
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
-from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec
+from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec, SpecSupplier
 from strategies.pool import Outlook, Pool
-from strategies.resources import Resource, SpecSupplier, Wanted
+from strategies.resources import Resource, Wanted
 from strategies.session_model.session_fields import voice_name
 from token_broker.memory.types import Recall
 from token_broker.resources import family_of
@@ -134,7 +134,7 @@ class PlanMaker:
         session_token = self._signer.session_token(owner, ttl_s=self._session_token_ttl_s, agent_id=agent.id)
         connections: list[Connection] = []
         if minted is not None:
-            direct = self._direct(minted, owner, public_base, session_token, now, model=model)
+            direct = self._direct(minted, owner, public_base, session_token, now, model=model, agent=agent)
             connections += direct if unseen else [each for each in direct if each.transport == "webrtc_relay"]
         if "websocket_proxy" in self._settings.token_strategies:
             dialect = self._proxy_dialects[first.name] if first else self._settings.proxy_dialect
@@ -178,13 +178,15 @@ class PlanMaker:
         now: datetime,
         *,
         model: str,
+        agent: Agent,
     ) -> list[Connection]:
         token = grant.token.get_secret_value()
         # Measured on our own monotonic clock: Azure's expiry is a time of Azure's clock, and clocks differ.
         left_s = max(0, math.floor(grant.expires_in_s - (time.monotonic() - grant.received_at_s)))
         expires_at = grant.expires_at.replace(microsecond=0)
         lasting_s = self._session_token_ttl_s
-        filtered = "?webrtcfilter=on" if self._settings.webrtc_filter == "on" else ""
+        filters = self._settings.webrtc_filter == "on" and not agent.asks_page  # calls do not pass Azure's filter
+        filtered = "?webrtcfilter=on" if filters else ""
         connections: list[Connection] = [
             WebRtcConnection(
                 url=f"{grant.endpoint}/openai/v1/realtime/calls{filtered}",

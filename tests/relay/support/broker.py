@@ -26,6 +26,7 @@ from strategies.transport import make_tls_context
 from tests.support.broker import make_settings as broker_settings
 from tests.support.serving import run_server, server_config
 from token_broker.azure import build_connector, build_pool
+from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.memory.types import Interruption, Remembered, Turn
 from token_broker.observability.events import Observer, null_observer
 from token_broker.relay.adapters import COMPAT_ENDPOINTS
@@ -132,6 +133,7 @@ class Running:
 
     settings: Settings
     relay: VoiceRelay
+    calls: WatchedCalls
     connector: UpstreamConnector
     drain: Drain
     limits: SessionLimits
@@ -292,7 +294,16 @@ def build(
         guardrail=guardrail,
         observe=observe,
     )
-    running = Running(settings, relay, connector, drain, limits, ingest, recall, tickets, blocklist, signer, book)
+    calls = WatchedCalls(
+        relay.parts,
+        hang_up=lambda endpoint, call_id, owner, *, why: None,
+        limits=limits,
+        drain=drain,
+        level=relay._level,
+    )
+    running = Running(
+        settings, relay, calls, connector, drain, limits, ingest, recall, tickets, blocklist, signer, book
+    )
     return running
 
 

@@ -46,6 +46,7 @@ __all__ = [
     "TURN_ORDER",
     "are_sessions",
     "blocks",
+    "budget_reservations",
     "by_bucket",
     "dead_letters",
     "disabled_resources",
@@ -69,6 +70,7 @@ __all__ = [
     "turn_words",
     "turns",
     "upgrade",
+    "usage",
     "within_bytes",
 ]
 
@@ -82,7 +84,7 @@ _VERSION_TABLE = """CREATE TABLE alembic_version (
 ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
 ERASED = 1  # the epoch of a tombstone without turns
 
-SCHEMA_REVISION = "0008"  # the newest of migrations/versions
+SCHEMA_REVISION = "0012"  # the newest of migrations/versions
 
 metadata = MetaData()
 sessions = Table(
@@ -328,6 +330,65 @@ summaries = Table(
     Column("summary", Text),
     PrimaryKeyConstraint("bucket", "session_id", "talk_id"),
     Index("summaries_due", "due_at_us"),
+)
+
+# What talks used, by Azure resource and UTC day (counted from 1970). `part` is a writer's own: the sum over all parts
+# is the talk's. NULL is unknown. Rows of who was erased lose the session and the principal.
+usage = Table(
+    "usage",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("talk_id", Text, nullable=False),
+    Column("part", Text, nullable=False),
+    Column("resource", Text, nullable=False),
+    Column("day", Integer, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("principal", Text, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("transport", Text, nullable=False),
+    Column("dialect", Text, nullable=False),
+    Column("started_at_us", BigInteger, nullable=False),
+    Column("updated_at_us", BigInteger, nullable=False),
+    Column("live_ms", BigInteger),
+    Column("responses", Integer),
+    Column("unmeasured", Integer),  # responses of which Azure did not say what they cost
+    Column("input_tokens", BigInteger),
+    Column("output_tokens", BigInteger),
+    Column("input_text_tokens", BigInteger),
+    Column("input_audio_tokens", BigInteger),
+    Column("input_image_tokens", BigInteger),
+    Column("cached_text_tokens", BigInteger),
+    Column("cached_audio_tokens", BigInteger),
+    Column("cached_image_tokens", BigInteger),
+    Column("output_text_tokens", BigInteger),
+    Column("output_audio_tokens", BigInteger),
+    Column("transcription_ms", BigInteger),
+    Column("transcription_input_tokens", BigInteger),
+    Column("transcription_output_tokens", BigInteger),
+    Column("tools_run", Integer),
+    Column("seen", Boolean, nullable=False),
+    Column("complete", Boolean, nullable=False),
+    Column("ended", Text),  # NULL: it goes on, or its process was killed
+    PrimaryKeyConstraint("bucket", "talk_id", "part", "resource", "day"),
+    Index("usage_by_principal", "principal", "day"),
+    Index("usage_by_session", "bucket", "session_id"),
+)
+
+# What a principal's talks have used and hold of the day's budget. The principal is a keyed hash; a holder is a talk's.
+budget_reservations = Table(
+    "budget_reservations",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("budget_key", Text, nullable=False),
+    Column("day", Integer, nullable=False),
+    Column("holder", Text, nullable=False),  # empty: the day's own row, which who reserves locks
+    Column("used_ms", BigInteger, nullable=False),
+    Column("held_ms", BigInteger, nullable=False),
+    Column("used_tokens", BigInteger, nullable=False),
+    Column("held_tokens", BigInteger, nullable=False),
+    Column("until_us", BigInteger, nullable=False),  # what is held beyond is free
+    PrimaryKeyConstraint("bucket", "budget_key", "day", "holder"),
+    Index("budget_reservations_by_day", "day"),
 )
 
 # Rows that an erased session takes with it, beside its turns. Each table has `bucket` and `session_id`.

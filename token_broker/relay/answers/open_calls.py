@@ -97,7 +97,7 @@ class OpenCalls:
         self._here = False
         self._batches: dict[str, CallBatch] = {}
         self._told = BoundedDict[str, None](_SEEN)  # keys whose outputs Azure has told of
-        self._seen = BoundedDict[tuple[str, str], None](_SEEN)  # calls by session and id
+        self._seen = BoundedDict[tuple[str, str], bool](_SEEN)  # calls by session and id: whether they are the client's
         self._names = BoundedDict[str, str](_SEEN)  # of calls under way, by item
         self._faults = BoundedDict[str, str](_SEEN)  # why calls are not made, by id
 
@@ -234,17 +234,36 @@ class OpenCalls:
         """An output of an answer is over. A call that is complete is made, unless it has been told before."""
         if not isinstance(item, dict):
             return []
-        kind, key = item.get("type"), str(item.get("id"))
+        kind, key, name = item.get("type"), str(item.get("id")), str(item.get("name"))
         if kind == "mcp_call":
             self.end_mcp(key)
         elif kind == "mcp_approval_request":
             batch = self._batch(response_id, silent=silent)
             if key not in batch.answered:
-                batch.open.setdefault(key, _OpenCall(key, str(item.get("name")), now_s, None, now_s + _APPROVAL_S))
+                batch.open.setdefault(key, _OpenCall(key, name, now_s, None, now_s + _APPROVAL_S))
                 batch.acts = True
-        elif kind == "function_call" and item.get("status", "completed") == "completed" and not outside:
-            return self._take(item, self._batch(response_id, silent=silent), now_s)
-        return []
+        call_id, arguments = str(item.get("call_id")), item.get("arguments")
+        identity = (self._azure_session(), call_id)
+        is_call = kind == "function_call" and item.get("status", "completed") == "completed"
+        if not is_call or outside or identity in self._seen:
+            return []
+        batch = self._batch(response_id, silent=silent)
+        batch.functions += 1
+        batch.asks = not batch.silent
+        tool = self._tools().get(name)
+        self._seen[identity] = tool is not None and tool.by == "client"
+        call = batch.open[call_id] = _OpenCall(call_id, name, now_s, tool)
+        arguments = arguments if isinstance(arguments, str) else ""
+        fault = self._faults.get(call_id) or self._fault(name, arguments, batch.functions, silent=batch.silent)
+        if tool is None or fault is not None:
+            batch.acts = True
+            call.output = self._faults[call_id] = fault or ""
+            return [*self._give(batch, call), Tell(name, call_id, "failed", 0.0)]
+        if tool.by == "client":
+            call.deadline_s = now_s + tool.timeout_s
+            return [Tell(name, call_id, "running")]
+        batch.acts = True
+        return [Tell(name, call_id, "running"), Run(tool, call_id, arguments, identity[0])]
 
     def end_answer(self, response_id: str, *, cancelled: bool) -> None:
         """An answer is over: after this no call of it is told."""
@@ -304,6 +323,10 @@ class OpenCalls:
         """Whether this talk had such a call."""
         return any(seen == call_id for _, seen in self._seen)
 
+    def is_clients(self, call_id: str) -> bool:
+        """Whether this talk had such a call, and left it to the client."""
+        return any(seen == call_id and clients for (_, seen), clients in self._seen.items())
+
     def approved(self, key: str, *, approve: bool, now_s: float) -> bool:
         """Somebody decides about a call at an MCP server; False: nobody waits for that."""
         for batch in self:
@@ -324,29 +347,6 @@ class OpenCalls:
         if (batch := self._batches.get(response_id)) is None:
             batch = self._batches[response_id] = CallBatch(response_id, silent)
         return batch
-
-    def _take(self, item: Event, batch: CallBatch, now_s: float) -> list[Action]:
-        call_id, name, arguments = str(item.get("call_id")), str(item.get("name")), item.get("arguments")
-        identity = (self._azure_session(), call_id)
-        if identity in self._seen:
-            return []
-        self._seen[identity] = None
-        arguments = arguments if isinstance(arguments, str) else ""
-        batch.functions += 1
-        batch.asks = not batch.silent
-        tool = self._tools().get(name)
-        call = batch.open[call_id] = _OpenCall(call_id, name, now_s, tool)
-        fault = self._faults.get(call_id)
-        fault = fault or self._fault(name, arguments, batch.functions, silent=batch.silent)
-        if tool is None or fault is not None:
-            batch.acts = True
-            call.output = self._faults[call_id] = fault or ""
-            return [*self._give(batch, call), Tell(name, call_id, "failed", 0.0)]
-        if tool.by == "client":
-            call.deadline_s = now_s + tool.timeout_s
-            return [Tell(name, call_id, "running")]
-        batch.acts = True
-        return [Tell(name, call_id, "running"), Run(tool, call_id, arguments, identity[0])]
 
     def _fault(self, name: str, arguments: str, number: int, *, silent: bool) -> str | None:
         """Why a call is not made; None: it is. `number`: which call of its answer it is."""

@@ -91,13 +91,18 @@ class TalkAnswers:
     def _perform(self, actions: list[Action]) -> None:
         if self._closed:
             return
+
+        async def run(call: Run) -> None:
+            output = await self._hooks.run(call)
+            self._perform(self.sequencer.output_ready(call.call_id, output.text, self._loop.time(), ok=output.ok))
+
         for action in actions:
             match action:
                 case Send(event=event):
                     assert self._send is not None  # noqa: S101  # nothing is sent after `cut`
                     self._send(event)
                 case Run():
-                    self._hooks.start(self._run(action), "talk-tool")
+                    self._hooks.start(run(action), "talk-tool")
                 case Tell():
                     self._hooks.tell(action)
                 case Refuse():
@@ -111,7 +116,3 @@ class TalkAnswers:
             self._timer = None
         if due_s < math.inf:
             self._timer = self._loop.call_at(due_s, self._wake)
-
-    async def _run(self, call: Run) -> None:
-        output = await self._hooks.run(call)
-        self._perform(self.sequencer.output_ready(call.call_id, output.text, self._loop.time(), ok=output.ok))

@@ -18,7 +18,8 @@ from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import DONE, Ending
 from token_broker.sessions.agents import Agent, load_agents
 from token_broker.sessions.plans import session_spec
-from token_broker.tools.guardrail import Verdict, WordSource
+from token_broker.tools.guardrail import WordSource
+from token_broker.tools.verdict import Verdict
 from token_broker.web.requests import uuid7
 
 GUARDED = """
@@ -43,7 +44,9 @@ def listen(running: Running, azure: ScriptedAzure, *, talk_id: str = "") -> str:
     lease.keep("rtc_1", for_s=60)
     admitted = AdmittedClient(Owner(session_id, "anonymous", 5, talk_id=talk_id), agent, "anonymous", None, 0)
     running.relay._level.begin(admitted.owner)
-    running.relay.listen(admitted, endpoint=azure.url, call_id="rtc_1", spec=spec_of(running), resource="default")
+    running.calls.watch(
+        admitted.owner, admitted.agent, endpoint=azure.url, call_id="rtc_1", spec=spec_of(running), resource="default"
+    )
     return session_id
 
 
@@ -76,7 +79,7 @@ def no_such_call(_: Request) -> Response:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.relay.sideband._PAUSES_S", (0.02, 0.02, 0.02))
+    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.02, 0.02, 0.02))
 
 
 async def tell_and_end(talk: AzureTalk) -> None:
@@ -146,11 +149,11 @@ async def test_call_unknown_on_rejoining_is_over() -> None:
     async with scripted_azure(script) as azure, broker(azure.url) as running:
         listen(running, azure)
         await running.quiet()
-        assert len(azure.handshakes) == 5, "once joined, then told four times that there is no such call"
+        assert len(azure.handshakes) == 4, "once joined, then told three times that there is no such call"
 
 
 async def test_one_404_on_rejoining_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.relay.sideband._PAUSES_S", (0.01,))
+    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.01,))
     refusals = [HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND]
 
     def for_a_while(_: Request) -> Response | None:
@@ -208,20 +211,22 @@ async def test_session_is_sent_on_each_join() -> None:
         assert running.relay.snapshot().calls_ended == 0
 
 
-async def test_repeatedly_broken_sideband_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.relay.sideband._PAUSES_S", (0.01, 0.01))
+async def test_often_broken_sideband_is_rejoined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.01, 0.01))
 
     async def script(talk: AzureTalk) -> None:
-        talk.connection.transport.abort()
+        if len(azure.talks) < 9:
+            talk.connection.transport.abort()
+            return
+        await talk.hear("item_1", "Still here.")
+        await talk.connection.wait_closed()
 
     async with scripted_azure(script) as azure, broker(azure.url) as running:
         listen(running, azure)
-        async with asyncio.timeout(10):
-            while running.relay._listening:
-                await asyncio.wait(running.relay._listening)
-        assert len(azure.talks) == 4
-        assert running.limits.active == 1  # the call may still go on
+        await running.ingest.reach(1)
+        assert running.limits.keeps("rtc_1")
         running.limits.end("rtc_1")
+        await running.quiet()
 
 
 async def test_unknown_call_is_joined_later() -> None:
@@ -242,15 +247,17 @@ async def test_unknown_call_is_joined_later() -> None:
         assert refused == 2
 
 
-async def test_refused_sideband_keeps_calls_place() -> None:
-    async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
-        azure.refuse = lambda _: Response(HTTPStatus.UNAUTHORIZED, "No", Headers(), b"")
+async def test_refused_sideband_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.01, 0.01))
+
+    def for_long(_: Request) -> Response | None:
+        return Response(HTTPStatus.UNAUTHORIZED, "No", Headers(), b"") if len(azure.handshakes) < 8 else None
+
+    async with call(tell_and_end) as azure, broker(azure.url) as running:
+        azure.refuse = for_long
         listen(running, azure)
-        while running.drain.talks or not azure.handshakes:  # noqa: ASYNC110  # no event tells of it
-            await asyncio.sleep(0.01)
-        assert running.ingest.turns == []
-        assert running.limits.active == 1
-        running.limits.end("rtc_1")
+        await running.ingest.reach(2)
+        await running.quiet()
 
 
 async def test_draining_keeps_turns_heard_so_far() -> None:
@@ -352,7 +359,7 @@ async def test_repeated_reminders_end_the_call(
         await talk.hear("item_1", "Thanks.")
 
     async with call(script) as azure, broker(azure.url) as running:
-        running.relay._hang_up = hang_up
+        running.calls._hang_up = hang_up
         listen(running, azure)
         await running.ingest.reach(1)
         assert ended == [(azure.url, "rtc_1", "anonymous")], "once"
@@ -380,7 +387,7 @@ async def test_refused_setting_is_left_out(*, again: bool) -> None:
         await talk.hear("item_1", "Thanks.")
 
     async with call(script) as azure, broker(azure.url) as running:
-        running.relay._hang_up = lambda *_, why: ended.append(why)
+        running.calls._hang_up = lambda *_, why: ended.append(why)
         listen(running, azure)
         await running.ingest.reach(1)
         status = running.relay.snapshot()
@@ -431,7 +438,7 @@ async def test_call_is_greeted_checked_and_ended(tmp_path: Path) -> None:
     async with call(script) as azure:
         running = build(make_settings(azure.url), agents=load_agents(file), guardrail=Hook())
         async with serving(running):
-            running.relay._hang_up = hang_up
+            running.calls._hang_up = hang_up
             listen(running, azure, talk_id="talk_1")
             await running.quiet()
         kinds = [event["type"] for event in azure.talks[0].received]
@@ -463,8 +470,8 @@ async def test_repeated_change_is_restored_again() -> None:
 
 
 async def test_call_never_known_is_hung_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.relay.sideband._UNKNOWN_S", 0.5)
-    monkeypatch.setattr("token_broker.relay.sideband._PAUSES_S", (0.05,))
+    monkeypatch.setattr("token_broker.calls.sideband._UNKNOWN_S", 0.5)
+    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.05,))
     ended: list[str] = []
 
     def hang_up(endpoint: str, call_id: str, owner: Owner, *, why: str) -> None:
@@ -472,7 +479,7 @@ async def test_call_never_known_is_hung_up(monkeypatch: pytest.MonkeyPatch) -> N
 
     async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
         azure.refuse = lambda _: Response(HTTPStatus.NOT_FOUND, "Not Found", Headers(), b"")
-        running.relay._hang_up = hang_up
+        running.calls._hang_up = hang_up
         listen(running, azure)
         await running.quiet()
         assert ended == ["rtc_1"]

@@ -52,7 +52,9 @@ async def a_call(folder: Path) -> AsyncIterator[tuple[ScriptedAzure, Running, He
         lease.keep("rtc_1", for_s=60)
         admitted = AdmittedClient(Owner(uuid7(), "anonymous", 5), agent, "anonymous", None, 0)
         spec = session_spec(agent, running.settings, recalled="")
-        running.relay.listen(admitted, endpoint=azure.url, call_id="rtc_1", spec=spec, resource="default")
+        running.calls.watch(
+            admitted.owner, admitted.agent, endpoint=azure.url, call_id="rtc_1", spec=spec, resource="default"
+        )
         yield azure, running, runner
         runner.let.set()
         running.limits.end("rtc_1")
@@ -87,7 +89,7 @@ async def test_tool_runs_over_the_sideband(tmp_path: Path) -> None:
 
 
 async def test_call_that_is_told_again_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.relay.sideband._PAUSES_S", (0.02, 0.02, 0.02))
+    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.02, 0.02, 0.02))
     async with a_call(tmp_path) as (azure, _, runner):
         first = await azure.talk()
         await calls(first, "recall")

@@ -19,10 +19,10 @@ from tests.support.machine import retry_if_host_busy
 from tests.support.offers import OFFER
 from tests.support.waiting import eventually
 from token_broker.api.offers import PlacedCall
+from token_broker.calls.running_calls import EndedCalls
 from token_broker.memory.maintenance import open_maintenance
 from token_broker.security.tokens import Owner, TokenSigner
 from token_broker.sessions.plans import session_spec
-from token_broker.sessions.running_calls import EndedCalls
 from token_broker.web.requests import uuid7
 
 EPHEMERAL = "ek_canary_9d2f"
@@ -64,9 +64,12 @@ class CallsAzure:
 
 
 @contextlib.asynccontextmanager
-async def calls_azure() -> AsyncIterator[CallsAzure]:
+async def calls_azure(join: Handler | None = None) -> AsyncIterator[CallsAzure]:
+    """GA with no calls to join, unless `join` answers who wants to."""
     azure = CallsAzure()
     app = web.Application()
+    if join is not None:
+        app.router.add_get("/openai/v1/realtime", join)
     app.router.add_post("/openai/v1/realtime/client_secrets", azure.mint)
     app.router.add_post("/openai/v1/realtime/calls", azure.call)
     app.router.add_post("/openai/v1/realtime/calls/{call}/hangup", azure.end)
@@ -254,11 +257,11 @@ async def test_calls_count_as_talks_and_requests(tmp_path: Path) -> None:
 
         azure.take_offer = number
         session = uuid7()
-        first, second, third = [await browser.offer(session) for _ in range(3)]
+        first, second, third = [await browser.offer(each) for each in (session, uuid7(), uuid7())]
         assert [first.status_code, second.status_code, third.status_code] == [201, 201, 429]
         assert third.json()["code"] == "too_many_sessions"
         await browser.hang_up(first.headers["location"], session)
-        assert (await browser.offer(session)).status_code == 201
+        assert (await browser.offer(uuid7())).status_code == 201
         limited = await browser.offer(session)
         assert (limited.status_code, limited.json()["code"]) == (429, "rate_limited")
         assert limited.headers["retry-after"]
@@ -355,6 +358,29 @@ async def test_remembered_ended_calls_are_bounded() -> None:
     assert len(over) == 1
     over.discard(("https://x", "rtc_new"))
     assert ("https://x", "rtc_new") not in over
+
+
+async def test_newer_call_replaces_the_older(tmp_path: Path) -> None:
+    async with calls_azure() as azure, caller(azure, tmp_path, token_budget_s=20.0) as browser:
+        azure_ids = iter(range(10))
+
+        async def number(request: web.Request) -> web.StreamResponse:
+            return web.Response(status=201, text=ANSWER, headers={"Location": f"/calls/rtc_{next(azure_ids)}"})
+
+        azure.take_offer = number
+        session, other = uuid7(), uuid7()
+        old = (await browser.offer(session)).headers["location"]
+        await browser.offer(other)
+        new = (await browser.offer(session)).headers["location"]
+
+        async def replaced() -> bool:
+            return [call for call, _ in azure.hung_up] == ["rtc_0"] and browser.state["calls"].talks.active == 2
+
+        await eventually(replaced)
+        assert (await browser.hang_up(old, session)).status_code == 204, "late, and of the older alone"
+        assert browser.state["calls"].talks.active == 2
+        assert (await browser.hang_up(new, session)).status_code == 204
+        assert [call for call, _ in azure.hung_up] == ["rtc_0", "rtc_2"]
 
 
 # --- calls without a client
@@ -480,8 +506,9 @@ async def test_undeliverable_answer_ends_call(tmp_path: Path) -> None:
         owner = Owner(uuid7(), "anonymous", 1)
         lease = calls.talks.acquire("anonymous")
         lease.keep("rtc_abc", for_s=60)
-        spec = session_spec(next(iter(calls.minting.agents.values())), calls.minting.settings)
-        call = PlacedCall(b"v=0", azure.url, "rtc_abc", "token", spec)
+        agent = next(iter(calls.minting.agents.values()))
+        spec = session_spec(agent, calls.minting.settings)
+        call = PlacedCall(b"v=0", azure.url, "rtc_abc", "token", spec, owner, agent)
 
         async def receive() -> Any:
             raise AssertionError
@@ -490,12 +517,12 @@ async def test_undeliverable_answer_ends_call(tmp_path: Path) -> None:
             raise ConnectionResetError
 
         with pytest.raises(ConnectionResetError):
-            await calls.answer(call, owner, {})({"type": "http"}, receive, fails)
+            await calls.answer(call, {})({"type": "http"}, receive, fails)
         await settled(browser, azure, "rtc_abc")
 
 
 async def test_hang_up_is_retried_until_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.sessions.running_calls._FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr("token_broker.calls.running_calls._FIRST_PAUSE_S", 0.02)
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         azure.take_offer = named_and_no_sdp
         azure.hang_up_status = 503

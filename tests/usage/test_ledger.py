@@ -1,0 +1,242 @@
+"""The ledger is exact to the second and the token; what is unknown is said to be."""
+
+from typing import Any
+
+import pytest
+
+from tests.support.waiting import eventually
+from tests.usage.support import DAY, Hands, created, done, make_owner, tokens, transcribed
+from token_broker.memory.drivers.database import Database
+from token_broker.memory.store_errors import StoreAwayError
+from token_broker.usage.billed import answer_counts
+from token_broker.usage.ledger import UsageLedger
+from token_broker.usage.rows import sum_usage
+from token_broker.usage.talk_usage import TalkUsage
+
+
+def open_talk(ledger: UsageLedger, talk_id: str = "talk-1", **others: Any) -> TalkUsage:
+    fields: dict[str, Any] = {
+        "agent_id": "elena",
+        "transport": "websocket_proxy",
+        "dialect": "ga",
+        "seen": True,
+    } | others
+    return ledger.open(make_owner(talk_id), **fields)
+
+
+def tell(usage: TalkUsage, *events: dict[str, Any], resource: str = "one") -> None:
+    for event in events:
+        usage.azure_sent(event, resource=resource, dialect="ga")
+
+
+async def read(database: Database, **wanted: Any) -> list[dict[str, Any]]:
+    return await database.read(lambda connection: sum_usage(connection, **wanted))
+
+
+async def test_talk_is_counted_exactly(database: Database) -> None:
+    hands = Hands()
+    ledger = UsageLedger(database, clock=hands.clock)
+    usage = open_talk(ledger)
+    usage.went_live("one", "ga")
+    hands.move(61)
+    tell(usage, created("r1"), done("r1"), created("r2"), done("r2"), transcribed("i1", {"seconds": 1.5}))
+    tell(usage, transcribed("i2", {"type": "tokens", "input_tokens": 13, "output_tokens": 9}))
+    usage.tool_ran()
+    usage.end("hung_up")
+    await ledger.flush()
+    (row,) = await read(database)
+    assert row["live_ms"] == 61_000
+    assert (row["responses"], row["unmeasured"], row["tools_run"]) == (2, 0, 1)
+    assert (row["input_tokens"], row["output_tokens"]) == (26, 44)
+    assert (row["input_audio_tokens"], row["cached_audio_tokens"], row["output_text_tokens"]) == (20, 8, 4)
+    assert (row["input_image_tokens"], row["cached_image_tokens"]) == (0, 0)
+    assert (row["transcription_ms"], row["transcription_input_tokens"]) == (1500, 13)
+    assert (row["seen"], row["complete"], row["ended"]) == (1, 1, "hung_up")
+    assert ledger.waiting == 0
+
+
+async def test_midnight_divides_a_talk(database: Database) -> None:
+    hands = Hands(before_s=10)
+    ledger = UsageLedger(database, clock=hands.clock)
+    usage = open_talk(ledger)
+    usage.went_live("one", "ga")
+    tell(usage, done("r1"))
+    hands.move(25)
+    tell(usage, done("r2"), done("r3"))
+    usage.end("hung_up")
+    await ledger.flush()
+    found = await read(database)
+    assert [(row["day"], row["live_ms"], row["responses"]) for row in found] == [(DAY, 10_000, 1), (DAY + 1, 15_000, 2)]
+    assert [row["live_ms"] for row in await read(database, since_day=DAY + 1)] == [15_000]
+
+
+def test_two_observers_count_once() -> None:
+    hands = Hands()
+    ledger = UsageLedger(None, clock=hands.clock)
+    first, second = open_talk(ledger), open_talk(ledger)
+    for observer in (first, second):
+        observer.went_live("one", "ga")
+        tell(observer, created("r1"), done("r1"), transcribed("i1", {"seconds": 1}))
+    hands.move(5)
+    first.end("hung_up")
+    hands.move(2)
+    assert not second.values(second.rows[0])["complete"]
+    second.end("sideband closed")
+    (row,) = second.rows
+    values = second.values(row)
+    assert (values["responses"], values["live_ms"], values["transcription_ms"]) == (1, 7000, 1000)
+    assert (values["complete"], values["ended"]) == (True, "hung_up")
+
+
+@pytest.mark.parametrize(
+    "usage", [None, {}, [], "much", {"input_tokens": True}, {"input_tokens": -1}, {"total_tokens": 3}]
+)
+def test_unknown_usage_is_not_zero(usage: object) -> None:
+    talk = open_talk(UsageLedger(None, clock=Hands().clock))
+    talk.went_live("one", "ga")
+    tell(talk, {"type": "response.done", "response": {"id": "r1", "usage": usage}})
+    talk.end("hung_up")
+    values = talk.values(talk.rows[0])
+    assert (values["responses"], values["unmeasured"], values["complete"]) == (1, 1, False)
+    assert (values["input_tokens"], values["output_audio_tokens"]) == (None, None)
+    assert talk.spent(DAY)[1] == 4096, "and not free"
+
+
+@pytest.mark.parametrize("event", [{}, {"response": None}, {"response": []}, {"response": {"id": 3}}])
+def test_broken_events_do_no_harm(event: dict[str, Any]) -> None:
+    talk = open_talk(UsageLedger(None, clock=Hands().clock))
+    for kind in ("response.created", "response.done", "conversation.item.input_audio_transcription.completed"):
+        tell(talk, {"type": kind} | event)
+    assert sum(row.unmeasured for row in talk.rows) == 1
+
+
+def test_abandoned_answers_are_unmeasured() -> None:
+    ledger = UsageLedger(None, clock=Hands().clock)
+    spent = []
+    for number in range(50):
+        talk = open_talk(ledger, f"talk-{number}")
+        talk.went_live("one", "ga")
+        tell(talk, created("r1"))
+        talk.end("hung_up")
+        spent.append(talk.spent(DAY)[1])
+        assert not talk.values(talk.rows[0])["complete"]
+    assert spent == [4096] * 50
+
+
+def test_moved_talk_has_a_row_each() -> None:
+    hands = Hands()
+    talk = open_talk(UsageLedger(None, clock=hands.clock))
+    talk.went_live("one", "ga")
+    tell(talk, created("r1"))
+    hands.move(30)
+    talk.went_live("two", "preview")
+    tell(talk, done("r2"), resource="two")
+    hands.move(4)
+    talk.end("hung_up")
+    rows = [talk.values(row) for row in talk.rows]
+    assert [(row["resource"], row["live_ms"], row["unmeasured"]) for row in rows] == [
+        ("one", 30_000, 1),
+        ("two", 4000, 0),
+    ]
+
+
+async def test_unseen_talk_is_unknown(database: Database) -> None:
+    hands = Hands()
+    ledger = UsageLedger(database, clock=hands.clock)
+    talk = open_talk(ledger, transport="webrtc_relay", seen=False)
+    talk.went_live("one", "ga")
+    hands.move(60)
+    talk.end("hung_up")
+    await ledger.flush()
+    (row,) = await read(database)
+    assert (row["seen"], row["complete"], row["live_ms"], row["responses"]) == (0, 0, None, None)
+
+
+async def test_killed_process_leaves_incomplete(database: Database) -> None:
+    hands = Hands()
+    ledger = UsageLedger(database, clock=hands.clock)
+    talk = open_talk(ledger)
+    talk.went_live("one", "ga")
+    hands.move(15)
+    await ledger.flush()
+    hands.move(14)  # and nothing more is written
+    again = UsageLedger(database, clock=hands.clock)
+    other = open_talk(again)  # the same talk goes on elsewhere
+    other.went_live("one", "ga")
+    hands.move(3)
+    other.end("hung_up")
+    await again.flush()
+    (row,) = await read(database)
+    assert (row["talks"], row["live_ms"], row["complete"]) == (1, 18_000, 0)
+
+
+async def test_silent_store_loses_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    hands = Hands()
+    ledger = UsageLedger(database, clock=hands.clock, most_closed=3)
+
+    async def away(_work: object) -> None:
+        raise StoreAwayError("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "write", away)
+        for number in range(3):
+            talk = open_talk(ledger, f"talk-{number}")
+            talk.went_live("one", "ga")
+            talk.end("hung_up")
+            with pytest.raises(StoreAwayError):
+                await ledger.flush()
+    assert (ledger.waiting, ledger.counts.lost) == (3, 0)
+    await ledger.flush()
+    assert [row["complete"] for row in await read(database)] == [1, 1, 1]
+
+
+def test_too_many_waiting_are_counted() -> None:
+    ledger = UsageLedger(None, clock=Hands().clock, most_closed=2)
+    for number in range(5):
+        talk = open_talk(ledger, f"talk-{number}")
+        talk.went_live("one", "ga")
+        talk.end("hung_up")
+    assert (ledger.waiting, ledger.counts.lost) == (2, 3)
+
+
+async def test_rows_are_written_by_themselves(database: Database) -> None:
+    ledger = UsageLedger(database)
+    ledger.start()
+    try:
+        talk = open_talk(ledger)
+        talk.went_live("one", "ga")
+        await eventually(lambda: read_is(database, 0))
+        talk.end("hung_up")
+        await eventually(lambda: read_is(database, 1))
+    finally:
+        await ledger.aclose()
+
+
+async def read_is(database: Database, complete: int) -> bool:
+    return [row["complete"] for row in await read(database)] == [complete]
+
+
+@pytest.mark.parametrize(("by", "keys"), [("principal", ["ann"]), ("agent", ["elena"]), ("resource", ["one", "two"])])
+async def test_sums_by_group(database: Database, by: Any, keys: list[str]) -> None:
+    ledger = UsageLedger(database, clock=Hands().clock)
+    for number in range(4):
+        talk = open_talk(ledger, f"talk-{number}")
+        talk.went_live("two" if number == 3 else "one", "ga")
+        tell(talk, done("r1"), resource="two" if number == 3 else "one")
+        talk.end("hung_up")
+    await ledger.flush()
+    column = {"agent": "agent_id"}.get(by, by)
+    found = await read(database, by=by)
+    assert [row[column] for row in found] == keys
+    assert sum(row["talks"] for row in found) == 4
+    assert sum(row["output_tokens"] for row in found) == 88
+    assert await read(database, by=by, principal="bob") == []
+
+
+def test_absent_kinds_are_zero_if_it_adds_up() -> None:
+    counts = answer_counts(tokens())
+    assert counts is not None
+    assert counts["input_image_tokens"] == 0
+    part = answer_counts({"input_tokens": 10, "output_tokens": 5, "input_token_details": {"text_tokens": 4}})
+    assert part is not None
+    assert (part["input_text_tokens"], part["input_audio_tokens"], part["output_text_tokens"]) == (4, None, None)

@@ -1,0 +1,1 @@
+"""WebRTC calls that the broker set up: made, joined, held by a lease, and ended."""

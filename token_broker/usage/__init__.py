@@ -1,0 +1,1 @@
+"""What talks use and cost, kept in the store: the ledger, and the budgets that bound it."""

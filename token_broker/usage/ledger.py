@@ -1,0 +1,162 @@
+"""The ledger of usage: rows by talk, Azure resource and UTC day, written beside the talks.
+
+A row is written when its talk goes live, every 15 s while it goes on, and at its end: all rows of a replica in one
+batch. Nothing waits for it. While the store is away, rows wait here, up to a bound; what is beyond is counted and
+logged. Each writer of a talk has a part of its own, whose numbers are absolute: the same row may be written twice.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from token_broker.memory.drivers.database import Database
+from token_broker.memory.store_errors import StoreError
+from token_broker.security.tokens import Owner
+from token_broker.usage.days import StoreClock
+from token_broker.usage.talk_usage import TalkUsage
+
+__all__ = ["LedgerCounts", "UsageLedger"]
+
+log = structlog.get_logger("token_broker.usage")
+
+_EVERY_S = 15.0
+_GATHER_S = 0.25  # talks that begin or end at once are one batch
+_CHUNK = 200  # rows in a transaction: turns wait behind it
+_MOST_CLOSED = 20_000  # talks that have ended while the store is away
+_FLUSH_S = 5.0  # at shutdown
+
+
+@dataclass(slots=True)
+class LedgerCounts:
+    """`lost` are talks whose end was never written, since too many waited for the store."""
+
+    written: int = 0
+    failed: int = 0
+    lost: int = 0
+
+
+class UsageLedger:
+    """The ledger of this process. `open` a talk's usage, feed it, and `end` it; `start` writes."""
+
+    def __init__(
+        self,
+        database: Database | None,
+        *,
+        clock: StoreClock | None = None,
+        every_s: float = _EVERY_S,
+        most_closed: int = _MOST_CLOSED,
+    ) -> None:
+        self.clock = clock or StoreClock()
+        self.counts = LedgerCounts()
+        self._database = database
+        self._every_s = every_s
+        self._open: dict[tuple[str, str], TalkUsage] = {}
+        self._closed: deque[TalkUsage] = deque()
+        self._most_closed = most_closed
+        self._wake = asyncio.Event()
+        self._away = False
+        self._running: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Talks that have ended, and whose end is not written yet."""
+        return len(self._closed)
+
+    def open(self, owner: Owner, *, agent_id: str, transport: str, dialect: str, seen: bool) -> TalkUsage:
+        """The usage of the owner's talk; the same for each of its observers over this transport. Each has to end it."""
+        key = (owner.talk_id, transport)
+        if (known := self._open.get(key)) is not None:
+            known.look()
+            known.observers += 1
+            known.seen = known.seen or seen
+            return known
+        usage = self._open[key] = TalkUsage(
+            owner,
+            agent_id=agent_id,
+            transport=transport,
+            dialect=dialect,
+            seen=seen,
+            part=secrets.token_hex(6),
+            clock=self.clock,
+            changed=self._wake.set,
+            closed=self._close,
+        )
+        return usage
+
+    def start(self) -> None:
+        """Writes in the background, until `aclose`."""
+        self._running = asyncio.create_task(self.run(), name="usage-ledger")
+
+    async def run(self) -> None:
+        """Writes again and again; a store that is away is logged once."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._every_s):
+                    await self._wake.wait()
+                    await asyncio.sleep(_GATHER_S)
+            self._wake.clear()
+            try:
+                await self.flush()
+            except StoreError as error:
+                self.counts.failed += 1
+                if not self._away:
+                    log.warning("usage_unwritten", reason=str(error), do="it is written once the store answers")
+                self._away = True
+                await asyncio.sleep(self._every_s / 10)
+            else:
+                self._away = False
+
+    async def flush(self) -> None:
+        """Writes what has changed. Raises StoreError: then it is written the next time."""
+        from token_broker.usage.rows import write_usage
+
+        if self._database is None:
+            return
+        ended = list(self._closed)
+        for usage in self._open.values():
+            usage.look()
+        dirty = [(usage, row) for usage in (*ended, *self._open.values()) for row in usage.rows if row.is_dirty]
+        for start in range(0, len(dirty), _CHUNK):
+            chunk = dirty[start : start + _CHUNK]
+            values = [usage.values(row) for usage, row in chunk]
+            for _, row in chunk:
+                row.is_dirty = False
+            try:
+                now_us = await self._database.write(partial(write_usage, rows=values))
+            except BaseException:
+                for _, row in chunk:
+                    row.is_dirty = True
+                raise
+            self.clock.note(now_us)
+            self.counts.written += len(chunk)
+        done = {id(usage) for usage in ended}
+        self._closed = deque(usage for usage in self._closed if id(usage) not in done)
+
+    async def aclose(self) -> None:
+        """Writes what is left, for a few seconds; what can't be written is logged."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait((self._running,))
+        try:
+            async with asyncio.timeout(_FLUSH_S):
+                await self.flush()
+        except (StoreError, TimeoutError) as error:
+            if left := len(self._closed) + len(self._open):
+                self.counts.lost += left
+                log.error("usage_lost", talks=left, error=type(error).__name__)
+
+    def _close(self, usage: TalkUsage) -> None:
+        self._open.pop((usage.owner.talk_id, usage.transport), None)
+        if not usage.rows:
+            return
+        if len(self._closed) >= self._most_closed:
+            self._closed.popleft()
+            self.counts.lost += 1
+            log.error("usage_lost", talks=1, why="too many talks wait for the store")
+        self._closed.append(usage)
+        self._wake.set()

@@ -1,0 +1,77 @@
+"""Rows of the ledger, as statements. The same on SQLite and PostgreSQL."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any, Literal, get_args
+
+from sqlalchemy import Connection, case, distinct, func, select, text
+
+from token_broker.memory.store.tables import NOW_US, insert_for, usage
+from token_broker.memory.types import bucket_of
+from token_broker.usage.billed import ANSWER_COUNTS, TRANSCRIPTION_COUNTS
+
+__all__ = ["USAGE_GROUPS", "UsageGroup", "sum_usage", "write_usage"]
+
+UsageGroup = Literal["principal", "agent", "resource", "day", "session"]
+USAGE_GROUPS: tuple[UsageGroup, ...] = get_args(UsageGroup)
+_KEY = ("bucket", "talk_id", "part", "resource", "day")
+_FIXED = (*_KEY, "session_id", "principal", "agent_id", "transport", "started_at_us")
+_SUMMED = ("responses", "unmeasured", *ANSWER_COUNTS, *TRANSCRIPTION_COUNTS[1:], "tools_run")
+_GROUP_COLUMNS = {
+    "principal": usage.c.principal,
+    "agent": usage.c.agent_id,
+    "resource": usage.c.resource,
+    "day": usage.c.day,
+    "session": usage.c.session_id,
+}
+_TALK = ("talk_id", "session_id", "principal", "agent_id", "resource", "transport", "dialect")
+
+
+def write_usage(connection: Connection, rows: Sequence[dict[str, Any]]) -> int:
+    """Writes rows, each over what its own writer wrote before; the database's microseconds since 1970.
+
+    Whose talk it is stays as it was written first: an erasure may have made it anonymous.
+    """
+    now_us = int(connection.scalar(text(f"SELECT {NOW_US[connection.dialect.name]}")) or 0)
+    insert = insert_for(connection.dialect.name, usage)
+    changing = {name: insert.excluded[name] for name in usage.c.keys() if name not in _FIXED}  # noqa: SIM118  # no dict
+    upsert = insert.on_conflict_do_update(index_elements=list(_KEY), set_=changing)
+    values = [{**row, "bucket": bucket_of(row["session_id"]), "updated_at_us": now_us} for row in rows]
+    connection.execute(upsert, sorted(values, key=lambda row: tuple(row[name] for name in _KEY)))
+    return now_us
+
+
+def sum_usage(
+    connection: Connection,
+    *,
+    by: UsageGroup | None = None,
+    since_day: int | None = None,
+    principal: str | None = None,
+    session_id: str | None = None,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """Sums by a group, or by talk, resource and day where there is none; in order, `limit` at most.
+
+    A sum is None where every part of it is unknown. `seen` and `complete` are true where all parts are.
+    """
+    columns = [usage.c.day, *(usage.c[name] for name in _TALK)] if by is None else [_GROUP_COLUMNS[by]]
+    all_of = {name: func.min(case((usage.c[name], 1), else_=0)).label(name) for name in ("seen", "complete")}
+    query = select(
+        *columns,
+        func.count(distinct(usage.c.talk_id)).label("talks"),
+        func.sum(usage.c.live_ms).label("live_ms"),
+        *(func.sum(usage.c[name]).label(name) for name in _SUMMED),
+        func.sum(usage.c.transcription_ms).label("transcription_ms"),
+        *all_of.values(),
+        *([func.max(usage.c.ended).label("ended")] if by is None else []),
+    )
+    if since_day is not None:
+        query = query.where(usage.c.day >= since_day)
+    if principal is not None:
+        query = query.where(usage.c.principal == principal)
+    if session_id is not None:
+        query = query.where(usage.c.bucket == bucket_of(session_id), usage.c.session_id == session_id)
+    query = query.group_by(*columns).order_by(*columns).limit(limit)
+    found = connection.execute(query).mappings()
+    # PostgreSQL's sums of BIGINT are NUMERIC.
+    return [{key: int(value) if isinstance(value, Decimal) else value for key, value in row.items()} for row in found]
