@@ -22,6 +22,7 @@ from token_broker.api.compat_operations import COMPAT_OPERATIONS, COMPAT_SOCKETS
 from token_broker.api.metrics import METRICS_OPERATIONS, StateCollector, get_metrics
 from token_broker.api.openapi import openapi_routes
 from token_broker.api.proxy import VOICELIVE_PATH, VOICELIVE_SOCKET, Voicelive
+from token_broker.api.reports.page_reports import REPORT_OPERATIONS, report_talk
 from token_broker.api.static import AZURE_ORIGINS, CLIENT_OPERATIONS, client_routes
 from token_broker.api.status import STATUS_OPERATIONS, get_config, get_health, get_readiness, get_status
 from token_broker.api.token import TOKEN_OPERATIONS, create_token
@@ -46,6 +47,7 @@ _OPERATIONS = (
     *CALL_EVENT_OPERATIONS,
     *COMPAT_OPERATIONS,
     *MEMORY_OPERATIONS,
+    *REPORT_OPERATIONS,
     *USAGE_OPERATIONS,
     *STATUS_OPERATIONS,
     *METRICS_OPERATIONS,
@@ -115,6 +117,7 @@ def _routes() -> list[BaseRoute]:
         Route(VOICELIVE_PATH, Voicelive()),
         *compat_routes(),
         *_under(_VOICE_PREFIXES, "/conversation/turn", create_turn, ["POST"]),
+        *_under(_VOICE_PREFIXES, "/realtime/report", report_talk, ["POST"]),
         *_under(_MEMORY_PREFIXES, "/enrich", enrich, ["POST"]),
         *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", list_turns, ["GET"]),
         *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", erase_turns, ["DELETE"]),

@@ -332,6 +332,11 @@ class Settings(BaseSettings):
         alias="BROKER_RESUME_HOLD_S",
         description="longest wait of such a talk for a quota of Azure's to be refilled",
     )
+    retry_failed_answer: Literal["on", "off"] = Field(
+        "on",
+        alias="BROKER_RETRY_FAILED_ANSWER",
+        description="on: the proxy asks Azure once more for an answer that failed before anything of it was said",
+    )
     max_talk_s: int = Field(
         7200,
         ge=1,

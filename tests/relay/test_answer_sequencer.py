@@ -522,6 +522,25 @@ def test_wishes_are_bounded() -> None:
 # --- others' wants ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("when", ["before", "after", "elsewhere"])
+def test_failed_answer_is_not_asked_for_into_speech(when: str) -> None:
+    scene = Scene()
+    if when == "before":
+        scene.azure("input_audio_buffer.speech_started")
+    scene.held = True
+    scene.do(scene.core.want("retry", None, scene.now_s))
+    if when == "after":
+        scene.azure("input_audio_buffer.speech_started")
+    if when == "elsewhere":  # the ledger has the next session asked for it
+        scene.core.cut()
+        scene.do(scene.core.begin("ga", scene.now_s))
+    scene.held = False
+    scene.azure("input_audio_buffer.cleared").wait(10)
+    assert scene.creates == []
+    scene.do(scene.core.want("retry", None, scene.now_s))
+    assert len(scene.creates) == 1
+
+
 def test_greeting_is_asked_for_once_nobody_speaks() -> None:
     scene = Scene()
     scene.do(scene.core.want("greeting", {"instructions": "Say hello."}, scene.now_s))

@@ -23,6 +23,7 @@ from token_broker.observability.events import Observer, TurnAnswered, null_obser
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.answer_retries import AnswerRetries
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
 from token_broker.relay.answers.greeting import greeting_response
 from token_broker.relay.answers.hidden_calls import HiddenCalls
@@ -144,6 +145,8 @@ class Talk:
         self._ledger = TalkLedger(HeldAudio(round(parts.settings.resume_audio_s * _AUDIO_CHARS_A_SECOND)))
         self._restored = Restored()
         self._clock = TurnClock()
+        # An official client asks again by itself.
+        self._retries = AnswerRetries(asks=parts.settings.retry_failed_answer == "on" and adapter.dialect is None)
         self._handoff = AgentHandoff(
             agent,
             session_id=owner.session_id,
@@ -211,11 +214,13 @@ class Talk:
             guard=self._guard,
             restored=self._restored,
             clock=self._clock,
+            retries=self._retries,
             counters=parts.counters,
             talk=self.counters,
             broken=self._on_garbage,
             user_spoke=self._user_spoke,
             answered=self._note_answer,
+            gives_no_answers=lambda upstream: self._resumption.leave(upstream, "refused", "Azure's answers fail"),
             time_s=self._loop.time,
             redact=parts.redact,
             usage=usage,
@@ -448,6 +453,7 @@ class Talk:
     def _use(self, upstream: UpstreamConnection) -> None:
         self.book()
         self._upstream, self._resource = upstream, upstream.resource
+        self._retries.begin_anew()
         if self._usage is not None:
             self._usage.went_live(upstream.resource, upstream.route.dialect)
         self._fast_path.join(upstream)
@@ -489,6 +495,7 @@ class Talk:
 
     def _user_spoke(self) -> None:
         self._handoff.user_spoke()
+        self._retries.user_spoke()
         self._farewell.take_back()
 
     def _note_answer(self, turn: TurnLatency, upstream: UpstreamConnection) -> None:

@@ -188,9 +188,9 @@ class AnswerSequencer:
     def want(self, reason: Reason, response: dict[str, Any] | None, now_s: float) -> list[Action]:
         """Asks for an answer as soon as nobody speaks; `response` as in `response.create`, None: as the session is.
 
-        A greeting is not wanted any more once the user has said something.
+        A greeting is not wanted any more once the user has said something, nor is a failed answer once they speak.
         """
-        if reason != "greeting" or not self._items:
+        if not (reason == "greeting" and self._items) and not (reason == "retry" and self._speaking):
             self._wants.append(_Want(reason, response, items=self._items))
         return self._next(now_s)
 
@@ -226,6 +226,7 @@ class AnswerSequencer:
         self._taken.clear()
         self._active.clear()
         self._by_itself_s = self._blocked_s = 0.0
+        self._wants = deque(want for want in self._wants if want.reason != "retry")  # the next one is asked anyhow
         self._untold.clear()
         self.calls.cut(lost=lost)
 
@@ -451,7 +452,7 @@ class AnswerSequencer:
             self._untold = {number: by_voice for number, by_voice in self._untold.items() if not by_voice}
         self._items += 1
         self._untold[self._items] = spoken
-        self._wants = deque(want for want in self._wants if want.reason != "greeting")
+        self._wants = deque(want for want in self._wants if want.reason not in {"greeting", "retry"})
 
     def _client_item(self, item: Any, event: Event, now_s: float) -> tuple[bool, list[Action]]:
         item = item if isinstance(item, dict) else {}
