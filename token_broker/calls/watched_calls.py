@@ -17,7 +17,7 @@ from strategies.base import SessionSpec
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.sideband import CallListener
 from token_broker.relay.azure.socket import AzureSocket
-from token_broker.relay.session import TalkParts
+from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.watchdog import BUDGET_USED
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import Owner

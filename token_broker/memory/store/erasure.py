@@ -14,7 +14,6 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, literal_co
 
 from token_broker.memory.store.outbox import request_erasure
 from token_broker.memory.store.sessions import subtract_from_size
-from token_broker.memory.store.summaries import delete_summaries
 from token_broker.memory.store.tables import (
     ERASED,
     ERASING,
@@ -30,6 +29,7 @@ from token_broker.memory.store.tables import (
     outbox,
     recent_erasures,
     sessions,
+    summaries,
     tool_claims,
     turns,
     usage,
@@ -104,7 +104,7 @@ def mark_erased(
         bucket=bucket_of(session_id), session_id=session_id, principal=owner, at_us=now_us
     )
     connection.execute(recent.on_conflict_do_nothing())
-    delete_summaries(connection, session_id)
+    connection.execute(delete(summaries).where(is_session(summaries, session_id)))
     hide_usage(connection, is_session(usage, session_id))
     tombstone = {
         "principal": ERASED_PRINCIPAL,
@@ -228,6 +228,6 @@ def delete_idle_sessions(connection: Connection, before_s: float, limit: int) ->
         .with_for_update(of=sessions, skip_locked=True)
     ).all()
     for session_id in idle:
-        delete_summaries(connection, session_id)
+        connection.execute(delete(summaries).where(is_session(summaries, session_id)))
         connection.execute(delete(sessions).where(is_session(sessions, session_id)))
     return len(idle)
