@@ -17,7 +17,6 @@ from strategies.errors import (
     KeysDisabledError,
     MalformedError,
     MintError,
-    PermanentError,
     TimedOutError,
     TransientError,
 )
@@ -27,6 +26,7 @@ __all__ = ["AcceptedCall", "AzureCalls"]
 
 _CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _CREATED = 201
+_OVER = frozenset({404, 409, 410})  # of a hang-up: there is no such call, or none that goes on
 
 OnHead = Callable[[int, httpx.Headers], None]
 
@@ -74,19 +74,25 @@ class AzureCalls:
             raise MalformedError("the answer to the offer is no SDP", status=answer.status)
         return AcceptedCall(answer.body, _call_id(answer.headers))
 
-    async def hang_up(self, endpoint: str, call_id: str, *, timeout_s: float) -> None:
-        """Ends the call; a call that Azure does not know has ended already. Raises MintError."""
+    async def hang_up(self, endpoint: str, call_id: str, *, timeout_s: float) -> bool:
+        """Ends the call at the host that made it. True where Azure has no such call any more. Raises MintError.
+
+        A plain success says that Azure has been told, and not that the call is over.
+        """
         url = f"{endpoint}/openai/v1/realtime/calls/{call_id}/hangup"
         deadline_s = time.monotonic() + timeout_s
         for last in (False, True):
             authorization = await self._credentials.current(timeout_s=deadline_s - time.monotonic())
             answer = await self._post(url, b"", authorization.headers(), deadline_s - time.monotonic())
+            if answer.status in _OVER:
+                return True
             error = None if answer.status == 204 else classify(answer, now_s=time.time())  # noqa: PLR2004
-            if error is None or isinstance(error, PermanentError):
-                return
+            if error is None:
+                return False
             keys_off = isinstance(error, KeysDisabledError) and authorization.kind == "key"
             if last or not keys_off or not self._credentials.keys_refused():
                 raise error
+        raise AssertionError  # the second attempt returns or raises
 
     async def _post(
         self,

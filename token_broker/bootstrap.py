@@ -156,6 +156,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             talks,
             max_talk_s=settings.max_talk_s,
             hang_up_timeout_s=settings.token_budget_s,
+            goes_on=connector.has_call,
         )
         stack.push_async_callback(calls.aclose)
         memory.blocklist.watch(calls.end_where)
@@ -200,9 +201,11 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             drain=drain,
             level=level,
             on_ended=on_ended,
+            ledger=ledger,
         )
         stack.push_async_callback(watched.aclose)
         memory.blocklist.watch(relay.end_where)
+        memory.blocklist.watch(watched.end_where)
         memory.watch_lost_sessions(relay.end_session)
         memory.watch_lost_sessions(watched.end_session)
         chain = build_chain(settings, transport, credentials, hedger, observe)
@@ -231,7 +234,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         if len(pool.resources) > 1:  # with one there is nobody else to go to
             stalls = asyncio.create_task(watch_stalls(pool), name="watch-stalls")
             stack.callback(stalls.cancel)
-        metrics.expect(settings.token_strategies, names)
+        metrics.expect(settings.token_strategies, names, agents)
         metrics.expect_tools(
             [
                 (agent.id, tool.name)
@@ -254,6 +257,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 blocklist=memory.blocklist,
                 rate=rate,
                 hang_ups=RateLimiter(settings.rate_limit_per_minute),
+                event_streams=RateLimiter(settings.rate_limit_per_minute),
                 drain=drain,
                 talks=level,
             ),

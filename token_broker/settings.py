@@ -337,12 +337,17 @@ class Settings(BaseSettings):
         ge=1,
         le=86_400,
         alias="BROKER_MAX_TALK_S",
-        description="longest proxied talk; before Azure's own limit of 60 min it moves to another session",
+        description="longest talk or call; before Azure's own limit of 60 min a proxied talk moves to another session",
     )
     idle_timeout_s: _Seconds = Field(
         300,
         alias="BROKER_IDLE_TIMEOUT_S",
         description="a proxied talk without a message or a ping from the client, or an answer to it, ends after this",
+    )
+    call_idle_s: _Seconds = Field(
+        300,
+        alias="BROKER_CALL_IDLE_S",
+        description="a WebRTC call in which nobody says anything of use is hung up after this",
     )
     ping_interval_s: _Seconds = Field(
         20,

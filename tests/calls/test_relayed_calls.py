@@ -64,9 +64,12 @@ class CallsAzure:
 
 
 @contextlib.asynccontextmanager
-async def calls_azure() -> AsyncIterator[CallsAzure]:
+async def calls_azure(join: Handler | None = None) -> AsyncIterator[CallsAzure]:
+    """GA with no calls to join, unless `join` answers who wants to."""
     azure = CallsAzure()
     app = web.Application()
+    if join is not None:
+        app.router.add_get("/openai/v1/realtime", join)
     app.router.add_post("/openai/v1/realtime/client_secrets", azure.mint)
     app.router.add_post("/openai/v1/realtime/calls", azure.call)
     app.router.add_post("/openai/v1/realtime/calls/{call}/hangup", azure.end)

@@ -19,8 +19,8 @@ from token_broker.memory.service import Memory
 from token_broker.memory.store import turn_words as statements
 from token_broker.memory.store.erasure import delete_older_turns
 from token_broker.memory.store.tables import turn_words, turns
-from token_broker.memory.store.turn_words import fold_stored, read_words
-from token_broker.memory.store.turn_writes import insert_turns
+from token_broker.memory.store.turn_words import read_words
+from token_broker.memory.store.turn_writes import fold_stored, insert_turns
 from token_broker.memory.turn_search import TurnSearch
 from token_broker.memory.types import ArrivedTurn, arrival_at
 from token_broker.security.tokens import Owner

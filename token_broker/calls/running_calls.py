@@ -5,8 +5,9 @@ Media does not pass the broker. So it sees a call's end only where it causes the
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,6 +29,8 @@ log = structlog.get_logger("token_broker.calls.running_calls")
 _FOLLOWED_S = 30.0  # an offer that nobody waits for: Azure answers within seconds, or not at all
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
+_PLACE_KEPT_S = 600.0  # beyond the longest time of a call, whose end gives its place back
+_FIRST_CHECK_S = 1.0  # Azure ends a call in the background
 _ENDED_KEPT_S = 300.0
 _ENDED_AT_MOST = 10_000
 
@@ -65,9 +68,11 @@ class EndedCalls:
 
 
 class Calls:
-    """Sets up calls. Each holds its place in `limits` until it is over, for `max_talk_s` at most.
+    """Sets up calls. Each holds its place in `limits` until it is over.
 
     `credentials_at` has the credentials by an endpoint's base URL: a call is hung up at the host that made it.
+    `goes_on(endpoint, call_id)` asks Azure whether a call still can be joined, and raises MintError where it is not
+    known: Azure takes a hang-up, and the call may live all the same.
     """
 
     def __init__(
@@ -78,16 +83,19 @@ class Calls:
         *,
         max_talk_s: float,
         hang_up_timeout_s: float,
+        goes_on: Callable[[str, str], Awaitable[bool]],
     ) -> None:
         self._azure = {endpoint: AzureCalls(http, credentials) for endpoint, credentials in credentials_at.items()}
         self._limits = limits
         self._max_talk_s = max_talk_s
         self._hang_up_timeout_s = hang_up_timeout_s
+        self._goes_on = goes_on
         self._abandoned: set[asyncio.Task[AcceptedCall]] = set()
         self._running: dict[str, _Call] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
         self._asking: SingleFlight[CallName, None] = SingleFlight("call-hang-up")
         self._ended = EndedCalls()
+        self._checking: set[asyncio.Task[None]] = set()
 
     async def offer(
         self,
@@ -121,7 +129,7 @@ class Calls:
             accepted = task.result()
         if accepted.call_id is not None:
             self._ended.discard((grant.endpoint, accepted.call_id))
-            lease.keep(accepted.call_id, for_s=self._max_talk_s)
+            lease.keep(accepted.call_id, for_s=self._max_talk_s + _PLACE_KEPT_S)
             self._forget_those_over()
             self._running[accepted.call_id] = _Call(grant.endpoint, owner)
         return accepted
@@ -185,10 +193,29 @@ class Calls:
         endpoint, call_id = call
         if (azure := self._azure.get(endpoint)) is None:  # of a resource that is configured no more
             raise MisconfiguredError("no resource has the endpoint of this call")
-        await azure.hang_up(endpoint, call_id, timeout_s=self._hang_up_timeout_s)
+        is_over = await azure.hang_up(endpoint, call_id, timeout_s=self._hang_up_timeout_s)
         self._ended.add(call)
+        if not is_over:
+            task = asyncio.create_task(self._check_ended(azure, call), name="call-ended-check")
+            self._checking.add(task)
+            task.add_done_callback(self._checking.discard)
         self._running.pop(call_id, None)
         self._limits.end(call_id)
+
+    async def _check_ended(self, azure: AzureCalls, call: CallName) -> None:
+        """Hangs the call up again for as long as Azure lets us join it."""
+        until_s = time.monotonic() + self._max_talk_s
+        pause_s = _FIRST_CHECK_S
+        while time.monotonic() + pause_s <= until_s:
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            with contextlib.suppress(MintError):
+                if not await self._goes_on(*call):
+                    return
+                log.warning("call_lives_on", do="hung up again")
+            with contextlib.suppress(MintError):
+                if await azure.hang_up(*call, timeout_s=self._hang_up_timeout_s):
+                    return
 
     async def _end_surely(self, call_id: str, call: _Call, why: str) -> None:
         until_s = time.monotonic() + self._max_talk_s
@@ -227,14 +254,8 @@ class Calls:
     async def aclose(self) -> None:
         """Cancels the hang-ups in progress and starts no new ones."""
         self._running.clear()
-        ending = [*self._abandoned, *self._ending.values()]
+        ending = [*self._abandoned, *self._ending.values(), *self._checking]
         for task in ending:
             task.cancel()
         if ending:
             await asyncio.wait(ending)
-
-
-def _heard(asking: "asyncio.Task[None]") -> None:
-    """Retrieves the error, so that asyncio does not log it when every waiter has left."""
-    if not asking.cancelled():
-        asking.exception()

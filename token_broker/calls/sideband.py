@@ -26,12 +26,16 @@ import structlog
 from strategies.base import SessionSpec
 from strategies.errors import MintError
 from strategies.session_model.running_session import agents_session
+from token_broker.calls.idle import IdleClock
+from token_broker.calls.page_events import PageEvents
 from token_broker.observability.logging import audit_changed_call
+from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
 from token_broker.relay.answers.greeting import greeting_response
 from token_broker.relay.answers.sequencer import SEQUENCER_EVENTS, AnswerSequencer
 from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
+from token_broker.relay.azure.connector import NO_SUCH_CALL
 from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.confirmation.paths import Path
 from token_broker.relay.confirmation.refused_field import field_to_leave_out, shown_path, without
@@ -49,6 +53,7 @@ from token_broker.server.close_codes import DONE, ENDED_BY_AGENT, INTERNAL, Endi
 from token_broker.sessions.agents import Agent
 from token_broker.tools.guardrail import GuardrailClient, WordSource
 from token_broker.tools.runner import ToolOutput
+from token_broker.usage.talk_usage import TalkUsage
 
 __all__ = ["CallListener"]
 
@@ -59,7 +64,6 @@ _PAUSES_S = (0.3, 1.0, 3.0, 6.0, 12.0)  # between joins; each is shortened by up
 _STEADY_S = 10.0  # a connection that lasted this long did not fail from the start
 _UNKNOWN_S = 30.0  # Azure knows a call once its client has connected, which may take this long
 _UNKNOWN_PAUSES = 2  # meanwhile the pauses grow no further than the second
-_NO_SUCH_CALL = frozenset({404, 410})
 _UNKNOWN_TIMES = 3  # in a row
 # An official client sets its own session when it connects, and perhaps with each of its agents. More is deliberate.
 _CHANGES_AT_MOST = 5
@@ -67,16 +71,20 @@ _HANDLED = TURN_EVENTS | SEQUENCER_EVENTS | {"session.updated"}
 _CHECKS_AT_MOST = 32  # at once; each has a bound of its own
 _SESSION_OVER = "session_expired"  # the code of the error that ends a session (docs/azure.md §8.1)
 _REMINDER = f"{OWN_EVENT_IDS}reminder_"
-_HUNG_UP = Ending(DONE, "the call has ended")
-_NEVER_CONNECTED = Ending(DONE, "its client never connected")
+_OVER = Ending(DONE, "the call has ended", by_client=True, outcome="lost")
+_NEVER_CONNECTED = Ending(DONE, "its client never connected", outcome="lost")
+_TOO_LONG = Ending(DONE, "the talk has reached its longest time", ends_talk=True, outcome="longest_time")
+_IDLE = Ending(DONE, "nobody said anything any more", ends_talk=True, outcome="idle")
+_CHANGED = Ending(DONE, "its client changed the agent's session again and again", ends_talk=True)
+_REFUSED = Ending(DONE, "Azure refuses the agent's settings", ends_talk=True)
 
 
 class CallListener:
     """Listens to one call from its answer to its end; draining waits for it as for a talk.
 
-    `hang_up` ends the call at Azure for a reason. `holds_place` says whether the call still has its place among the
-    open talks; without one it was ended elsewhere. The guardrail sees the user's words, and holds nothing up: Azure
-    answers them by itself. `greets` says whether the agent speaks first now.
+    `lasts_s` is the longest that the call may go on; `hang_up` ends it at Azure. `holds_place` says whether the call
+    still has its place among the open talks; without one it was ended elsewhere. The guardrail sees the user's words,
+    and holds nothing up: Azure answers them by itself. `greets` says whether the agent speaks first now.
     """
 
     def __init__(
@@ -87,9 +95,13 @@ class CallListener:
         agent: Agent,
         spec: SessionSpec,
         resource: str,
-        hang_up: Callable[[str], None],
+        lasts_s: float,
+        hang_up: Callable[[Ending], None],
         holds_place: Callable[[], bool],
         greets: Callable[[], bool] = lambda: False,
+        page: PageEvents | None = None,
+        joined: AzureSocket | None = None,
+        usage: TalkUsage | None = None,
     ) -> None:
         self.counters = TalkCounters()
         self._settings = parts.settings
@@ -111,6 +123,11 @@ class CallListener:
         self._gave_up = False
         self._deviation: dict[str, Any] | None = None  # what the last reminder was sent to correct
         self._now_s = asyncio.get_running_loop().time
+        self._usage = usage
+        self._idle = IdleClock(parts.settings.call_idle_s, self._now_s())
+        self._until_s = self._now_s() + lasts_s
+        self._is_ended = False  # by us, and Azure may not have done it yet
+        self._tool_since_s: float | None = None
         self._over: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
 
         def log_lost() -> None:
@@ -121,9 +138,21 @@ class CallListener:
         self._facts = SessionFacts()
         self._guardrail = None if agent.guardrail is None else parts.guardrail
         self._greets = greets
+        self._page = page or PageEvents()
+        self._first = joined
         self._farewell = Farewell()
         self._spoke = False  # in the last answer
         calls = AgentCalls(parts.tools, owner, lambda: agent, self.counters, builtin=self._run_builtin)
+
+        def note(tool: Tell) -> None:
+            calls.note(tool)
+            # One clock for all of them: tools have bounds of their own.
+            self._tool_since_s = self._now_s() if tool.duration_ms is None else None
+            if self._usage is not None and tool.duration_ms is not None:
+                self._usage.tool_ran()
+            took = {} if tool.duration_ms is None else {"duration_ms": round(tool.duration_ms)}
+            self._page.tell("broker.tool", name=tool.name, call_id=tool.call_id, state=tool.state, **took)
+
         self._answers = TalkAnswers(
             AnswerSequencer(
                 calls.tools,
@@ -131,8 +160,7 @@ class CallListener:
                 holds=lambda: self._farewell.holds(keys_of(self._answers.sequencer.calls), spoke=self._spoke),
                 listens=True,
             ),
-            # The client sees the call's events itself, and nobody hears of what it may not do.
-            AnswerHooks(tell=calls.note, refuse=lambda _refusal: None, run=calls.run, start=self._start),
+            AnswerHooks(tell=note, refuse=self._refuse, run=calls.run, start=self._start),
         )
 
     def end(self, ending: Ending) -> None:
@@ -142,7 +170,6 @@ class CallListener:
 
     async def run(self, endpoint: str, call_id: str) -> Ending:
         """Listens until the call is over, or has reached the longest time of a talk. Never raises MintError."""
-        until_s = self._now_s() + self._settings.max_talk_s
         self._facts.session_id = call_id  # it stays the same on each join
         known_by_s = self._now_s() + _UNKNOWN_S
         failures = unknown = 0  # in a row
@@ -153,14 +180,15 @@ class CallListener:
                     pause_s = slots[min(failures, len(slots)) - 1] * random.uniform(0.67, 1)  # noqa: S311  # no secret
                     await asyncio.wait((self._over,), timeout=pause_s)
                 if not self._over.done() and not self._holds_place():
-                    return _HUNG_UP
-                if self._now_s() >= until_s:
-                    return Ending(DONE, "the talk has reached its longest time")
+                    return _OVER
+                if self._now_s() >= self._until_s:
+                    self._end_call(_TOO_LONG)
+                socket, self._first = self._first, None
                 try:
-                    socket = await self._connector.join_call(endpoint, call_id)
+                    socket = socket or await self._connector.join_call(endpoint, call_id)
                 except MintError as error:
                     failures += 1
-                    unknown = unknown + 1 if error.status in _NO_SUCH_CALL else 0
+                    unknown = unknown + 1 if error.status in NO_SUCH_CALL else 0
                     # One 404 may come of a fault at Azure, while the call goes on.
                     if unknown >= _UNKNOWN_TIMES and (self._joins or self._now_s() >= known_by_s):
                         return self._note_unknown()
@@ -171,8 +199,10 @@ class CallListener:
                 joined_s = self._now_s()
                 unknown = 0
                 try:
-                    ending = await self._listen(socket, until_s)
+                    ending = await self._listen(socket)
                 finally:
+                    self._page.left()
+                    self._idle.leave(self._now_s())
                     self._answers.cut(lost=False)
                     await socket.aclose()
                 if ending is not None:
@@ -185,14 +215,20 @@ class CallListener:
             for task in self._tasks:
                 task.cancel()
             self._turns.flush()
+            if self._first is not None:
+                await self._first.aclose()
 
     def _note_unknown(self) -> Ending:
         """Azure does not know the call: it is over, or its client never connected."""
         if self._joins:
-            return _HUNG_UP
+            return _OVER
         log.info("call_never_connected", session_id=self._owner.session_id)
-        self._hang_up("its client never connected")
+        self._hang_up(_NEVER_CONNECTED)
         return _NEVER_CONNECTED
+
+    def _refuse(self, refusal: Refuse) -> None:
+        """Tells the page of an answer that does not come. Of what it sends itself the broker drops nothing."""
+        self._page.tell("broker.error", code=refusal.code, message=refusal.message, retryable=refusal.retryable)
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         def on_done(task: "asyncio.Task[None]") -> None:
@@ -205,13 +241,17 @@ class CallListener:
         self._tasks.add(task)
         task.add_done_callback(on_done)
 
-    async def _listen(self, socket: AzureSocket, until_s: float) -> Ending | None:
+    async def _listen(self, socket: AzureSocket) -> Ending | None:
         """Why listening is over; None where the connection ended and the call may go on."""
         self._joins += 1
+        self._idle.join(self._now_s())
+        if self._usage is not None and self._joins == 1:
+            self._usage.went_live(self._resource, "ga")
         self._send_session(socket, f"join_{self._joins}")
         self._answers.begin("ga", lambda event: socket.send(compact(event)))
         if (greeting := self._agent.greeting) and self._joins == 1 and self._greets():
             self._answers.want("greeting", greeting_response(greeting, self._session.get("instructions", "")))
+        self._page.joined()
         pinged_s = self._now_s()
         while not self._over.done():
             now_s = self._now_s()
@@ -219,16 +259,18 @@ class CallListener:
             if socket.frames:
                 self._handle(socket)
             elif self._session_over:
-                return _HUNG_UP
+                return _OVER
             elif socket.failure is not None:
                 return None
             elif not self._holds_place():
-                return _HUNG_UP
+                return _OVER
             elif self._is_over(now_s):
                 self._farewell.take_back()
-                self._hang_up(ENDED_BY_AGENT.reason)
-            elif now_s >= until_s:
-                return Ending(DONE, "the talk has reached its longest time")
+                self._end_call(ENDED_BY_AGENT)
+            elif not self._is_ended and now_s >= self._until_s:
+                self._end_call(_TOO_LONG)
+            elif not self._is_ended and self._idle.is_idle(now_s, tool_since_s=self._tool_since_s):
+                self._end_call(_IDLE)
             elif now_s - pinged_s >= self._settings.ping_interval_s:
                 pinged_s = now_s
                 if not socket.ping():
@@ -242,8 +284,17 @@ class CallListener:
                     await asyncio.wait((frame,))
         return self._over.result()
 
+    def _end_call(self, ending: Ending) -> None:
+        """Hangs the call up; it is listened to until it is over, which Azure may take its time for."""
+        if not self._is_ended:
+            self._is_ended = True
+            self._hang_up(ending)
+
     def _handle(self, socket: AzureSocket) -> None:
         kind = event_type(text := socket.take())
+        if kind is None:
+            return
+        self._idle.heard(kind, text, self._now_s())
         if kind not in _HANDLED:
             return
         try:
@@ -261,6 +312,8 @@ class CallListener:
         elif kind == "error":
             self._note_error(socket, event.get("error"))
             return
+        if self._usage is not None:
+            self._usage.azure_sent(event, resource=self._resource, dialect="ga")
         if kind in USAGE_EVENTS:
             self._relay.count_usage_of(
                 event,
@@ -272,6 +325,7 @@ class CallListener:
         if kind == "response.done" and (failed := failed_answer(event)) is not None:
             self._relay.count_failed_answer(failed, self.counters, resource=self._resource)
             log_failed_answer(failed, self._owner, self._agent.id)
+            self._page.tell("broker.error", code="answer_failed", message=failed.message, retryable=failed.retryable)
         self._turns.feed(event, self._now_s())
 
     def _note_words(self, kind: str, event: dict[str, Any]) -> None:
@@ -336,7 +390,7 @@ class CallListener:
             elif field is not None and not self._gave_up:
                 self._gave_up = True
                 self._connector.settings_report.note_refused(**about)
-                self._hang_up("Azure refuses the agent's settings")
+                self._end_call(_REFUSED)
             elif field is None:
                 self._restore(socket)
 
@@ -368,7 +422,7 @@ class CallListener:
                 agent_id=self._agent.id,
                 changes=self._changes,
             )
-            self._hang_up("its client changed the agent's session again and again")
+            self._end_call(_CHANGED)
         self._send_session(socket, str(self._changes))
 
     def _send_session(self, socket: AzureSocket, number: str) -> None:

@@ -88,6 +88,7 @@ class Callers:
     blocklist: Blocklist
     rate: RateLimiter
     hang_ups: RateLimiter  # a limiter of its own: a caller who has used up the rate can still hang up
+    event_streams: RateLimiter
     drain: Drain = field(default_factory=Drain)
     talks: TalkLevelCounters = field(default_factory=TalkLevelCounters)
 

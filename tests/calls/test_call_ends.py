@@ -1,0 +1,103 @@
+"""Each end of a call is Azure's to make: the call is hung up until Azure has done it, and its place comes back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.calls.test_relayed_calls import caller, calls_azure, settled
+from tests.calls.test_sideband import call, listen
+from tests.relay.support.azure import AzureTalk
+from tests.relay.support.broker import Running, broker
+from tests.support.waiting import eventually
+from token_broker.security.tokens import Owner
+from token_broker.web.requests import uuid7
+
+
+def ends_of(running: Running) -> list[str]:
+    """The reasons for which calls are hung up; each is over at once."""
+    reasons: list[str] = []
+
+    def hang_up(endpoint: str, call_id: str, owner: Owner, *, why: str) -> None:
+        reasons.append(why)
+        running.limits.end(call_id)
+
+    running.calls._hang_up = hang_up
+    return reasons
+
+
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [
+        ({"max_talk_s": 1}, "the talk has reached its longest time"),
+        ({"call_idle_s": 0.4}, "nobody said anything any more"),
+    ],
+)
+async def test_limit_hangs_up(limits: dict[str, Any], why: str) -> None:
+    async def script(talk: AzureTalk) -> None:
+        await talk.hear("item_1", "Hello?")
+        await talk.connection.wait_closed()
+
+    async with call(script) as azure, broker(azure.url, **limits) as running:
+        ends = ends_of(running)
+        listen(running, azure)
+        await running.quiet()
+        assert ends == [why], "once"
+        assert running.ingest.said == [("user", "Hello?")]
+
+
+async def test_blocked_callers_call_is_hung_up() -> None:
+    async def script(talk: AzureTalk) -> None:
+        await talk.hear("item_1", "Hello?")
+        await talk.connection.wait_closed()
+
+    async with call(script) as azure, broker(azure.url) as running:
+        ends = ends_of(running)
+        session_id = listen(running, azure)
+        await running.ingest.reach(1)
+        running.calls.end_where(lambda _principal, session: session == uuid7())
+        assert ends == []
+        running.calls.end_where(lambda _principal, session: session == session_id)
+        await running.quiet()
+        assert ends == ["the operator has blocked its session or its user"]
+
+
+async def test_hang_up_is_repeated_while_call_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Azure answers 200, and the call goes on."""
+    monkeypatch.setattr("token_broker.calls.running_calls._FIRST_CHECK_S", 0.05)
+    joins = 0
+
+    async def join(request: web.Request) -> web.StreamResponse:
+        nonlocal joins
+        joins += 1
+        if len(azure.hung_up) >= 3:
+            return web.Response(status=404)
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for _ in socket:
+            pass
+        return socket
+
+    async with calls_azure(join) as azure, caller(azure, tmp_path) as browser:
+        session = uuid7()
+        location = (await browser.offer(session)).headers["location"]
+        assert (await browser.hang_up(location, session)).status_code == 204
+        assert browser.state["calls"].talks.active == 0
+
+        async def checked() -> bool:
+            return not browser.state["calls"].calls._checking
+
+        await eventually(checked)
+        assert [name for name, _ in azure.hung_up] == ["rtc_abc"] * 3
+
+
+@pytest.mark.parametrize("status", [404, 409, 410])
+async def test_refused_hang_up_says_call_is_over(status: int, tmp_path: Path) -> None:
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        session = uuid7()
+        location = (await browser.offer(session)).headers["location"]
+        azure.hang_up_status = status
+        assert (await browser.hang_up(location, session)).status_code == 204
+        assert not browser.state["calls"].calls._checking
+        await settled(browser, azure, "rtc_abc")
