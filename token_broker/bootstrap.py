@@ -26,6 +26,7 @@ from token_broker.azure import (
     make_client,
     watch_stalls,
 )
+from token_broker.calls.attach import CallAttacher
 from token_broker.calls.running_calls import Calls
 from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.hooks.sender import HookSender, hook_client
@@ -204,6 +205,10 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             ledger=ledger,
         )
         stack.push_async_callback(watched.aclose)
+        attacher = CallAttacher(
+            connector, calls, watched, level, memory.blocklist, checks=settings.attach_check == "on"
+        )
+        stack.push_async_callback(attacher.aclose)
         memory.blocklist.watch(relay.end_where)
         memory.blocklist.watch(watched.end_where)
         memory.watch_lost_sessions(relay.end_session)
@@ -262,7 +267,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 talks=level,
             ),
             minting=minting,
-            calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level, watched),
+            calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level, watched, attacher),
             admission=admission,
             relay=relay,
             memory=memory,

@@ -23,7 +23,15 @@ from token_broker.sessions.ownership import Callers, ensure_not_blocked
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.requests import Problem, read_body
 
-__all__ = ["CALL_OPERATIONS", "SESSION_PARAMETER", "CallState", "caller_of_session", "create_call", "hang_up"]
+__all__ = [
+    "CALL_OPERATIONS",
+    "SESSION_PARAMETER",
+    "CallState",
+    "caller_of_session",
+    "create_call",
+    "foreign_session",
+    "hang_up",
+]
 
 
 class CallState(TypedDict):
@@ -80,9 +88,14 @@ def caller_of_session(request: Request[CallState]) -> Caller:
     )
     session_id = caller.owner.session_id
     if request.query_params.get("session_id", session_id) != session_id:
-        raise Problem(403, "foreign_session", "The session token is another session's: send this session's own.")
+        raise foreign_session()
     bind_ids(session_id=session_id)
     return caller
+
+
+def foreign_session() -> Problem:
+    """The 403 of a session token that is not the named session's."""
+    return Problem(403, "foreign_session", "The session token is another session's: send this session's own.")
 
 
 SESSION_PARAMETER = Parameter("session_id", "query", "The session; the token's own, where it is named.")

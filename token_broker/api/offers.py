@@ -25,6 +25,7 @@ from strategies.chain import ChainResult
 from strategies.errors import MintError, RateLimitedError, RejectedError, TimedOutError
 from strategies.resources import Resource, SpecSupplier, Wanted
 from token_broker.api.token import RETRY_AFTER_S, Minting, RequestTrace
+from token_broker.calls.attach import CallAttacher
 from token_broker.calls.running_calls import Calls
 from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.memory.types import Blocklist
@@ -97,6 +98,7 @@ class CallRelay:
     calls: Calls
     level: TalkLevelCounters
     watched: WatchedCalls
+    attacher: CallAttacher
 
     async def place(
         self,
@@ -260,8 +262,12 @@ class CallRelay:
             raise _unknown_call() from None
         if call.session_id != owner.session_id:
             raise _unknown_call()
+        # The id of an attached call names no host: it ends nothing before the call is known as the session's.
+        endpoint = call.endpoint or self.watched.endpoint_of(call.call_id, owner)
+        if endpoint is None:
+            raise _unknown_call()
         try:
-            await self.calls.hang_up(call.endpoint, call.call_id)
+            await self.calls.hang_up(endpoint, call.call_id)
             self.watched.hung_up(call.call_id)
         except MintError as error:
             wait_s = error.retry_after_s if isinstance(error, RateLimitedError) else None

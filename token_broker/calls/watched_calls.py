@@ -146,6 +146,13 @@ class WatchedCalls:
         call = self._calls.get(call_id)
         return None if call is None else call.owner
 
+    def endpoint_of(self, call_id: str, owner: Owner) -> str | None:
+        """The host of the owner's call of that id; None where this process listens to no such call of theirs."""
+        call = self._calls.get(call_id)
+        if call is None or (call.owner.session_id, call.owner.principal) != (owner.session_id, owner.principal):
+            return None
+        return call.endpoint
+
     def end(self, call_id: str, ending: Ending) -> None:
         """Hangs the call up at Azure, in the background; it is listened to until it is over."""
         if (call := self._calls.get(call_id)) is not None:
