@@ -3,13 +3,14 @@
 This module imports little of ours, since nearly every other one imports it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from pydantic import SecretStr
 
+from strategies.resources import Resource
 from strategies.session_model.agent_settings import AgentSettings, Dialect, Voice
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Grant",
     "ProxyGrant",
     "SessionSpec",
+    "SpecSupplier",
 ]
 
 
@@ -37,6 +39,10 @@ class SessionSpec:
     ttl_s: int = 60
     voice_live_version: str = ""  # Voice Live's api-version; empty where it isn't known
     holds_answers: bool = False  # the broker asks for them: sockets only
+
+
+SpecSupplier = Callable[[Resource], Awaitable[SessionSpec]]
+"""Gives a session as one resource is asked for it: the deployments' names are the resource's."""
 
 
 @dataclass(frozen=True, slots=True)

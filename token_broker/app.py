@@ -26,6 +26,7 @@ from token_broker.api.static import AZURE_ORIGINS, CLIENT_OPERATIONS, client_rou
 from token_broker.api.status import STATUS_OPERATIONS, get_config, get_health, get_readiness, get_status
 from token_broker.api.token import TOKEN_OPERATIONS, create_token
 from token_broker.api.turns import MEMORY_OPERATIONS, create_turn, enrich, erase_turns, list_turns
+from token_broker.api.usage import USAGE_OPERATIONS, get_usage
 from token_broker.bootstrap import BrokerState, build_broker
 from token_broker.observability.events import Metrics
 from token_broker.relay.voice_relay import websocket_not_found
@@ -45,6 +46,7 @@ _OPERATIONS = (
     *CALL_EVENT_OPERATIONS,
     *COMPAT_OPERATIONS,
     *MEMORY_OPERATIONS,
+    *USAGE_OPERATIONS,
     *STATUS_OPERATIONS,
     *METRICS_OPERATIONS,
     *CLIENT_OPERATIONS,
@@ -117,6 +119,7 @@ def _routes() -> list[BaseRoute]:
         *_under(_MEMORY_PREFIXES, "/enrich", enrich, ["POST"]),
         *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", list_turns, ["GET"]),
         *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", erase_turns, ["DELETE"]),
+        Route("/api/v1/usage", get_usage, methods=["GET"]),
         Route("/healthz", get_health, methods=["GET"]),
         Route("/readyz", get_readiness, methods=["GET"]),
         Route("/metrics", get_metrics, methods=["GET"]),

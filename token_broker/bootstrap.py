@@ -27,6 +27,7 @@ from token_broker.azure import (
     watch_stalls,
 )
 from token_broker.calls.attach import CallAttacher
+from token_broker.calls.page_events import CallStreams
 from token_broker.calls.running_calls import Calls
 from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.hooks.sender import HookSender, hook_client
@@ -67,6 +68,8 @@ class BrokerState(TypedDict):
     callers: Callers
     minting: Minting
     calls: CallRelay
+    attacher: CallAttacher
+    call_streams: CallStreams
     admission: Admission
     relay: VoiceRelay
     memory: Memory
@@ -206,7 +209,13 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         )
         stack.push_async_callback(watched.aclose)
         attacher = CallAttacher(
-            connector, calls, watched, level, memory.blocklist, checks=settings.attach_check == "on"
+            join=connector.join_call,
+            resources=pool.by_name,
+            calls=calls,
+            watched=watched,
+            level=level,
+            blocklist=memory.blocklist,
+            checks=settings.attach_check == "on",
         )
         stack.push_async_callback(attacher.aclose)
         memory.blocklist.watch(relay.end_where)
@@ -239,7 +248,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         if len(pool.resources) > 1:  # with one there is nobody else to go to
             stalls = asyncio.create_task(watch_stalls(pool), name="watch-stalls")
             stack.callback(stalls.cancel)
-        metrics.expect(settings.token_strategies, names)
+        metrics.expect(settings.token_strategies, names, agents)
         metrics.expect_tools(
             [
                 (agent.id, tool.name)
@@ -267,7 +276,9 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 talks=level,
             ),
             minting=minting,
-            calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level, watched, attacher),
+            calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level, watched),
+            attacher=attacher,
+            call_streams=watched.streams,
             admission=admission,
             relay=relay,
             memory=memory,

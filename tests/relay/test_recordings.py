@@ -18,6 +18,7 @@ from token_broker.relay.adapters import CompatAdapter, ProtocolAdapter, ProxyAda
 from token_broker.relay.answers.actions import Tool
 from token_broker.relay.answers.hidden_calls import HiddenCalls
 from token_broker.relay.answers.sequencer import AnswerSequencer
+from token_broker.relay.answers.turn_clock import TurnClock
 from token_broker.relay.azure.connector import Route, UpstreamConnection
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.event_handler import EventHandler
@@ -40,6 +41,7 @@ class Handled:
 
     def __init__(self, adapter: ProtocolAdapter, upstream: Dialect) -> None:
         self.broken: list[UpstreamConnection] = []
+        self.answered: list[str] = []
         self.ingest = RecordingIngest()
         turns = TurnRecorder(
             OWNER, "elena", ingest=self.ingest, counters=TalkCounters(), on_lost=lambda: pytest.fail("a turn was lost")
@@ -55,7 +57,7 @@ class Handled:
         tools = SimpleNamespace(get=lambda name: Tool(name, "client"))  # the recorded calls were the client's
         sequencer = AnswerSequencer(lambda: cast("Any", tools), facts=ledger.facts)
         sequencer.begin(upstream, 100.0)
-        answers = SimpleNamespace(azure_sent=lambda event: sequencer.azure_sent(event, 100.0))
+        answers = SimpleNamespace(azure_sent=lambda event: sequencer.azure_sent(event, 100.0), sequencer=sequencer)
         guard = SimpleNamespace(azure_sent=lambda event: True, for_client=lambda event: event)
         self.handler = EventHandler(
             adapter,
@@ -67,10 +69,12 @@ class Handled:
             hidden=HiddenCalls(lambda name: True, sequencer.calls.withholds),
             guard=cast("Any", guard),
             restored=Restored(),
+            clock=TurnClock(),
             counters=RelayCounters(),
             talk=TalkCounters(),
             broken=self.broken.append,
             user_spoke=lambda: None,
+            answered=lambda turn, upstream: self.answered.append(turn.begins),
             time_s=lambda: 100.0,
             redact=lambda text: text,
         )

@@ -18,7 +18,7 @@ from token_broker.relay.guardrail.word_checks import (
     WantAnswer,
     WordChecks,
 )
-from token_broker.tools.guardrail import Verdict
+from token_broker.tools.verdict import Verdict
 
 Event = dict[str, Any]
 

@@ -4,19 +4,20 @@
 """
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Protocol, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from strategies.base import SpecSupplier
 from token_broker.api.calls import SESSION_PARAMETER, caller_of_session, foreign_session
 from token_broker.api.offers import CallRelay
-from token_broker.calls.attach import AttachRefusedError
-from token_broker.calls.page_events import ATTACHED, DETACHED, PageEvents
-from token_broker.security.limits import too_many_sessions
-from token_broker.security.tokens import TokenError
+from token_broker.calls.page_events import ATTACHED, DETACHED, CallStreams, PageEvents
+from token_broker.security.limits import SessionLease, too_many_sessions
+from token_broker.security.tokens import MintedSession, Owner, TokenError
+from token_broker.sessions.agents import Agent
 from token_broker.sessions.ownership import Callers, ensure_not_blocked
 from token_broker.sessions.plans import TalkSpecs
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
@@ -30,11 +31,30 @@ _OF_THE_CALL = frozenset({ATTACHED, DETACHED})
 _NUMBER_CHARS = 9
 
 
+class AttachesCalls(Protocol):
+    """`CallAttacher`, as far as it is needed here."""
+
+    def is_attached(self, owner: Owner, call_id: object) -> bool: ...
+    def refusal(self, owner: Owner, minted: MintedSession | None, call_id: object) -> str | None: ...
+    def begin(
+        self,
+        owner: Owner,
+        agent: Agent,
+        minted: MintedSession,
+        call_id: str,
+        *,
+        supply: SpecSupplier,
+        lease: SessionLease,
+    ) -> None: ...
+
+
 class EventsState(TypedDict):
     """What this route uses of the lifespan's state."""
 
     callers: Callers
     calls: CallRelay
+    attacher: AttachesCalls
+    call_streams: CallStreams
 
 
 class AttachRequest(BaseModel):
@@ -71,17 +91,17 @@ async def attach_call(request: Request[EventsState]) -> Response:
     if wanted.session_id not in {None, owner.session_id}:
         raise foreign_session()
     agent = calls.minting.find_agent(caller.agent_id)
-    try:
-        is_attached = calls.attacher.is_attached(owner, caller.minted, wanted.call_id)
-    except AttachRefusedError as refused:
-        raise Problem(403, "call_refused", f"This call can't be attached: {refused}.") from None
+    attacher = request.state["attacher"]
+    is_attached = attacher.is_attached(owner, wanted.call_id)
+    if not is_attached and (why := attacher.refusal(owner, caller.minted, wanted.call_id)) is not None:
+        raise Problem(403, "call_refused", f"This call can't be attached: {why}.")
     if not is_attached and caller.minted is not None:
         if agent.is_seen or agent.sockets_only:
             raise Problem(403, "call_refused", "This call can't be attached: this agent's talks go another way.")
         if (lease := calls.talks.acquire(caller.limit_key)) is None:
             raise too_many_sessions()
         supply = TalkSpecs(settings, owner, calls.minting.recall).of(agent)
-        calls.attacher.begin(owner, agent, caller.minted, wanted.call_id, supply=supply, lease=lease)
+        attacher.begin(owner, agent, caller.minted, wanted.call_id, supply=supply, lease=lease)
     shown_id = calls.signer.call_token(
         session_id=owner.session_id,
         call_id=wanted.call_id,
@@ -103,7 +123,7 @@ async def stream_events(request: Request[EventsState]) -> Response:
     except TokenError:
         raise _unknown_call() from None
     session_id = caller.owner.session_id
-    events = calls.watched.streams.find(session_id, call.call_id) if call.session_id == session_id else None
+    events = request.state["call_streams"].find(session_id, call.call_id) if call.session_id == session_id else None
     if events is None:
         raise _unknown_call()
     if not events.has_room:

@@ -1,7 +1,7 @@
 """The SDP relay: `POST /realtime/calls` and `DELETE /realtime/calls/{call_id}`, opened by a plan's session token."""
 
 import time
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -81,11 +81,10 @@ async def hang_up(request: Request[CallState]) -> Response:
     return Response(status_code=204, headers={"Cache-Control": "no-store"})
 
 
-def caller_of_session(request: Request[CallState]) -> Caller:
+def caller_of_session(request: Request[Any]) -> Caller:
     """The session token's caller. Raises Problem 401, and 403 where the query names another session."""
-    caller = request.state["callers"].by_session_token(
-        request, lambda detail: Problem(401, "session_token_refused", detail)
-    )
+    callers: Callers = request.state["callers"]
+    caller = callers.by_session_token(request, lambda detail: Problem(401, "session_token_refused", detail))
     session_id = caller.owner.session_id
     if request.query_params.get("session_id", session_id) != session_id:
         raise foreign_session()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from starlette.requests import Request
@@ -20,14 +20,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from strategies.azure_calls import AcceptedCall
-from strategies.base import EphemeralGrant, SessionSpec
+from strategies.base import EphemeralGrant, SessionSpec, SpecSupplier
 from strategies.chain import ChainResult
 from strategies.errors import MintError, RateLimitedError, RejectedError, TimedOutError
-from strategies.resources import Resource, SpecSupplier, Wanted
+from strategies.resources import Resource, Wanted
 from token_broker.api.token import RETRY_AFTER_S, Minting, RequestTrace
-from token_broker.calls.attach import CallAttacher
 from token_broker.calls.running_calls import Calls
-from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
@@ -87,6 +85,16 @@ def check_offer(offer: bytes) -> None:
         raise Problem(400, "bad_sdp", "The offer is no SDP with an audio line: send createOffer()'s sdp as it is.")
 
 
+class ListensToCalls(Protocol):
+    """`WatchedCalls`, as far as it is needed here."""
+
+    def watch(
+        self, owner: Owner, agent: Agent, *, endpoint: str, call_id: str, spec: SessionSpec, resource: str
+    ) -> None: ...
+    def hung_up(self, call_id: str) -> None: ...
+    def endpoint_of(self, call_id: str, owner: Owner) -> str | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class CallRelay:
     """Sets calls up at Azure, and hangs them up."""
@@ -97,8 +105,7 @@ class CallRelay:
     talks: SessionLimits
     calls: Calls
     level: TalkLevelCounters
-    watched: WatchedCalls
-    attacher: CallAttacher
+    watched: ListensToCalls
 
     async def place(
         self,

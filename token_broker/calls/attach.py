@@ -8,18 +8,18 @@ this very plan does the broker write anything else, listen, or hang up. Any othe
 import asyncio
 import json
 import re
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
+from strategies.base import SessionSpec, SpecSupplier
 from strategies.errors import MintError
-from strategies.resources import SpecSupplier
-from token_broker.calls.page_events import PageEvents
+from strategies.resources import Resource
+from token_broker.calls.page_events import CallStreams, PageEvents
 from token_broker.calls.running_calls import Calls
-from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.memory.types import Blocklist
-from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import compact, event_type
@@ -28,7 +28,7 @@ from token_broker.security.tokens import MintedSession, Owner
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.talk_level import TalkLevelCounters
 
-__all__ = ["AttachRefusedError", "CallAttacher"]
+__all__ = ["CallAttacher"]
 
 log = structlog.get_logger("token_broker.calls")
 
@@ -39,11 +39,28 @@ _ANSWER_S = 10.0
 _ASIDE_AT_MOST = 256
 _REFUSED_KEPT = 10_000
 _ASKING = f"{OWN_EVENT_IDS}attach"
+_TELLING = frozenset({"session.created", "session.updated", "error"})
 _NOTHING = {"type": "session.update", "event_id": _ASKING, "session": {"type": "realtime"}}
 
 
-class AttachRefusedError(Exception):
-    """The call is not this session's to attach. Azure was not asked."""
+class Watches(Protocol):
+    """`WatchedCalls`, as far as it is needed here."""
+
+    @property
+    def streams(self) -> CallStreams: ...
+    def owner_of(self, call_id: str) -> Owner | None: ...
+    def watch(
+        self,
+        owner: Owner,
+        agent: Agent,
+        *,
+        endpoint: str,
+        call_id: str,
+        spec: SessionSpec,
+        resource: str,
+        joined: AzureSocket | None,
+        transport: str,
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +73,24 @@ class _Wanted:
 
 
 class CallAttacher:
-    """Attaches calls in the background. With `checks` off every call that can be joined passes for the page's own."""
+    """Attaches calls in the background. With `checks` off every call that can be joined passes for the page's own.
+
+    `join` opens the sideband of a call by its host and id, or raises MintError.
+    """
 
     def __init__(
         self,
-        connector: UpstreamConnector,
+        *,
+        join: Callable[[str, str], Awaitable[AzureSocket]],
+        resources: Mapping[str, Resource],
         calls: Calls,
-        watched: WatchedCalls,
+        watched: Watches,
         level: TalkLevelCounters,
         blocklist: Blocklist,
-        *,
         checks: bool,
     ) -> None:
-        self._connector = connector
+        self._join = join
+        self._resources = resources
         self._calls = calls
         self._watched = watched
         self._level = level
@@ -77,24 +99,26 @@ class CallAttacher:
         self._running: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._refused = BoundedDict[tuple[str, str], None](_REFUSED_KEPT)
 
-    def is_attached(self, owner: Owner, minted: MintedSession | None, call_id: object) -> bool:
-        """Whether the session has this call already, or it is being attached.
-
-        Raises AttachRefusedError where the call cannot be the session's.
-        """
-        if not isinstance(call_id, str) or not _CALL_ID.fullmatch(call_id):
-            raise AttachRefusedError("a call's id has 1 to 200 of A-Z, a-z, 0-9, _ and -")
+    def is_attached(self, owner: Owner, call_id: object) -> bool:
+        """Whether the session has this call already, or it is being attached."""
+        if not isinstance(call_id, str):
+            return False
         holder = self._watched.owner_of(call_id)
         if holder is not None:
-            if (holder.session_id, holder.principal) == (owner.session_id, owner.principal):
-                return True
-            raise AttachRefusedError("it is another session's")
+            return (holder.session_id, holder.principal) == (owner.session_id, owner.principal)
+        return (owner.session_id, call_id) in self._running
+
+    def refusal(self, owner: Owner, minted: MintedSession | None, call_id: object) -> str | None:
+        """Why the call can't be the session's, as far as that is known without asking Azure; None where it can."""
+        if not isinstance(call_id, str) or not _CALL_ID.fullmatch(call_id):
+            return "its id has another form than A-Z, a-z, 0-9, _ and -, up to 200 of them"
+        if self._watched.owner_of(call_id) is not None and not self.is_attached(owner, call_id):
+            return "it is another session's"
         if minted is None:
-            raise AttachRefusedError("this plan has no call of its own at Azure, or none that can be told from others")
-        key = owner.session_id, call_id
-        if key in self._refused or not self._calls.takes(minted.endpoint, call_id):
-            raise AttachRefusedError("it was refused before, or has ended")
-        return key in self._running
+            return "this plan has no call of its own, or none that can be told from others"
+        if (owner.session_id, call_id) in self._refused or not self._calls.takes(minted.endpoint, call_id):
+            return "it was refused before, or has ended"
+        return None
 
     def begin(
         self,
@@ -130,7 +154,7 @@ class CallAttacher:
 
     async def _attach(self, wanted: _Wanted, lease: SessionLease, page: PageEvents) -> None:
         owner, minted, call_id = wanted.owner, wanted.minted, wanted.call_id
-        resource = self._connector.pool.by_name.get(minted.resource)  # it may be configured no more
+        resource = self._resources.get(minted.resource)  # it may be configured no more
         socket = None if resource is None else await self._joined(minted, call_id)
         taken = False
         try:
@@ -175,7 +199,7 @@ class CallAttacher:
                 await asyncio.sleep(_PAUSES_S[min(tries, len(_PAUSES_S)) - 1])
             tries += 1
             try:
-                socket = await self._connector.join_call(minted.endpoint, call_id)
+                socket = await self._join(minted.endpoint, call_id)
             except MintError:
                 continue
             try:
@@ -207,27 +231,21 @@ async def _session_of(socket: AzureSocket) -> str | None:
                     await socket.wait()
                     continue
                 kind = event_type(text := socket.take())
-                if kind not in {"session.created", "session.updated", "error"}:
+                if kind not in _TELLING:
                     aside.append(text)
                     if len(aside) > _ASIDE_AT_MOST:
                         return ""
-                elif (azure_id := _named(kind, text)) is not None:
+                    continue
+                try:
+                    event: Any = json.loads(text)
+                    about = event["error" if kind == "error" else "session"]
+                    told = about.get("event_id" if kind == "error" else "id")
+                except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+                    continue
+                if kind == "error" and told == _ASKING:
+                    return ""
+                if kind != "error" and isinstance(told, str) and told:
                     socket.put_first(aside)
-                    return azure_id
+                    return told
     except TimeoutError:
         return ""
-
-
-def _named(kind: str, text: str) -> str | None:
-    """The session's id in an event; empty where our question was refused; None in an event that says nothing of it."""
-    try:
-        event: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    about = event.get("error" if kind == "error" else "session") if isinstance(event, dict) else None
-    if not isinstance(about, dict):
-        return None
-    if kind == "error":
-        return "" if about.get("event_id") == _ASKING else None
-    azure_id = about.get("id")
-    return azure_id if isinstance(azure_id, str) and azure_id else None

@@ -44,7 +44,7 @@ class HangUp(Protocol):
 
 
 @dataclass(slots=True)
-class _Call:
+class _Watched:
     owner: Owner
     endpoint: str
     listener: CallListener
@@ -68,7 +68,7 @@ class WatchedCalls:
         on_ended: Callable[[Owner, str], None] = lambda _owner, _agent_id: None,
         ledger: UsageLedger | None = None,
     ) -> None:
-        self.streams = CallStreams()
+        self._streams = CallStreams()
         self._parts = parts
         self._hang_up = hang_up
         self._limits = limits
@@ -76,10 +76,15 @@ class WatchedCalls:
         self._level = level or TalkLevelCounters()
         self._on_ended = on_ended
         self._ledger = ledger or UsageLedger(None)
-        self._calls: dict[str, _Call] = {}
+        self._calls: dict[str, _Watched] = {}
 
     def __len__(self) -> int:
         return len(self._calls)
+
+    @property
+    def streams(self) -> CallStreams:
+        """What the pages of the calls are told."""
+        return self._streams
 
     def watch(
         self,
@@ -114,7 +119,7 @@ class WatchedCalls:
             joined=joined,
             usage=usage,
         )
-        call = _Call(owner, endpoint, listener, usage)
+        call = _Watched(owner, endpoint, listener, usage)
         self._calls[call_id] = call
         self._level.begin(owner)
         self._drain.add(listener)
@@ -178,7 +183,7 @@ class WatchedCalls:
             if refused(call.owner.principal, call.owner.session_id):
                 self.end(call_id, _BLOCKED)
 
-    def _end_talk(self, call: _Call, ending: Ending) -> None:
+    def _end_talk(self, call: _Watched, ending: Ending) -> None:
         if not call.is_told:
             call.is_told = True
             call.usage.end(ending.outcome)

@@ -7,6 +7,7 @@ Breakers, relay and memory count for themselves: `api/metrics.py` reads their st
 few and our own: templates of routes, strategies, outcomes; never a path, a principal or a session.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol, TypeVar, get_args
@@ -35,6 +36,7 @@ __all__ = [
     "ToolOutcome",
     "ToolRan",
     "TraceContext",
+    "TurnAnswered",
     "null_observer",
     "observe_with",
 ]
@@ -141,7 +143,18 @@ class TalkEnded:
     turns: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    turn_latencies_ms: tuple[float, ...] = ()  # of its latest turns, in their order
     trace: TraceContext | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnAnswered:
+    """The first sound of an answer has come, so long after the user stopped speaking. `transport` is the client's."""
+
+    transport: str
+    agent_id: str
+    resource: str
+    wait_s: float
 
 
 ToolOutcome = Literal[
@@ -183,6 +196,7 @@ Event = (
     | Attempt
     | TalkLive
     | TalkEnded
+    | TurnAnswered
     | ToolRan
     | GuardrailAsked
 )
@@ -217,6 +231,7 @@ _LIVE_BUCKETS_S = (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 6, 10, 30)
 _REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _TALK_BUCKETS_S = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 _TOOL_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120)
+_TURN_BUCKETS_S = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 5, 8, 15, 30)
 _GUARDRAIL_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -294,6 +309,16 @@ class Metrics:
         self._talk_seconds = _Children(
             self._histogram("talk_duration", "Proxied talks, from admission to the end.", _TALK_BUCKETS_S)
         )
+        self._turn_seconds = _Children(
+            self._histogram(
+                "turn_latency",
+                "From the end of a user's speech to the first sound of the answer.",
+                _TURN_BUCKETS_S,
+                "transport",
+                "agent",
+                "resource",
+            )
+        )
         self._tool_calls = _Children(
             self._counter("tool_calls", "Calls of tools, by what came of them.", "agent", "tool", "outcome")
         )
@@ -326,6 +351,8 @@ class Metrics:
                 self._live_seconds.of(event.resource).observe(event.duration_s)
             case TalkEnded():
                 self._talk_seconds.of().observe(event.duration_s)
+            case TurnAnswered(transport=transport):
+                self._turn_seconds.of(transport, event.agent_id, event.resource).observe(event.wait_s)
             case ToolRan(agent_id=agent_id, tool=tool):
                 self._tool_calls.of(agent_id, tool, event.outcome).inc()
                 self._tool_seconds.of(agent_id, tool).observe(event.duration_s)
@@ -335,7 +362,7 @@ class Metrics:
             case _:  # a placed call is seen in its attempts and its HTTP request
                 pass
 
-    def expect(self, strategies: Iterable[str], resources: Iterable[str]) -> None:
+    def expect(self, strategies: Iterable[str], resources: Iterable[str], agents: Iterable[str] = ()) -> None:
         """Shows at zero what may happen, so that the first time it does is seen as an increase."""
         names = tuple(resources)
         for result in get_args(TokenResult):
@@ -352,6 +379,8 @@ class Metrics:
                 self._mint_requests.of(resource, strategy)
         for resource in names:
             self._live_seconds.of(resource)
+        for agent_id, resource in itertools.product(agents, names):
+            self._turn_seconds.of("websocket_proxy", agent_id, resource)
         self._talk_seconds.of()
 
     def expect_tools(self, tools: Iterable[tuple[str, str]], guarded: Iterable[str]) -> None:

@@ -1,8 +1,8 @@
 """Handles Azure's events in a talk: notes turns, usage, handoffs and what is open, and decides what the client gets."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import structlog
 
@@ -10,6 +10,7 @@ from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.answers.hidden_calls import CALL_EVENTS, HiddenCalls
 from token_broker.relay.answers.sequencer import ACTIVE_ALREADY, SEQUENCER_EVENTS
 from token_broker.relay.answers.talk_answers import TalkAnswers
+from token_broker.relay.answers.turn_clock import TurnClock, TurnLatency
 from token_broker.relay.azure.route import UpstreamConnection
 from token_broker.relay.counters import USAGE_EVENTS, RelayCounters, TalkCounters
 from token_broker.relay.dialects.conversation_items import TOOL_LIST
@@ -17,7 +18,6 @@ from token_broker.relay.dialects.item_cache import CACHED_EVENTS
 from token_broker.relay.event_text import SESSION_EVENTS, event_of, event_type, event_type_by_head, is_audio_delta
 from token_broker.relay.guardrail.talk_guard import TalkGuard
 from token_broker.relay.guardrail.word_checks import GUARD_EVENTS
-from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.allowlist import Refused
 from token_broker.relay.policy.visibility import (
     ERROR_EVENTS,
@@ -31,6 +31,7 @@ from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.failed_answers import ANSWER_FAILED, failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.tokens import Owner
+from token_broker.sessions.agent import Agent
 from token_broker.usage.talk_usage import TalkUsage
 
 __all__ = ["EventHandler"]
@@ -46,11 +47,23 @@ _PARSED_EVENTS = (
 ) | (_NAMING_EVENTS | GUARD_EVENTS)
 
 
+class Handoffs(Protocol):
+    """`AgentHandoff`, as far as Azure's events concern it."""
+
+    agent: Agent
+
+    @property
+    def holds(self) -> bool: ...
+    def is_quiet(self, upstream: UpstreamConnection) -> None: ...
+    def session_told(self, event: Mapping[str, Any], upstream: UpstreamConnection) -> None: ...
+    def owns_error(self, event: Mapping[str, Any], upstream: UpstreamConnection) -> bool: ...
+
+
 class EventHandler:
     """One talk's handler. It calls `broken` where Azure sends something that is not an event, and `user_spoke`.
 
-    `redact` removes the secrets that are known now from a text; `events` counts what Azure has sent. `usage` counts
-    what it bills.
+    `answered` gets the wait for each answer whose first sound has come. `redact` removes the secrets that are known now
+    from a text; `events` counts what Azure has sent. `usage` counts what it bills.
     """
 
     def __init__(
@@ -59,16 +72,18 @@ class EventHandler:
         owner: Owner,
         *,
         turns: TurnRecorder,
-        handoff: AgentHandoff,
+        handoff: Handoffs,
         ledger: TalkLedger,
         answers: TalkAnswers,
         hidden: HiddenCalls,
         guard: TalkGuard,
         restored: Restored,
+        clock: TurnClock,
         counters: RelayCounters,
         talk: TalkCounters,
         broken: Callable[[UpstreamConnection], None],
         user_spoke: Callable[[], None],
+        answered: Callable[[TurnLatency, UpstreamConnection], None],
         time_s: Callable[[], float],
         redact: Callable[[str], str],
         usage: TalkUsage | None = None,
@@ -82,11 +97,13 @@ class EventHandler:
         self._hidden = hidden
         self._guard = guard
         self._restored = restored
+        self._clock = clock
         self.events = 0
         self._counters = counters
         self._talk = talk
         self._broken = broken
         self._user_spoke = user_spoke
+        self._answered = answered
         self._time_s = time_s
         self._redact = redact
         self._usage = usage
@@ -101,6 +118,10 @@ class EventHandler:
             text = self._restored.for_client(text)
         if kind in _AUDIO_DELTAS:
             self._note_audio(len(text) - text.find('"delta"'))
+            if self._clock.waits and (turn := self._clock.sounded(text, self._time_s())) is not None:
+                self._answered(turn, upstream)
+                if (told := self._adapter.answered(turn)) is not None:
+                    return [told, self._adapter.passed(text, upstream.route.dialect)]
         elif (
             kind is None
             or kind in _PARSED_EVENTS
@@ -124,6 +145,8 @@ class EventHandler:
                     return False
                 self.events += 1
                 return True
+        if self._clock.waits:  # it may be the first sound of an answer
+            return False
         self.events += 1
         self._note_audio(len(payload) - payload.find(b'"delta"'))
         return True
@@ -160,6 +183,7 @@ class EventHandler:
         self._ledger.azure_sent(event, self._time_s())
         keeps_turn = self._guard.azure_sent(event)  # first: no answer is asked for while it checks
         self._answers.azure_sent(event)
+        self._clock.azure_sent(event, self._time_s(), reason=self._answers.sequencer.reason_of(event))
         if kind in {"input_audio_buffer.speech_started", "input_audio_buffer.committed"}:
             self._user_spoke()
         if self._handoff.holds and not self._answers.sequencer.is_answering:

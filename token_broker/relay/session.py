@@ -8,16 +8,18 @@ watches all waits. Where Azure's side is lost, the talk goes on in another sessi
 
 import asyncio
 import secrets
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
-from strategies.base import SessionSpec
+from strategies.base import SessionSpec, SpecSupplier
 from strategies.errors import MalformedError
-from strategies.resources import Resource, SpecSupplier
+from strategies.resources import Resource
 from token_broker.memory.types import Recall, TurnIngest
+from token_broker.observability.events import Observer, TurnAnswered, null_observer
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
@@ -26,9 +28,10 @@ from token_broker.relay.answers.greeting import greeting_response
 from token_broker.relay.answers.hidden_calls import HiddenCalls
 from token_broker.relay.answers.sequencer import AnswerSequencer
 from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
+from token_broker.relay.answers.turn_clock import TurnClock, TurnLatency
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.client import TalkClient
-from token_broker.relay.counters import RelayCounters, TalkCounters
+from token_broker.relay.counters import TURNS_KEPT, RelayCounters, TalkCounters
 from token_broker.relay.event_handler import EventHandler
 from token_broker.relay.event_text import compact, event_type_by_head, parsed
 from token_broker.relay.fast_path import FastPath
@@ -71,7 +74,6 @@ log = structlog.get_logger("token_broker.relay")
 _AUDIO_CHARS_A_SECOND = 64_000  # base64 of PCM16 at 24 kHz, the richest of the formats
 _HEAD_CHARS = 128
 _GREETING_AFTER_S = 0.3  # for a client that sets its session first, such as its format, or says something itself
-_LONGEST_NOTED = 65_536  # a longer event of a client's may be an item with an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class TalkParts:
     redact: Callable[[str], str]
     tools: ToolRunner | None = None
     guardrail: GuardrailClient | None = None
+    observe: Observer = null_observer
 
 
 class Talk:
@@ -105,6 +108,7 @@ class Talk:
         usage: TalkUsage | None = None,
     ) -> None:
         self.counters = TalkCounters()
+        self.turn_latencies_ms: deque[float] = deque(maxlen=TURNS_KEPT)
         self._parts = parts
         self._adapter = adapter
         self._on_live = on_live
@@ -136,6 +140,7 @@ class Talk:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ledger = TalkLedger(HeldAudio(round(parts.settings.resume_audio_s * _AUDIO_CHARS_A_SECOND)))
         self._restored = Restored()
+        self._clock = TurnClock()
         self._handoff = AgentHandoff(
             agent,
             session_id=owner.session_id,
@@ -202,10 +207,12 @@ class Talk:
             hidden=hidden,
             guard=self._guard,
             restored=self._restored,
+            clock=self._clock,
             counters=parts.counters,
             talk=self.counters,
             broken=self._on_garbage,
             user_spoke=self._user_spoke,
+            answered=self._note_answer,
             time_s=self._loop.time,
             redact=parts.redact,
             usage=usage,
@@ -338,8 +345,7 @@ class Talk:
             upstream.socket.send(message)
             self._ledger.audio.append(message)
             return
-        noted = len(message) <= _LONGEST_NOTED or kind == "response.create" or IMAGE_FIELD.decode() not in message
-        event = parsed(message) if noted or self._guard.is_on else {}
+        event = parsed(message)
         if self._guard.admits(kind, event, len(message)):
             self._pass_on(kind, message, event, upstream)
 
@@ -354,6 +360,7 @@ class Talk:
         if not self._answers.admits(kind, event):
             self._answers.tick()
             return
+        self._clock.client_sent(kind, event, self._loop.time())
         if kind == "conversation.item.truncate" and self._restored.answers_truncate(event.get("item_id")):
             # To Azure the item is text, which it does not truncate.
             self._ledger.truncate(event)
@@ -477,6 +484,14 @@ class Talk:
         self._handoff.user_spoke()
         self._farewell.take_back()
 
+    def _note_answer(self, turn: TurnLatency, upstream: UpstreamConnection) -> None:
+        latency_ms = round(turn.wait_s * 1000, 1)
+        self.turn_latencies_ms.append(latency_ms)
+        self._parts.counters.turn_latencies_ms.append(latency_ms)
+        self._parts.observe(
+            TurnAnswered(self._adapter.transport, self._handoff.agent.id, upstream.resource, turn.wait_s)
+        )
+
     def _holds_answers(self) -> bool:
         """Whether no answer may be asked for now, whatever is due."""
         if self._ledger.holds_speech or self._guard.is_checking or self._handoff.holds:
@@ -503,6 +518,7 @@ class Talk:
     def _begin_gap(self) -> None:
         """No session carries the talk: nothing of the last one reaches it any more."""
         self._upstream = self._session = None
+        self._clock.cut()
         self._answers.cut()
         self._guard.cut()
         self._fast_path.join(None)
@@ -523,6 +539,7 @@ class Talk:
         new.first[:0] = ended
         self._restored.begin()
         dialect = new.route.dialect
+        self._clock.cut()
         self._answers.cut()
         self._guard.cut()
         steps = ledger.steps()

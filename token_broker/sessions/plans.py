@@ -11,9 +11,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
-from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec
+from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec, SpecSupplier
 from strategies.pool import Outlook, Pool
-from strategies.resources import Resource, SpecSupplier, Wanted
+from strategies.resources import Resource, Wanted
 from strategies.session_model.session_fields import voice_name
 from token_broker.memory.types import Recall
 from token_broker.resources import family_of

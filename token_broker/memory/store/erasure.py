@@ -5,11 +5,12 @@ is stored in it, and its id never becomes anybody's again. `delete_erased` then 
 since turns of others wait for each of them. `unfinished_erasures` names what a process that ended has left over.
 """
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, literal_column, or_, select, update
 
 from token_broker.memory.store.outbox import request_erasure
 from token_broker.memory.store.sessions import subtract_from_size
@@ -17,7 +18,9 @@ from token_broker.memory.store.summaries import delete_summaries
 from token_broker.memory.store.tables import (
     ERASED,
     ERASING,
+    NOW_US,
     SESSION_TABLES,
+    budget_reservations,
     by_bucket,
     dead_letters,
     erased_users,
@@ -29,6 +32,7 @@ from token_broker.memory.store.tables import (
     sessions,
     tool_claims,
     turns,
+    usage,
     within_bytes,
 )
 from token_broker.memory.store.turn_words import delete_words
@@ -43,11 +47,15 @@ __all__ = [
     "delete_older_turns",
     "erased_since",
     "forget_recent",
+    "forget_usage",
+    "hide_usage",
     "mark_erased",
     "mark_user_erased",
     "sessions_of",
     "unfinished_erasures",
 ]
+
+_HIDDEN = "erased:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +105,7 @@ def mark_erased(
     )
     connection.execute(recent.on_conflict_do_nothing())
     delete_summaries(connection, session_id)
+    hide_usage(connection, is_session(usage, session_id))
     tombstone = {
         "principal": ERASED_PRINCIPAL,
         "user_id": None,
@@ -107,6 +116,25 @@ def mark_erased(
     connection.execute(update(sessions).where(is_session(sessions, session_id)).values(tombstone))
     count = select(func.count()).select_from(turns).where(is_session(turns, session_id))
     return Marked(connection.scalar(count) or 0, max(leases.values(), default=0))
+
+
+def hide_usage(connection: Connection, whose: ColumnElement[bool]) -> None:
+    """Takes session and principal from rows of usage; one name in their place says that they belong together."""
+    hidden = {"session_id": "", "principal": f"{_HIDDEN}{secrets.token_hex(8)}"}
+    connection.execute(update(usage).where(whose).values(hidden))
+
+
+def forget_usage(connection: Connection) -> None:
+    """Hides usage that was written after an erasure, and makes anonymous what was hidden and whose day has ended.
+
+    Budgets of ended days go, too.
+    """
+    for row in connection.execute(select(recent_erasures.c.session_id)).all():
+        hide_usage(connection, is_session(usage, row.session_id))
+    is_hidden = and_(usage.c.principal >= _HIDDEN, usage.c.principal < f"{_HIDDEN[:-1]};")
+    today = literal_column(NOW_US[connection.dialect.name]) / literal_column("86400000000")
+    connection.execute(update(usage).where(is_hidden, usage.c.day < func.floor(today)).values(principal=""))
+    connection.execute(delete(budget_reservations).where(budget_reservations.c.day < func.floor(today)))
 
 
 def mark_user_erased(connection: Connection, user: str, now_us: int) -> None:

@@ -97,7 +97,7 @@ class OpenCalls:
         self._here = False
         self._batches: dict[str, CallBatch] = {}
         self._told = BoundedDict[str, None](_SEEN)  # keys whose outputs Azure has told of
-        self._seen = BoundedDict[tuple[str, str], None](_SEEN)  # calls by session and id
+        self._seen = BoundedDict[tuple[str, str], bool](_SEEN)  # calls by session and id: whether they are the client's
         self._names = BoundedDict[str, str](_SEEN)  # of calls under way, by item
         self._faults = BoundedDict[str, str](_SEEN)  # why calls are not made, by id
 
@@ -247,11 +247,11 @@ class OpenCalls:
         is_call = kind == "function_call" and item.get("status", "completed") == "completed"
         if not is_call or outside or identity in self._seen:
             return []
-        self._seen[identity] = None
         batch = self._batch(response_id, silent=silent)
         batch.functions += 1
         batch.asks = not batch.silent
         tool = self._tools().get(name)
+        self._seen[identity] = tool is not None and tool.by == "client"
         call = batch.open[call_id] = _OpenCall(call_id, name, now_s, tool)
         arguments = arguments if isinstance(arguments, str) else ""
         fault = self._faults.get(call_id) or self._fault(name, arguments, batch.functions, silent=batch.silent)
@@ -322,6 +322,10 @@ class OpenCalls:
     def was_seen(self, call_id: str) -> bool:
         """Whether this talk had such a call."""
         return any(seen == call_id for _, seen in self._seen)
+
+    def is_clients(self, call_id: str) -> bool:
+        """Whether this talk had such a call, and left it to the client."""
+        return any(seen == call_id and clients for (_, seen), clients in self._seen.items())
 
     def approved(self, key: str, *, approve: bool, now_s: float) -> bool:
         """Somebody decides about a call at an MCP server; False: nobody waits for that."""

@@ -46,6 +46,7 @@ _CREATED_S = 35.0  # longer than a silent session is kept
 _CLIENTS_S = 10.0
 _BLOCKED_S = 10.0
 _OWED_S = 5.0  # official clients ask at once
+_NO_APPROVAL = "no such approval is awaited: yours is dropped"
 
 
 @dataclass(slots=True)
@@ -161,6 +162,12 @@ class AnswerSequencer:
     def is_answering(self) -> bool:
         """Whether an answer is asked for or made, or a call of one has no output yet."""
         return bool(self._active or self._creates) or self.calls.is_acting
+
+    def reason_of(self, event: Event) -> Reason | None:
+        """Why the broker, or its client, asked for the answer that has just begun; None: nobody did, or none has."""
+        response = event.get("response")
+        answer = self._active.get(str(response.get("id"))) if isinstance(response, dict) else None
+        return None if answer is None or answer.create is None else answer.create.reason
 
     def due_s(self, now_s: float) -> float:
         """When `tick` has something to do next; infinity: nothing is known."""
@@ -454,17 +461,21 @@ class AnswerSequencer:
                 self._owed += 1
                 self._owed_s = now_s + _OWED_S
                 return True, [told]
-            if self.calls.was_seen(call_id):
-                return False, [Refuse("call_answered", "this call has its output: yours is dropped", _id(event))]
-            return False, [Refuse("unknown_call", "there is no such call: its output is dropped", _id(event))]
+            return False, [self._unwanted(call_id, event)]
         if item.get("type") == "mcp_approval_response":
             key = str(item.get("approval_request_id"))
             if self.calls.approved(key, approve=item.get("approve") is True, now_s=now_s):
                 return True, []
-            return False, [Refuse("unknown_approval", "no such approval is awaited: yours is dropped", _id(event))]
+            return False, [Refuse("unknown_approval", _NO_APPROVAL, _id(event))]
         if item.get("role") != "assistant":
             self._user_turn(spoken=False)
         return True, []
+
+    def _unwanted(self, call_id: str, event: Event) -> Refuse:
+        """What the client hears of an output that nobody waits for."""
+        if self.calls.was_seen(call_id):
+            return Refuse("call_answered", "this call has its output: yours is dropped", _id(event))
+        return Refuse("unknown_call", "there is no such call: its output is dropped", _id(event))
 
     def _client_wish(self, event: dict[str, Any], now_s: float) -> tuple[bool, list[Action]]:
         """The client's own `response.create`: it goes on, waits, or is part of what the broker asks anyhow."""
@@ -474,6 +485,13 @@ class AnswerSequencer:
             passes, actions = self._client_item(item, event, now_s)
             if not passes:
                 return False, actions
+        for item in [*(response.get("input") or ()), *(response.get("input_items") or ())]:
+            # What is read for this answer alone answers no call; a client may repeat the outputs of its own.
+            call_id = str(item.get("call_id"))
+            if item.get("type") == "function_call_output" and not self.calls.is_clients(call_id):
+                return False, [self._unwanted(call_id, event)]
+            if item.get("type") == "mcp_approval_response":
+                return False, [Refuse("unknown_approval", _NO_APPROVAL, _id(event))]
         outside = response.get("conversation") == "none" or response.get("commit") is False
         if self._owed and now_s < self._owed_s and not outside and not response.get("append_input_items"):
             self._owed -= 1

@@ -23,7 +23,8 @@ from token_broker.relay.guardrail.word_checks import (
 )
 from token_broker.security.tokens import Owner
 from token_broker.sessions.agents import Agent
-from token_broker.tools.guardrail import GuardrailClient, Verdict, WordSource
+from token_broker.tools.guardrail import GuardrailClient, WordSource
+from token_broker.tools.verdict import Verdict
 
 __all__ = ["GuardHooks", "NoHook", "TalkGuard"]
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from token_broker.relay.guardrail.client_words import has_words, with_words, words_of
 from token_broker.security.limits import BoundedDict
-from token_broker.tools.guardrail import Verdict
+from token_broker.tools.verdict import Verdict
 
 __all__ = [
     "GUARD_EVENTS",

@@ -148,7 +148,7 @@ class TalkLedger:
     # --- what the client sends
 
     def client_sent(self, kind: str, text: str, event: Event) -> None:
-        """Takes an event that went to Azure, an append of audio excepted. `event` may be empty where it is an item."""
+        """Takes an event that went to Azure, an append of audio excepted."""
         if kind == "conversation.item.create":
             item = event.get("item")
             named = item if isinstance(item, dict) else {}
