@@ -435,6 +435,11 @@ class Settings(BaseSettings):
         "on", alias="BROKER_WEBRTC_FILTER", description="on asks Azure to send fewer events to the browser"
     )
 
+    attach_check: Literal["on", "off"] = Field(
+        "on",
+        alias="BROKER_ATTACH_CHECK",
+        description="off lets a page attach a call whose session is not known as the minted one",
+    )
     compat_webrtc_filter: Literal["on", "off"] = Field(
         "off",
         alias="BROKER_COMPAT_WEBRTC_FILTER",

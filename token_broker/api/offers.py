@@ -105,6 +105,7 @@ class ListensToCalls(Protocol):
         limit_key: str = "",
     ) -> None: ...
     def hung_up(self, call_id: str) -> None: ...
+    def endpoint_of(self, call_id: str, owner: Owner) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,8 +284,12 @@ class CallRelay:
             raise _unknown_call() from None
         if call.session_id != owner.session_id:
             raise _unknown_call()
+        # The id of an attached call names no host: it ends nothing before the call is known as the session's.
+        endpoint = call.endpoint or self.watched.endpoint_of(call.call_id, owner)
+        if endpoint is None:
+            raise _unknown_call()
         try:
-            await self.calls.hang_up(call.endpoint, call.call_id)
+            await self.calls.hang_up(endpoint, call.call_id)
             self.watched.hung_up(call.call_id)
         except MintError as error:
             wait_s = error.retry_after_s if isinstance(error, RateLimitedError) else None

@@ -72,7 +72,7 @@ class WatchedCalls:
         ledger: UsageLedger | None = None,
         leash: Leash | None = None,
     ) -> None:
-        self.streams = CallStreams()
+        self._streams = CallStreams()
         self._parts = parts
         self._hang_up = hang_up
         self._limits = limits
@@ -85,6 +85,11 @@ class WatchedCalls:
 
     def __len__(self) -> int:
         return len(self._calls)
+
+    @property
+    def streams(self) -> CallStreams:
+        """What the pages of the calls are told."""
+        return self._streams
 
     def watch(
         self,
@@ -160,6 +165,13 @@ class WatchedCalls:
         """Whose call of that id this process listens to; None where it listens to no such call."""
         call = self._calls.get(call_id)
         return None if call is None else call.owner
+
+    def endpoint_of(self, call_id: str, owner: Owner) -> str | None:
+        """The host of the owner's call of that id; None where this process listens to no such call of theirs."""
+        call = self._calls.get(call_id)
+        if call is None or (call.owner.session_id, call.owner.principal) != (owner.session_id, owner.principal):
+            return None
+        return call.endpoint
 
     def end(self, call_id: str, ending: Ending) -> None:
         """Hangs the call up at Azure, in the background; it is listened to until it is over."""
