@@ -91,8 +91,8 @@ def check_offer(offer: bytes) -> None:
 class ListensToCalls(Protocol):
     """`WatchedCalls`, as far as it is needed here."""
 
-    streams: CallStreams
-
+    @property
+    def streams(self) -> CallStreams: ...
     def watch(
         self,
         owner: Owner,
