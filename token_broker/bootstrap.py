@@ -166,6 +166,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             drain=drain,
             origin_refusal=rules.refusal,
             blocklist=memory.blocklist,
+            budgets=budgets,
         )
         calls = Calls(
             http,

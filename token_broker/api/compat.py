@@ -136,13 +136,13 @@ async def _mint(
     bind_ids(session_id=owner.session_id)
     ttl_s = _ttl_s(wanted.expires_after.seconds, claims)
     expires_at_s = int(time.time()) + ttl_s
-    secret = callers.signer.client_secret(
-        owner,
-        agent_id=agent.id,
-        ttl_s=ttl_s,
-        minted_with=claims if isinstance(claims, ClientSecretClaims) else None,
-        uses=wanted.metadata.uses,
-    )
+    minted_with = claims if isinstance(claims, ClientSecretClaims) else None
+    try:
+        secret = callers.signer.client_secret(
+            owner, agent_id=agent.id, ttl_s=ttl_s, minted_with=minted_with, uses=wanted.metadata.uses
+        )
+    except ValueError as error:
+        raise Problem(422, "invalid_request", f"{error}.") from None
     await session.keep(callers.sessions, agent.id)
     entry = AuditEntry(
         correlation_id=correlation_id(request.scope),

@@ -364,11 +364,11 @@ SDP_ANSWER = ResponseSpec(
 )
 OFFER_PROBLEMS = {
     400: ("bad_sdp", "client_left"),
-    403: ("blocked", "sockets_only"),
+    403: ("blocked", "sockets_only", "transport_refused"),
     408: ("body_timeout",),
     413: ("body_too_large",),
     415: ("not_sdp",),
-    429: ("rate_limited", "too_many_sessions"),
+    429: ("rate_limited", "too_many_sessions", "budget_used"),
     502: ("azure_refused",),
     503: ("nothing_minted",),
     504: ("azure_timed_out",),

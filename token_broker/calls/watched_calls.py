@@ -131,7 +131,8 @@ class WatchedCalls:
         self._drain.add(listener)
         self._parts.counters.listened[call_id] = listener.counters
 
-        def end_soon(left_s: float) -> None:  # what is being said ends within it, or not at all
+        def end_soon(left_s: float, when_quiet: bool) -> None:  # what is being said may end within it
+            del when_quiet
             asyncio.get_running_loop().call_later(left_s, self.end, call_id, BUDGET_USED)
 
         async def run() -> None:
