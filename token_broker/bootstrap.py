@@ -26,6 +26,7 @@ from token_broker.azure import (
     make_client,
     watch_stalls,
 )
+from token_broker.calls.leases import CallLeases
 from token_broker.calls.running_calls import Calls
 from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.hooks.sender import HookSender, hook_client
@@ -150,6 +151,8 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             origin_refusal=rules.refusal,
             blocklist=memory.blocklist,
         )
+        leases = CallLeases(memory.database, memory.switches.replica_id)
+        stack.push_async_callback(leases.aclose)
         calls = Calls(
             http,
             credentials_at(pool, credentials),
@@ -157,6 +160,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             max_talk_s=settings.max_talk_s,
             hang_up_timeout_s=settings.token_budget_s,
             goes_on=connector.has_call,
+            leases=leases,
         )
         stack.push_async_callback(calls.aclose)
         memory.blocklist.watch(calls.end_where)
@@ -202,8 +206,11 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             level=level,
             on_ended=on_ended,
             ledger=ledger,
+            leases=leases,
         )
         stack.push_async_callback(watched.aclose)
+        leases.start()
+        drain.hand_overs.append(leases.hand_over)
         memory.blocklist.watch(relay.end_where)
         memory.blocklist.watch(watched.end_where)
         memory.watch_lost_sessions(relay.end_session)

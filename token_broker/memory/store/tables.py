@@ -47,6 +47,7 @@ __all__ = [
     "are_sessions",
     "blocks",
     "by_bucket",
+    "calls",
     "dead_letters",
     "disabled_resources",
     "erased_users",
@@ -371,6 +372,34 @@ usage = Table(
     PrimaryKeyConstraint("bucket", "talk_id", "part", "resource", "day"),
     Index("usage_by_day", "day", "principal"),
     Index("usage_by_session", "bucket", "session_id"),
+)
+
+# One row for each WebRTC call that a replica set up, from Azure's first word of it until an hour after its end.
+calls = Table(
+    "calls",
+    metadata,
+    Column("call_key", Text, primary_key=True),  # ours; Azure's id is unique at its host alone
+    Column("session_id", Text, nullable=False),
+    Column("talk_id", Text, nullable=False),
+    Column("principal", Text, nullable=False),
+    Column("user_id", Text),
+    Column("plan_epoch", BigInteger, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("limit_key", Text, nullable=False),
+    Column("resource", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("call_id", Text, nullable=False),
+    Column("transport", Text, nullable=False),
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("expires_at_us", BigInteger, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("ending", Text),  # the end that is wanted for it
+    Column("holder", Text),  # the replica that listens to it
+    Column("lease_until_us", BigInteger, nullable=False),  # from then on another may take it
+    Column("lease_epoch", BigInteger, nullable=False),
+    Index("calls_by_lease", "state", "lease_until_us"),
+    Index("calls_by_session", "session_id"),
+    Index("calls_by_name", "call_id"),
 )
 
 # Rows that an erased session takes with it, beside its turns. Each table has `bucket` and `session_id`.
