@@ -14,7 +14,6 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, literal_co
 
 from token_broker.memory.store.outbox import request_erasure
 from token_broker.memory.store.sessions import subtract_from_size
-from token_broker.memory.store.summaries import delete_summaries
 from token_broker.memory.store.tables import (
     ERASED,
     ERASING,
@@ -31,6 +30,7 @@ from token_broker.memory.store.tables import (
     recent_erasures,
     sessions,
     sink_ids,
+    summaries,
     tool_claims,
     turns,
     usage,
@@ -102,13 +102,12 @@ def mark_erased(
     for sink in sorted({*sinks, *leases, *connection.scalars(named), *connection.scalars(refused)}):
         erasure = SinkErasure(sink, owner or ANONYMOUS, session_id, found.user_id, found.agent_id, before_us=now_us)
         request_erasure(connection, erasure, max(now_us, leases.get(sink, 0)))
-    for table in (outbox, notices):
+    for table in (outbox, notices, summaries):
         connection.execute(delete(table).where(is_session(table, session_id)))
     recent: Any = insert_for(connection.dialect.name, recent_erasures).values(
         bucket=bucket_of(session_id), session_id=session_id, principal=owner, at_us=now_us
     )
     connection.execute(recent.on_conflict_do_nothing())
-    delete_summaries(connection, session_id)
     hide_usage(connection, is_session(usage, session_id))
     tombstone = {
         "principal": ERASED_PRINCIPAL,
@@ -232,6 +231,6 @@ def delete_idle_sessions(connection: Connection, before_s: float, limit: int) ->
         .with_for_update(of=sessions, skip_locked=True)
     ).all()
     for session_id in idle:
-        delete_summaries(connection, session_id)
-        connection.execute(delete(sessions).where(is_session(sessions, session_id)))
+        for table in (summaries, sessions):
+            connection.execute(delete(table).where(is_session(table, session_id)))
     return len(idle)
