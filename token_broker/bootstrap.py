@@ -26,6 +26,8 @@ from token_broker.azure import (
     make_client,
     watch_stalls,
 )
+from token_broker.calls.attach import CallAttacher
+from token_broker.calls.page_events import CallStreams
 from token_broker.calls.running_calls import Calls
 from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.hooks.sender import HookSender, hook_client
@@ -50,6 +52,7 @@ from token_broker.settings import Settings, SettingsError
 from token_broker.tools.configured_hooks import hook_secrets
 from token_broker.tools.guardrail import GUARDRAIL_KEEPALIVE_S, HttpGuardrail
 from token_broker.tools.http_runner import HttpToolRunner
+from token_broker.usage.budgets import Budgets
 from token_broker.usage.ledger import UsageLedger
 from token_broker.web.middleware import OriginRules
 
@@ -66,6 +69,8 @@ class BrokerState(TypedDict):
     callers: Callers
     minting: Minting
     calls: CallRelay
+    attacher: CallAttacher
+    call_streams: CallStreams
     admission: Admission
     relay: VoiceRelay
     memory: Memory
@@ -136,6 +141,18 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         ledger = UsageLedger(memory.database)
         ledger.start()
         stack.push_async_callback(ledger.aclose)  # after the talks have ended, before the store closes
+        budgets: Budgets | None = None
+        if settings.budget_minutes_per_day or settings.budget_tokens_per_day:
+            budgets = Budgets(
+                memory.database,
+                minutes=settings.budget_minutes_per_day,
+                tokens=settings.budget_tokens_per_day,
+                secret=signer.subkey("budgets"),
+                clock=ledger.clock,
+                patience_s=settings.store_timeout_s,
+            )
+            budgets.start()
+            stack.push_async_callback(budgets.aclose)
         connector = build_connector(settings, credentials, tls, hedger)
         stack.push_async_callback(connector.aclose)
         rate = RateLimiter(settings.rate_limit_per_minute)
@@ -193,6 +210,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             guardrail=guardrail,
             on_ended=on_ended,
             ledger=ledger,
+            leash=budgets,
         )
         watched = WatchedCalls(
             relay.parts,
@@ -202,8 +220,19 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             level=level,
             on_ended=on_ended,
             ledger=ledger,
+            leash=budgets,
         )
         stack.push_async_callback(watched.aclose)
+        attacher = CallAttacher(
+            join=connector.join_call,
+            resources=pool.by_name,
+            calls=calls,
+            watched=watched,
+            level=level,
+            blocklist=memory.blocklist,
+            checks=settings.attach_check == "on",
+        )
+        stack.push_async_callback(attacher.aclose)
         memory.blocklist.watch(relay.end_where)
         memory.blocklist.watch(watched.end_where)
         memory.watch_lost_sessions(relay.end_session)
@@ -217,6 +246,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             recall=memory.recall,
             plans=PlanMaker(settings, signer, pool),
             observe=observe,
+            budgets=budgets,
         )
         status = StatusSources(
             settings=settings,
@@ -263,6 +293,8 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             ),
             minting=minting,
             calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level, watched),
+            attacher=attacher,
+            call_streams=watched.streams,
             admission=admission,
             relay=relay,
             memory=memory,

@@ -9,7 +9,7 @@ sideband begins in silence, so what was changed before it joined is not seen: ea
 then on the session is restored whenever it differs, and a client that keeps changing it loses the call.
 
 The agent's tools run over the sideband: their outputs go over it, and the `response.create` that follows them. A client
-asks itself for the answer to an output of its own.
+asks itself for the answer to an output of its own, unless its page reads the call's events: then the broker asks alone.
 
 A connection that ends, however it ends, says nothing of the call: the sideband joins again, for as long as the call may
 last. The call is over when Azure says so, or when Azure repeatedly does not know a call that was joined before.
@@ -44,7 +44,7 @@ from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import compact, event_type
 from token_broker.relay.guardrail.client_words import words_of
 from token_broker.relay.resume.session_facts import SessionFacts
-from token_broker.relay.session import TalkParts
+from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.failed_answers import failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder
@@ -159,6 +159,7 @@ class CallListener:
                 facts=self._facts,
                 holds=lambda: self._farewell.holds(keys_of(self._answers.sequencer.calls), spoke=self._spoke),
                 listens=True,
+                leads=lambda: self._page.is_heard,
             ),
             AnswerHooks(tell=note, refuse=self._refuse, run=calls.run, start=self._start),
         )

@@ -5,6 +5,7 @@ replaces the older, which is hung up, and whose late events touch nothing else.
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +17,15 @@ from strategies.base import SessionSpec
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.sideband import CallListener
 from token_broker.relay.azure.socket import AzureSocket
-from token_broker.relay.session import TalkParts
+from token_broker.relay.talk_parts import TalkParts
+from token_broker.relay.watchdog import BUDGET_USED
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import DONE, Ending
 from token_broker.server.drain import Drain
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.talk_level import TalkLevelCounters
+from token_broker.usage.budgets import Leash
 from token_broker.usage.ledger import UsageLedger
 from token_broker.usage.talk_usage import TalkUsage
 
@@ -67,8 +70,9 @@ class WatchedCalls:
         level: TalkLevelCounters | None = None,
         on_ended: Callable[[Owner, str], None] = lambda _owner, _agent_id: None,
         ledger: UsageLedger | None = None,
+        leash: Leash | None = None,
     ) -> None:
-        self.streams = CallStreams()
+        self._streams = CallStreams()
         self._parts = parts
         self._hang_up = hang_up
         self._limits = limits
@@ -76,10 +80,16 @@ class WatchedCalls:
         self._level = level or TalkLevelCounters()
         self._on_ended = on_ended
         self._ledger = ledger or UsageLedger(None)
+        self._leash = leash
         self._calls: dict[str, _Watched] = {}
 
     def __len__(self) -> int:
         return len(self._calls)
+
+    @property
+    def streams(self) -> CallStreams:
+        """What the pages of the calls are told."""
+        return self._streams
 
     def watch(
         self,
@@ -92,6 +102,7 @@ class WatchedCalls:
         resource: str,
         joined: AzureSocket | None = None,
         transport: str = "webrtc_relay",
+        limit_key: str = "",
     ) -> None:
         """Joins the call with Azure's id `call_id`, unless it is `joined`; `spec` is the agent's session."""
         for other_id, other in list(self._calls.items()):
@@ -106,7 +117,7 @@ class WatchedCalls:
             agent=agent,
             spec=spec,
             resource=resource,
-            lasts_s=self._parts.settings.max_talk_s,
+            lasts_s=min(self._parts.settings.max_talk_s, owner.narrowed.max_session_s or math.inf),
             hang_up=partial(self.end, call_id),
             holds_place=partial(self._limits.keeps, call_id),
             greets=partial(self._level.greets, owner.talk_id),
@@ -120,8 +131,15 @@ class WatchedCalls:
         self._drain.add(listener)
         self._parts.counters.listened[call_id] = listener.counters
 
+        def end_soon(left_s: float) -> None:  # what is being said ends within it, or not at all
+            asyncio.get_running_loop().call_later(left_s, self.end, call_id, BUDGET_USED)
+
         async def run() -> None:
             ending = _LEFT_ALONE
+            holding: asyncio.Task[None] | None = None
+            if self._leash is not None:
+                hold = self._leash.hold(usage, limit_key or owner.principal, warn=lambda: None, end=end_soon)
+                holding = asyncio.create_task(hold, name="call-budget")
             try:
                 ending = await listener.run(endpoint, call_id)
                 if ending.code == DONE:  # otherwise the call may go on unheard, and keeps its place
@@ -130,6 +148,8 @@ class WatchedCalls:
                 log.info("call_heard", reason=ending.reason, turns=listener.counters.turns)
             finally:
                 self.streams.end(owner.session_id, call_id, events=page)
+                if holding is not None:
+                    holding.cancel()
                 if self._calls.get(call_id) is call:
                     del self._calls[call_id]
                     del self._parts.counters.listened[call_id]
@@ -145,6 +165,13 @@ class WatchedCalls:
         """Whose call of that id this process listens to; None where it listens to no such call."""
         call = self._calls.get(call_id)
         return None if call is None else call.owner
+
+    def endpoint_of(self, call_id: str, owner: Owner) -> str | None:
+        """The host of the owner's call of that id; None where this process listens to no such call of theirs."""
+        call = self._calls.get(call_id)
+        if call is None or (call.owner.session_id, call.owner.principal) != (owner.session_id, owner.principal):
+            return None
+        return call.endpoint
 
     def end(self, call_id: str, ending: Ending) -> None:
         """Hangs the call up at Azure, in the background; it is listened to until it is over."""
