@@ -26,6 +26,8 @@ from token_broker.azure import (
     make_client,
     watch_stalls,
 )
+from token_broker.calls.attach import CallAttacher
+from token_broker.calls.page_events import CallStreams
 from token_broker.calls.running_calls import Calls
 from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.hooks.sender import HookSender, hook_client
@@ -67,6 +69,8 @@ class BrokerState(TypedDict):
     callers: Callers
     minting: Minting
     calls: CallRelay
+    attacher: CallAttacher
+    call_streams: CallStreams
     admission: Admission
     relay: VoiceRelay
     memory: Memory
@@ -220,6 +224,16 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             leash=budgets,
         )
         stack.push_async_callback(watched.aclose)
+        attacher = CallAttacher(
+            join=connector.join_call,
+            resources=pool.by_name,
+            calls=calls,
+            watched=watched,
+            level=level,
+            blocklist=memory.blocklist,
+            checks=settings.attach_check == "on",
+        )
+        stack.push_async_callback(attacher.aclose)
         memory.blocklist.watch(relay.end_where)
         memory.blocklist.watch(watched.end_where)
         memory.watch_lost_sessions(relay.end_session)
@@ -251,7 +265,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         if len(pool.resources) > 1:  # with one there is nobody else to go to
             stalls = asyncio.create_task(watch_stalls(pool), name="watch-stalls")
             stack.callback(stalls.cancel)
-        metrics.expect(settings.token_strategies, names)
+        metrics.expect(settings.token_strategies, names, agents)
         metrics.expect_tools(
             [
                 (agent.id, tool.name)
@@ -274,11 +288,14 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 blocklist=memory.blocklist,
                 rate=rate,
                 hang_ups=RateLimiter(settings.rate_limit_per_minute),
+                event_streams=RateLimiter(settings.rate_limit_per_minute),
                 drain=drain,
                 talks=level,
             ),
             minting=minting,
             calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level, watched),
+            attacher=attacher,
+            call_streams=watched.streams,
             admission=admission,
             relay=relay,
             memory=memory,

@@ -332,6 +332,11 @@ class Settings(BaseSettings):
         alias="BROKER_RESUME_HOLD_S",
         description="longest wait of such a talk for a quota of Azure's to be refilled",
     )
+    retry_failed_answer: Literal["on", "off"] = Field(
+        "on",
+        alias="BROKER_RETRY_FAILED_ANSWER",
+        description="on: the proxy asks Azure once more for an answer that failed before anything of it was said",
+    )
     max_talk_s: int = Field(
         7200,
         ge=1,
@@ -430,6 +435,11 @@ class Settings(BaseSettings):
         "on", alias="BROKER_WEBRTC_FILTER", description="on asks Azure to send fewer events to the browser"
     )
 
+    attach_check: Literal["on", "off"] = Field(
+        "on",
+        alias="BROKER_ATTACH_CHECK",
+        description="off lets a page attach a call whose session is not known as the minted one",
+    )
     compat_webrtc_filter: Literal["on", "off"] = Field(
         "off",
         alias="BROKER_COMPAT_WEBRTC_FILTER",

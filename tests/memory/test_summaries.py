@@ -79,11 +79,12 @@ async def test_summary_is_made_once_and_told_first(make_settings: MakeSettings) 
         assert "boat" not in await memory.recall.block(later)
 
 
-async def test_failed_hook_is_asked_again_a_few_times(make_settings: MakeSettings) -> None:
+@pytest.mark.parametrize("status", [401, 429, 503])
+async def test_failed_hook_is_asked_again_a_few_times(make_settings: MakeSettings, status: int) -> None:
     now_s = 1_000.0
     async with Memory.open(make_settings()) as memory:
         await memory.append([turn(by=ANN)])
-        hook = Hook(*[HookAnswer(503, sent=True), HookAnswer(failure="timeout", sent=True)] * 2)
+        hook = Hook(*[HookAnswer(status, sent=True), HookAnswer(failure="timeout", sent=True)] * 2)
         work = summaries(memory, hook, clock=lambda: now_s)
         await ended(work)
         for _ in range(6):

@@ -18,7 +18,7 @@ from token_broker.relay.guardrail.word_checks import (
     WantAnswer,
     WordChecks,
 )
-from token_broker.tools.guardrail import Verdict
+from token_broker.tools.verdict import Verdict
 
 Event = dict[str, Any]
 
@@ -323,7 +323,7 @@ def test_agent_without_guardrail_lets_all_go() -> None:
     talk = heard()
     talk.client(typed())
     talk.left()
-    shown = [_shown(each) for each in talk.checks.release(1.0)]
+    shown = [_shown(each) for each in talk.checks.release()]
     assert shown == ["keep", "forward conversation.item.create My card is 4111.", "answer"]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from starlette.requests import Request
@@ -20,13 +20,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from strategies.azure_calls import AcceptedCall
-from strategies.base import EphemeralGrant, SessionSpec
+from strategies.base import EphemeralGrant, SessionSpec, SpecSupplier
 from strategies.chain import ChainResult
 from strategies.errors import MintError, RateLimitedError, RejectedError, TimedOutError
-from strategies.resources import Resource, SpecSupplier, Wanted
+from strategies.resources import Resource, Wanted
 from token_broker.api.token import RETRY_AFTER_S, Minting, RequestTrace
+from token_broker.calls.page_events import CallStreams
 from token_broker.calls.running_calls import Calls
-from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
@@ -88,6 +88,26 @@ def check_offer(offer: bytes) -> None:
         raise Problem(400, "bad_sdp", "The offer is no SDP with an audio line: send createOffer()'s sdp as it is.")
 
 
+class ListensToCalls(Protocol):
+    """`WatchedCalls`, as far as it is needed here."""
+
+    streams: CallStreams
+
+    def watch(
+        self,
+        owner: Owner,
+        agent: Agent,
+        *,
+        endpoint: str,
+        call_id: str,
+        spec: SessionSpec,
+        resource: str,
+        limit_key: str = "",
+    ) -> None: ...
+    def hung_up(self, call_id: str) -> None: ...
+    def endpoint_of(self, call_id: str, owner: Owner) -> str | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class CallRelay:
     """Sets calls up at Azure, and hangs them up."""
@@ -98,7 +118,7 @@ class CallRelay:
     talks: SessionLimits
     calls: Calls
     level: TalkLevelCounters
-    watched: WatchedCalls
+    watched: ListensToCalls
 
     async def place(
         self,
@@ -264,8 +284,12 @@ class CallRelay:
             raise _unknown_call() from None
         if call.session_id != owner.session_id:
             raise _unknown_call()
+        # The id of an attached call names no host: it ends nothing before the call is known as the session's.
+        endpoint = call.endpoint or self.watched.endpoint_of(call.call_id, owner)
+        if endpoint is None:
+            raise _unknown_call()
         try:
-            await self.calls.hang_up(call.endpoint, call.call_id)
+            await self.calls.hang_up(endpoint, call.call_id)
             self.watched.hung_up(call.call_id)
         except MintError as error:
             wait_s = error.retry_after_s if isinstance(error, RateLimitedError) else None

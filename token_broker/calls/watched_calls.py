@@ -14,8 +14,10 @@ from typing import Protocol
 import structlog
 
 from strategies.base import SessionSpec
+from token_broker.calls.page_events import CallStreams
 from token_broker.calls.sideband import CallListener
-from token_broker.relay.session import TalkParts
+from token_broker.relay.azure.socket import AzureSocket
+from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.watchdog import BUDGET_USED
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import Owner
@@ -45,7 +47,7 @@ class HangUp(Protocol):
 
 
 @dataclass(slots=True)
-class _Call:
+class _Watched:
     owner: Owner
     endpoint: str
     listener: CallListener
@@ -70,6 +72,7 @@ class WatchedCalls:
         ledger: UsageLedger | None = None,
         leash: Leash | None = None,
     ) -> None:
+        self._streams = CallStreams()
         self._parts = parts
         self._hang_up = hang_up
         self._limits = limits
@@ -78,10 +81,15 @@ class WatchedCalls:
         self._on_ended = on_ended
         self._ledger = ledger or UsageLedger(None)
         self._leash = leash
-        self._calls: dict[str, _Call] = {}
+        self._calls: dict[str, _Watched] = {}
 
     def __len__(self) -> int:
         return len(self._calls)
+
+    @property
+    def streams(self) -> CallStreams:
+        """What the pages of the calls are told."""
+        return self._streams
 
     def watch(
         self,
@@ -92,15 +100,17 @@ class WatchedCalls:
         call_id: str,
         spec: SessionSpec,
         resource: str,
+        joined: AzureSocket | None = None,
         transport: str = "webrtc_relay",
         limit_key: str = "",
     ) -> None:
-        """Joins the call with Azure's id `call_id`; `spec` is the session that was minted."""
+        """Joins the call with Azure's id `call_id`, unless it is `joined`; `spec` is the agent's session."""
         for other_id, other in list(self._calls.items()):
             of_talk = other.owner.talk_id == owner.talk_id and other.owner.session_id == owner.session_id
             if of_talk and other_id != call_id:
                 self.end(other_id, _REPLACED)
         usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect="ga", seen=True)
+        page = self.streams.of(owner.session_id, call_id)
         listener = CallListener(
             self._parts,
             owner=owner,
@@ -111,9 +121,11 @@ class WatchedCalls:
             hang_up=partial(self.end, call_id),
             holds_place=partial(self._limits.keeps, call_id),
             greets=partial(self._level.greets, owner.talk_id),
+            page=page,
+            joined=joined,
             usage=usage,
         )
-        call = _Call(owner, endpoint, listener, usage)
+        call = _Watched(owner, endpoint, listener, usage)
         self._calls[call_id] = call
         self._level.begin(owner)
         self._drain.add(listener)
@@ -136,6 +148,7 @@ class WatchedCalls:
                 ending = call.ending or ending
                 log.info("call_heard", reason=ending.reason, turns=listener.counters.turns)
             finally:
+                self.streams.end(owner.session_id, call_id, events=page)
                 if holding is not None:
                     holding.cancel()
                 if self._calls.get(call_id) is call:
@@ -148,6 +161,18 @@ class WatchedCalls:
                     self._on_ended(owner, agent.id)
 
         call.task = asyncio.create_task(run(), name="talk-sideband")
+
+    def owner_of(self, call_id: str) -> Owner | None:
+        """Whose call of that id this process listens to; None where it listens to no such call."""
+        call = self._calls.get(call_id)
+        return None if call is None else call.owner
+
+    def endpoint_of(self, call_id: str, owner: Owner) -> str | None:
+        """The host of the owner's call of that id; None where this process listens to no such call of theirs."""
+        call = self._calls.get(call_id)
+        if call is None or (call.owner.session_id, call.owner.principal) != (owner.session_id, owner.principal):
+            return None
+        return call.endpoint
 
     def end(self, call_id: str, ending: Ending) -> None:
         """Hangs the call up at Azure, in the background; it is listened to until it is over."""
@@ -174,7 +199,7 @@ class WatchedCalls:
             if refused(call.owner.principal, call.owner.session_id):
                 self.end(call_id, _BLOCKED)
 
-    def _end_talk(self, call: _Call, ending: Ending) -> None:
+    def _end_talk(self, call: _Watched, ending: Ending) -> None:
         if not call.is_told:
             call.is_told = True
             call.usage.end(ending.outcome)

@@ -107,10 +107,11 @@ _SENTENCE_END = re.compile("[.!?…](?=\\s|$)|[\u3002\uff01\uff1f\u061f\u0964\u0
 
 
 def _lines(texts: Sequence[str], room_bytes: int, most_bytes: int | None = None) -> list[str]:
-    """The first lines that fit, each cut to whole sentences within `most_bytes`."""
+    """The first lines that fit, each cut to whole sentences within `most_bytes`, and to the room that is left."""
     fitting = []
     for text in texts:
-        line = _cut(_one_line(text), most_bytes)
+        left_bytes = max(_LEAST_LINE_BYTES, room_bytes - 1)
+        line = _cut(_one_line(text), min(most_bytes or left_bytes, left_bytes))
         room_bytes -= len(line.encode()) + 1
         if room_bytes < 0:
             break
@@ -130,12 +131,11 @@ def _one_line(text: str) -> str:
 _BREAKS = frozenset({"Cc", "Zl", "Zp", "Cs"})
 
 
-def _cut(line: str, most_bytes: int | None) -> str:
+def _cut(line: str, most_bytes: int) -> str:
     """The line's first whole sentences that fit; where the first one is too long, its beginning."""
-    most = most_bytes or 4 * _MAX_LINE_CHARS
-    if len(line) <= _MAX_LINE_CHARS and len(line.encode()) <= most:
+    if len(line) <= _MAX_LINE_CHARS and len(line.encode()) <= most_bytes:
         return line
-    shown = line[:_MAX_LINE_CHARS].encode()[: most - len("…".encode())].decode(errors="ignore")
+    shown = line[:_MAX_LINE_CHARS].encode()[: most_bytes - len(" …".encode())].decode(errors="ignore")
     ends = [found.end() for found in _SENTENCE_END.finditer(shown)]
     if ends and ends[-1] > len(shown) // 3:
         return shown[: ends[-1]] + " …"

@@ -234,7 +234,7 @@ class Maintenance:
         await self._database.write(partial(remove_expired_tickets, before_s=now_s - 2 * LEEWAY_S))
         while await self._database.write(partial(prune_claims, older_than_s=CLAIMS_KEPT_S, limit=_CHUNK)):
             pass
-        from token_broker.memory.store.turn_words import fold_stored
+        from token_broker.memory.store.turn_writes import fold_stored
 
         while await self._database.write(fold_stored):  # noqa: ASYNC110  # it works between the pauses
             await asyncio.sleep(_BETWEEN_S)

@@ -8,27 +8,30 @@ watches all waits. Where Azure's side is lost, the talk goes on in another sessi
 
 import asyncio
 import secrets
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
-from strategies.base import SessionSpec
+from strategies.base import SessionSpec, SpecSupplier
 from strategies.errors import MalformedError
-from strategies.resources import Resource, SpecSupplier
-from token_broker.memory.types import Recall, TurnIngest
+from strategies.resources import Resource
+from token_broker.observability.events import TurnAnswered
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.answer_retries import AnswerRetries
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
 from token_broker.relay.answers.greeting import greeting_response
 from token_broker.relay.answers.hidden_calls import HiddenCalls
 from token_broker.relay.answers.sequencer import AnswerSequencer
 from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
-from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
+from token_broker.relay.answers.turn_clock import TurnClock, TurnLatency
+from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection
 from token_broker.relay.client import TalkClient
-from token_broker.relay.counters import RelayCounters, TalkCounters
+from token_broker.relay.counters import TURNS_KEPT, TalkCounters
 from token_broker.relay.event_handler import EventHandler
 from token_broker.relay.event_text import compact, event_type_by_head, parsed
 from token_broker.relay.fast_path import FastPath
@@ -44,6 +47,7 @@ from token_broker.relay.resume.replay import NewSession, item_event, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.resumption import Resumption, TalkHooks
 from token_broker.relay.resume.steps import Ask, Step
+from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
 from token_broker.security.tokens import Owner
@@ -57,36 +61,18 @@ from token_broker.server.close_codes import (
     Ending,
     left,
 )
-from token_broker.sessions.agents import Agent, AgentRegistry
+from token_broker.sessions.agents import Agent
 from token_broker.sessions.plans import TalkSpecs
-from token_broker.settings import Settings
-from token_broker.tools.guardrail import GuardrailClient
-from token_broker.tools.runner import ToolOutput, ToolRunner
+from token_broker.tools.runner import ToolOutput
 from token_broker.usage.talk_usage import TalkUsage
 
-__all__ = ["Talk", "TalkParts"]
+__all__ = ["Talk"]
 
 log = structlog.get_logger("token_broker.relay")
 
 _AUDIO_CHARS_A_SECOND = 64_000  # base64 of PCM16 at 24 kHz, the richest of the formats
 _HEAD_CHARS = 128
 _GREETING_AFTER_S = 0.3  # for a client that sets its session first, such as its format, or says something itself
-_LONGEST_NOTED = 65_536  # a longer event of a client's may be an item with an image
-
-
-@dataclass(frozen=True, slots=True)
-class TalkParts:
-    """What all talks share. `redact` removes the secrets that are known now from a text; `tools` runs agents' tools."""
-
-    settings: Settings
-    agents: AgentRegistry
-    connector: UpstreamConnector
-    ingest: TurnIngest
-    recall: Recall
-    counters: RelayCounters
-    redact: Callable[[str], str]
-    tools: ToolRunner | None = None
-    guardrail: GuardrailClient | None = None
 
 
 class Talk:
@@ -107,6 +93,7 @@ class Talk:
         age_s: float = 0.0,
     ) -> None:
         self.counters = TalkCounters()
+        self.turn_latencies_ms: deque[float] = deque(maxlen=TURNS_KEPT)
         self._parts = parts
         self._adapter = adapter
         self._on_live = on_live
@@ -139,6 +126,9 @@ class Talk:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ledger = TalkLedger(HeldAudio(round(parts.settings.resume_audio_s * _AUDIO_CHARS_A_SECOND)))
         self._restored = Restored()
+        self._clock = TurnClock()
+        # An official client asks again by itself.
+        self._retries = AnswerRetries(asks=parts.settings.retry_failed_answer == "on" and adapter.dialect is None)
         self._handoff = AgentHandoff(
             agent,
             session_id=owner.session_id,
@@ -155,7 +145,7 @@ class Talk:
                 switched=adapter.switched,
                 send=self._send_context,
                 want=lambda: self._answers.want("handoff"),
-                changed=self._agent_changed,
+                changed=lambda agent: self._guard.follow(agent),  # noqa: PLW0108  # which is made below
                 time_s=self._loop.time,
             ),
             timeout_s=parts.settings.proxy_connect_timeout_s,
@@ -205,10 +195,14 @@ class Talk:
             hidden=hidden,
             guard=self._guard,
             restored=self._restored,
+            clock=self._clock,
+            retries=self._retries,
             counters=parts.counters,
             talk=self.counters,
             broken=self._on_garbage,
             user_spoke=self._user_spoke,
+            answered=self._note_answer,
+            gives_no_answers=lambda upstream: self._resumption.leave(upstream, "refused", "Azure's answers fail"),
             time_s=self._loop.time,
             redact=parts.redact,
             usage=usage,
@@ -345,8 +339,7 @@ class Talk:
             upstream.socket.send(message)
             self._ledger.audio.append(message)
             return
-        noted = len(message) <= _LONGEST_NOTED or kind == "response.create" or IMAGE_FIELD.decode() not in message
-        event = parsed(message) if noted or self._guard.is_on else {}
+        event = parsed(message)
         if self._guard.admits(kind, event, len(message)):
             self._pass_on(kind, message, event, upstream)
 
@@ -361,6 +354,7 @@ class Talk:
         if not self._answers.admits(kind, event):
             self._answers.tick()
             return
+        self._clock.client_sent(kind, event, self._loop.time())
         if kind == "conversation.item.truncate" and self._restored.answers_truncate(event.get("item_id")):
             # To Azure the item is text, which it does not truncate.
             self._ledger.truncate(event)
@@ -441,6 +435,7 @@ class Talk:
     def _use(self, upstream: UpstreamConnection) -> None:
         self.book()
         self._upstream, self._resource = upstream, upstream.resource
+        self._retries.begin_anew()
         if self._usage is not None:
             self._usage.went_live(upstream.resource, upstream.route.dialect)
         self._fast_path.join(upstream)
@@ -477,12 +472,18 @@ class Talk:
             self._restored.expect_item(event["item"]["id"], event["item"]["id"])
             self._session.socket.send(compact(event))
 
-    def _agent_changed(self, agent: Agent) -> None:
-        self._guard.follow(agent)
-
     def _user_spoke(self) -> None:
         self._handoff.user_spoke()
+        self._retries.user_spoke()
         self._farewell.take_back()
+
+    def _note_answer(self, turn: TurnLatency, upstream: UpstreamConnection) -> None:
+        latency_ms = round(turn.wait_s * 1000, 1)
+        self.turn_latencies_ms.append(latency_ms)
+        self._parts.counters.turn_latencies_ms.append(latency_ms)
+        self._parts.observe(
+            TurnAnswered(self._adapter.transport, self._handoff.agent.id, upstream.resource, turn.wait_s)
+        )
 
     def _holds_answers(self) -> bool:
         """Whether no answer may be asked for now, whatever is due."""
@@ -510,6 +511,7 @@ class Talk:
     def _begin_gap(self) -> None:
         """No session carries the talk: nothing of the last one reaches it any more."""
         self._upstream = self._session = None
+        self._clock.cut()
         self._answers.cut()
         self._guard.cut()
         self._fast_path.join(None)
@@ -530,6 +532,7 @@ class Talk:
         new.first[:0] = ended
         self._restored.begin()
         dialect = new.route.dialect
+        self._clock.cut()
         self._answers.cut()
         self._guard.cut()
         steps = ledger.steps()

@@ -13,7 +13,7 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from strategies.health import BreakerStatus
+from strategies.health import BreakerStatus, percentiles
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.observability.events import Observer, TalkEnded, null_observer
 from token_broker.observability.logging import Redactor, bind_ids, own_secrets
@@ -22,7 +22,8 @@ from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, Admit
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import Directions, RelayCounters, RelayStatus, ResourceUse, UpstreamStatus
-from token_broker.relay.session import Talk, TalkParts
+from token_broker.relay.session import Talk
+from token_broker.relay.talk_parts import TalkParts
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import BAD_REQUEST, Ending
@@ -108,6 +109,7 @@ class VoiceRelay:
             redact=redact,
             tools=tools,
             guardrail=guardrail,
+            observe=observe,
         )
 
     @property
@@ -148,6 +150,7 @@ class VoiceRelay:
             transcription_usage=totals.transcription,
             usage_by_agent=dict(counters.usage_by_agent),
             usage_by_principal=dict(counters.usage_by_principal),
+            turn_latency_ms=percentiles(counters.turn_latencies_ms),
             # Each is shown from the start, so that its first failure is seen as an increase.
             resources={name: counters.resources.get(name) or ResourceUse() for name in self.parts.connector.routes},
             upstreams=[
@@ -283,6 +286,7 @@ class VoiceRelay:
                     turns=talk.counters.turns,
                     input_tokens=talk.counters.usage.input_tokens,
                     output_tokens=talk.counters.usage.output_tokens,
+                    turn_latencies_ms=tuple(talk.turn_latencies_ms),
                     trace=scope.get("state", {}).get("trace"),
                 )
             )

@@ -278,6 +278,7 @@ class MemoryQuotas:
     def __init__(self, *, turns_per_minute: int, turn_bytes_per_minute: int, reads_per_minute: int) -> None:
         self.turns = TurnQuota(turns_per_minute, turn_bytes_per_minute)
         self.reads = RateLimiter(reads_per_minute)
+        self.reports = RateLimiter(turns_per_minute)
         self.pages = PageSlots()
 
 

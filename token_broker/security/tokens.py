@@ -35,6 +35,7 @@ __all__ = [
     "TICKET_TTL_S",
     "CallClaims",
     "ClientSecretClaims",
+    "MintedSession",
     "Narrowing",
     "Owner",
     "SessionClaims",
@@ -118,6 +119,15 @@ class Owner:
             object.__setattr__(self, "talk_id", self.session_id)
 
 
+@dataclass(frozen=True, slots=True)
+class MintedSession:
+    """The session of Azure's that a plan's ephemeral token opens: its id, and where it was minted."""
+
+    azure_id: str
+    endpoint: str  # base URL
+    resource: str
+
+
 class TokenError(Exception):
     """A token that is not valid. `expired`: only its time is over."""
 
@@ -134,6 +144,7 @@ class SessionClaims:
     expires_at_s: float
     agent_id: str | None = None
     issued_at_s: float = 0.0
+    minted: MintedSession | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +227,17 @@ class TokenSigner:
     def _mark(self, name: str, key: bytes) -> str:
         return self._hmac.sign(name.encode(), key).hex()[:_MARK_CHARS]
 
-    def session_token(self, owner: Owner, *, ttl_s: int, agent_id: str | None = None) -> str:
-        """A token that proves this session's ownership for `ttl_s` seconds; `agent_id` is whom the plan speaks with."""
-        return self._sign({**_claims_of(owner), "tlk": owner.talk_id, "agt": agent_id}, SESSION_TYPE, ttl_s)
+    def session_token(
+        self, owner: Owner, *, ttl_s: int, agent_id: str | None = None, minted: MintedSession | None = None
+    ) -> str:
+        """A token that proves this session's ownership for `ttl_s` seconds; `agent_id` is whom the plan speaks with.
+
+        `minted` is what the plan's ephemeral token opens: by it a call that the broker did not set up is known.
+        """
+        claims = {**_claims_of(owner), "tlk": owner.talk_id, "agt": agent_id}
+        if minted is not None:
+            claims |= {"azs": minted.azure_id, "hst": minted.endpoint, "res": minted.resource}
+        return self._sign(claims, SESSION_TYPE, ttl_s)
 
     def ticket(self, owner: Owner, *, agent_id: str, ttl_s: int) -> str:
         """A single admission to the proxy within `ttl_s` seconds."""
@@ -392,6 +411,9 @@ _CLAIMS: dict[str, Callable[[Mapping[str, Any]], Claims]] = {
         expires_at_s=_number(claims, "exp"),
         agent_id=_optional_text(claims, "agt"),
         issued_at_s=_number(claims, "iat"),
+        minted=MintedSession(_text(claims, "azs"), _text(claims, "hst"), _text(claims, "res"))
+        if "azs" in claims
+        else None,
     ),
     TICKET_TYPE: lambda claims: TicketClaims(
         ticket_id=_text(claims, "jti"),

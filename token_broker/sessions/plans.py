@@ -11,13 +11,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
-from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec
+from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec, SpecSupplier
 from strategies.pool import Outlook, Pool
-from strategies.resources import Resource, SpecSupplier, Wanted
+from strategies.resources import Resource, Wanted
 from strategies.session_model.session_fields import voice_name
 from token_broker.memory.types import Recall
 from token_broker.resources import family_of
-from token_broker.security.tokens import TICKET_TTL_S, Owner, TokenSigner
+from token_broker.security.tokens import TICKET_TTL_S, MintedSession, Owner, TokenSigner
 from token_broker.sessions.agent import Agent
 from token_broker.sessions.schemas import Connection, Plan, RelayConnection, WebRtcConnection, WebSocketConnection
 from token_broker.settings import Settings
@@ -134,7 +134,13 @@ class PlanMaker:
             wanted = agent.wanted(owner.session_id)
             outlook, first = self._proxy_outlook(wanted), next(iter(self._pool.order(wanted)), None)
         model = agent.model or (first.model if first else self._settings.model)
-        session_token = self._signer.session_token(owner, ttl_s=self._session_token_ttl_s, agent_id=agent.id)
+        opens = None
+        # With BROKER_ATTACH_CHECK=off the id is not asked for, and a mint may have none.
+        if minted is not None and unseen and (minted.session_id or self._settings.attach_check == "off"):
+            opens = MintedSession(minted.session_id or "", minted.endpoint, minted.resource)
+        session_token = self._signer.session_token(
+            owner, ttl_s=self._session_token_ttl_s, agent_id=agent.id, minted=opens
+        )
         connections: list[Connection] = []
         if minted is not None:
             direct = self._direct(minted, owner, public_base, session_token, now, model=model, agent=agent)
