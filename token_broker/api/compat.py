@@ -177,6 +177,7 @@ async def create_compat_call(request: Request[CompatState]) -> Response:
             lease=lease,
             deadline_s=deadline_s,
             filtered=settings.compat_webrtc_filter == "on",
+            transport="compat",
         )
     headers = dict(_NO_STORE)
     if call.call_id is not None:
