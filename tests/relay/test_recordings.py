@@ -16,6 +16,7 @@ from tests.relay.support.translated_talk import without_live_extras
 from tests.relay.test_streamed_turns import OWNER, run, words
 from token_broker.relay.adapters import CompatAdapter, ProtocolAdapter, ProxyAdapter
 from token_broker.relay.answers.actions import Tool
+from token_broker.relay.answers.answer_retries import AnswerRetries
 from token_broker.relay.answers.hidden_calls import HiddenCalls
 from token_broker.relay.answers.sequencer import AnswerSequencer
 from token_broker.relay.answers.turn_clock import TurnClock
@@ -70,10 +71,12 @@ class Handled:
             guard=cast("Any", guard),
             restored=Restored(),
             clock=TurnClock(),
+            retries=AnswerRetries(asks=True),
             counters=RelayCounters(),
             talk=TalkCounters(),
             broken=self.broken.append,
             user_spoke=lambda: None,
+            gives_no_answers=self.broken.append,
             answered=lambda turn, upstream: self.answered.append(turn.begins),
             time_s=lambda: 100.0,
             redact=lambda text: text,

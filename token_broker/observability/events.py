@@ -23,10 +23,13 @@ __all__ = [
     "CredentialHolder",
     "CredentialIssued",
     "Event",
+    "FailureReason",
     "GuardrailAsked",
     "GuardrailOutcome",
     "Metrics",
     "Observer",
+    "PageReported",
+    "PageTransport",
     "PlanCounters",
     "RequestAnswered",
     "TalkEnded",
@@ -157,6 +160,29 @@ class TurnAnswered:
     wait_s: float
 
 
+PageTransport = Literal["webrtc", "webrtc_relay", "websocket", "websocket_proxy"]
+"""The transports of a plan."""
+FailureReason = Literal[
+    "sdp_refused", "sdp_timeout", "ice_failed", "ice_timeout", "channel_closed", "token_expired", "token_not_ephemeral",
+    "ticket_spent", "socket_closed", "socket_timeout", "azure_dropped", "network_lost", "not_reading", "draining",
+    "refused", "other",
+]  # fmt: skip
+"""Why a transport failed, as the browser client names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageReported:
+    """A page has told what it measured of its talk since the last time. `packets_lost` are those that it missed."""
+
+    transport: PageTransport
+    live_after_s: float | None = None
+    turns_s: tuple[float, ...] = ()
+    rtt_s: float | None = None
+    jitter_s: float | None = None
+    packets_lost: int = 0
+    failures: tuple[tuple[PageTransport, FailureReason], ...] = ()
+
+
 ToolOutcome = Literal[
     "done", "repeated", "error", "timeout", "unreachable", "too_large", "unknown", "wrong_arguments", "no_tool",
     "no_store", "busy", "cancelled",
@@ -197,6 +223,7 @@ Event = (
     | TalkLive
     | TalkEnded
     | TurnAnswered
+    | PageReported
     | ToolRan
     | GuardrailAsked
 )
@@ -232,6 +259,7 @@ _REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1
 _TALK_BUCKETS_S = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 _TOOL_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120)
 _TURN_BUCKETS_S = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 5, 8, 15, 30)
+_MEDIA_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2)
 _GUARDRAIL_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -319,6 +347,24 @@ class Metrics:
                 "resource",
             )
         )
+        self._reported_live = _Children(
+            self._histogram("reported_time_to_live", "Until a talk was live, by pages.", _LIVE_BUCKETS_S, "transport")
+        )
+        self._reported_turns = _Children(
+            self._histogram("reported_turn_latency", "Waits for answers, by pages.", _TURN_BUCKETS_S, "transport")
+        )
+        self._reported_rtt = _Children(
+            self._histogram("reported_round_trip", "Media's round trips, by pages.", _MEDIA_BUCKETS_S, "transport")
+        )
+        self._reported_jitter = _Children(
+            self._histogram("reported_jitter", "Media's jitter, by pages.", _MEDIA_BUCKETS_S, "transport")
+        )
+        self._reported_losses = _Children(
+            self._counter("reported_packets_lost", "Packets of media that pages missed.", "transport")
+        )
+        self._reported_failures = _Children(
+            self._counter("reported_failures", "Transports that failed in pages, by why.", "transport", "reason")
+        )
         self._tool_calls = _Children(
             self._counter("tool_calls", "Calls of tools, by what came of them.", "agent", "tool", "outcome")
         )
@@ -353,6 +399,8 @@ class Metrics:
                 self._talk_seconds.of().observe(event.duration_s)
             case TurnAnswered(transport=transport):
                 self._turn_seconds.of(transport, event.agent_id, event.resource).observe(event.wait_s)
+            case PageReported():
+                self._note_report(event)
             case ToolRan(agent_id=agent_id, tool=tool):
                 self._tool_calls.of(agent_id, tool, event.outcome).inc()
                 self._tool_seconds.of(agent_id, tool).observe(event.duration_s)
@@ -361,6 +409,20 @@ class Metrics:
                 self._guardrail_seconds.of(agent_id).observe(event.duration_s)
             case _:  # a placed call is seen in its attempts and its HTTP request
                 pass
+
+    def _note_report(self, report: PageReported) -> None:
+        for metric, seconds in (
+            (self._reported_live, report.live_after_s),
+            (self._reported_rtt, report.rtt_s),
+            (self._reported_jitter, report.jitter_s),
+        ):
+            if seconds is not None:
+                metric.of(report.transport).observe(seconds)
+        for turn_s in report.turns_s:
+            self._reported_turns.of(report.transport).observe(turn_s)
+        self._reported_losses.of(report.transport).inc(report.packets_lost)
+        for transport, reason in report.failures:
+            self._reported_failures.of(transport, reason).inc()
 
     def expect(self, strategies: Iterable[str], resources: Iterable[str], agents: Iterable[str] = ()) -> None:
         """Shows at zero what may happen, so that the first time it does is seen as an increase."""
@@ -382,6 +444,12 @@ class Metrics:
         for agent_id, resource in itertools.product(agents, names):
             self._turn_seconds.of("websocket_proxy", agent_id, resource)
         self._talk_seconds.of()
+        for transport in get_args(PageTransport):
+            for metric in (self._reported_live, self._reported_turns, self._reported_rtt, self._reported_jitter):
+                metric.of(transport)
+            self._reported_losses.of(transport)
+            for reason in get_args(FailureReason):
+                self._reported_failures.of(transport, reason)
 
     def expect_tools(self, tools: Iterable[tuple[str, str]], guarded: Iterable[str]) -> None:
         """The same for the tools, each with its agent's id, and for the agents that have a guardrail."""

@@ -22,6 +22,7 @@ from token_broker.observability.events import TurnAnswered
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.answer_retries import AnswerRetries
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
 from token_broker.relay.answers.greeting import greeting_response
 from token_broker.relay.answers.hidden_calls import HiddenCalls
@@ -88,6 +89,8 @@ class Talk:
         on_live: Callable[[str], None] = lambda _resource: None,
         greets: Callable[[], bool] = lambda: True,
         usage: TalkUsage | None = None,
+        leash: Callable[..., Coroutine[Any, Any, None]] | None = None,
+        age_s: float = 0.0,
     ) -> None:
         self.counters = TalkCounters()
         self.turn_latencies_ms: deque[float] = deque(maxlen=TURNS_KEPT)
@@ -96,6 +99,7 @@ class Talk:
         self._on_live = on_live
         self._greets = greets
         self._usage = usage
+        self._leash = leash  # `Leash.hold` of this talk
         self.owner = owner
         self._client = client
         self._loop = asyncio.get_running_loop()
@@ -123,6 +127,8 @@ class Talk:
         self._ledger = TalkLedger(HeldAudio(round(parts.settings.resume_audio_s * _AUDIO_CHARS_A_SECOND)))
         self._restored = Restored()
         self._clock = TurnClock()
+        # An official client asks again by itself.
+        self._retries = AnswerRetries(asks=parts.settings.retry_failed_answer == "on" and adapter.dialect is None)
         self._handoff = AgentHandoff(
             agent,
             session_id=owner.session_id,
@@ -190,11 +196,13 @@ class Talk:
             guard=self._guard,
             restored=self._restored,
             clock=self._clock,
+            retries=self._retries,
             counters=parts.counters,
             talk=self.counters,
             broken=self._on_garbage,
             user_spoke=self._user_spoke,
             answered=self._note_answer,
+            gives_no_answers=lambda upstream: self._resumption.leave(upstream, "refused", "Azure's answers fail"),
             time_s=self._loop.time,
             redact=parts.redact,
             usage=usage,
@@ -229,7 +237,9 @@ class Talk:
             ),
         )
         self._tick_s = tick_s(parts.settings)
-        self._watchdog = Watchdog(parts.settings, self._loop.time())
+        self._watchdog = Watchdog(
+            parts.settings, self._loop.time(), longest_s=owner.narrowed.max_session_s, age_s=age_s
+        )
         self._sending = False
         self._azure_full = False
 
@@ -247,6 +257,8 @@ class Talk:
         """Carries the talk to its end, and returns the reason."""
         self._start(self._read_client(), "talk-client")
         self._start(self._read_azure(), "talk-azure")
+        if self._leash is not None:
+            self._start(self._leash(warn=self._warn_of_budget, end=self._watchdog.end_softly), "talk-budget")
         self._ticker = self._loop.call_later(self._tick_s, self._tick)
         ending = Ending(DRAINING, "the broker is going away: ask for a new plan", outcome="drain")
         try:
@@ -423,6 +435,7 @@ class Talk:
     def _use(self, upstream: UpstreamConnection) -> None:
         self.book()
         self._upstream, self._resource = upstream, upstream.resource
+        self._retries.begin_anew()
         if self._usage is not None:
             self._usage.went_live(upstream.resource, upstream.route.dialect)
         self._fast_path.join(upstream)
@@ -461,6 +474,7 @@ class Talk:
 
     def _user_spoke(self) -> None:
         self._handoff.user_spoke()
+        self._retries.user_spoke()
         self._farewell.take_back()
 
     def _note_answer(self, turn: TurnLatency, upstream: UpstreamConnection) -> None:
@@ -582,6 +596,14 @@ class Talk:
         self.end(Ending(INTERNAL, "the broker failed: ask for a new plan"))
 
     # --- time and the end
+
+    def _warn_of_budget(self) -> None:
+        async def warn() -> None:
+            await self._ready.wait()  # nothing is told before
+            why = "the budget of today is nearly used up: the talk ends soon"
+            self._tell(self._adapter.error(Refused("budget_used", why)))
+
+        self._start(warn(), "talk-budget-warning")
 
     def _tick(self) -> None:
         """Checks everything that may take too long. One timer does it for all waits: a timeout a frame costs more."""

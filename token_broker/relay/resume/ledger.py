@@ -251,6 +251,15 @@ class TalkLedger:
         says = any(isinstance(item, dict) and item.get("type") == "message" for item in response.get("output") or ())
         return not says or not self._last_owed_sound or self._last_sounded
 
+    @property
+    def failed(self) -> OpenAnswer | None:
+        """The answer that has just failed, where nothing of it was heard: a new session is asked for it."""
+        return None if self._failed is None else self._failed[0]
+
+    def forget_failed(self) -> None:
+        """No session is to be asked for it."""
+        self._failed = None
+
     # --- the change of sessions
 
     def truncate(self, event: Event) -> bool:
