@@ -56,7 +56,7 @@ class AdmittedClient:
     credential_id: str | None  # None: the credential may be used without limit
     counted_until_s: float
     uses: int = 1
-    own_uses: tuple[str, int] | None = None  # counted besides, by that id
+    own_uses: tuple[tuple[str, int], ...] = ()  # counted besides, by these ids
 
 
 class Admission:
@@ -146,8 +146,9 @@ class Admission:
             raise _refused(TOO_MANY, reason, 429, "too_many_sessions", retry=True)
         try:
             if not await self._spend(admitted):
-                if admitted.uses > 1:
-                    raise _no_entry(f"the client secret was used {admitted.uses} times: mint a new one")
+                if admitted.uses > 1 or admitted.own_uses:
+                    uses = min([admitted.uses, *(count for _, count in admitted.own_uses)])
+                    raise _no_entry(f"the client secret was used {uses} times: mint a new one")
                 raise _no_entry("the ticket was used: ask for a new plan")
         except BaseException:  # a cancelled client must give its place back too
             lease.release()
@@ -185,7 +186,7 @@ class Admission:
         if self._blocklist.refused(claims.owner.principal, claims.owner.session_id):
             raise _refused(BLOCKED.code, BLOCKED.reason, 403, "blocked")
         owner, credential_id, uses, counted_until_s = claims.owner, None, 1, claims.expires_at_s
-        own_uses: tuple[str, int] | None = None
+        own_uses: tuple[tuple[str, int], ...] = ()
         if isinstance(claims, TicketClaims):
             credential_id = claims.ticket_id
         else:
@@ -212,10 +213,10 @@ class Admission:
 
     async def _spend(self, admitted: AdmittedClient) -> bool:
         """Uses the credential once. A credential with several uses is as many tickets, spent one after the other."""
-        if admitted.credential_id is not None and admitted.uses == 1 and admitted.own_uses is None:
+        if admitted.credential_id is not None and admitted.uses == 1 and not admitted.own_uses:
             return await self._tickets.spend(admitted.credential_id, admitted.counted_until_s)
-        shared = None if admitted.credential_id is None else (admitted.credential_id, admitted.uses)
-        for credential_id, uses in filter(None, (admitted.own_uses, shared)):
+        shared = [] if admitted.credential_id is None else [(admitted.credential_id, admitted.uses)]
+        for credential_id, uses in reversed([*shared, *admitted.own_uses]):
             for use in range(uses):
                 if await self._tickets.spend(f"{credential_id}.{use}", admitted.counted_until_s):
                     break

@@ -598,7 +598,12 @@ class Talk:
     # --- time and the end
 
     def _warn_of_budget(self) -> None:
-        self._tell(self._adapter.error(Refused("budget_used", "the budget of today is nearly used up: the talk ends")))
+        async def warn() -> None:
+            await self._ready.wait()  # nothing is told before
+            why = "the budget of today is nearly used up: the talk ends soon"
+            self._tell(self._adapter.error(Refused("budget_used", why)))
+
+        self._start(warn(), "talk-budget-warning")
 
     def _tick(self) -> None:
         """Checks everything that may take too long. One timer does it for all waits: a timeout a frame costs more."""

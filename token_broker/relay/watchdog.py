@@ -73,9 +73,12 @@ class Watchdog:
             return Ending(CLIENT_STALLED, "the client does not read")
         return None
 
-    def end_softly(self, left_s: float) -> None:
-        """The budget is used up: the talk ends with what is being played, and in `left_s` at the latest."""
-        self._budget_left_s = left_s
+    def end_softly(self, left_s: float, when_quiet: bool) -> None:
+        """The budget is used up: the talk ends with what is being played, and in `left_s` at the latest.
+
+        `when_quiet`: at once where nothing is.
+        """
+        self._budget_left_s, self._plays_last = left_s, when_quiet
 
     def _has_spent(self, now_s: float, snapshot: Snapshot | None) -> bool:
         if self._budget_left_s is None:

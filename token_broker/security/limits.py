@@ -218,6 +218,12 @@ class SessionLimits:
         self._open[key] = self._open.get(key, 0) + 1
         return SessionLease(self, key)
 
+    def hold(self, key: str, name: str, *, for_s: float) -> None:
+        """Keeps a place beyond the limits: for a talk that goes on already, and was another process's until now."""
+        self._active += 1
+        self._open[key] = self._open.get(key, 0) + 1
+        SessionLease(self, key).keep(name, for_s=for_s)
+
     def end(self, name: str) -> bool:
         """Releases a kept place. False where there is none of that name."""
         if (kept := self._kept.pop(name, None)) is None:

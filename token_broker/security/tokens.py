@@ -61,6 +61,7 @@ _SESSION_IDS = "vtb-session-id"  # the purpose of the subkey that signs session 
 _UUID_CHARS = 36
 _MARK_CHARS = 8  # 32 bits: enough against a guess, and the id stays a valid UUID
 _TOKENS_REMEMBERED = 2048
+_NARROWED_AT_MOST = 8  # one secret minted with another
 # O_EXCL: of two processes that start at once, one creates the file, and both read the same key.
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 ANONYMOUS = "anonymous"
@@ -161,7 +162,7 @@ class ClientSecretClaims:
     """The claims of a client secret: admission to any compatible endpoint, with this agent, several times.
 
     Uses are counted by `secret_id` until `counted_until_s`. Secrets that were minted with this one share its count.
-    `own_uses`: the id under which its own uses are counted besides, and how many there are.
+    `own_uses`: ids under which its uses are counted besides, with their numbers, since it or one before was narrowed.
     """
 
     secret_id: str
@@ -169,7 +170,7 @@ class ClientSecretClaims:
     agent_id: str
     expires_at_s: float
     counted_until_s: float
-    own_uses: tuple[str, int] | None = None
+    own_uses: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,17 +256,19 @@ class TokenSigner:
         """A token for the compatible endpoints for `ttl_s` seconds, with the prefix `ek_`.
 
         A secret that is minted with another one shares its count, so it opens no more talks than that one has left.
-        `uses` bounds it further, and what is minted with it as well.
+        `uses` bounds it further, and what is minted with it as well. Raises ValueError where it was narrowed too often.
         """
-        own = minted_with.own_uses if minted_with else None
-        if uses is not None and (own is None or uses < own[1]):
-            own = (uuid7(), uses)
+        own = minted_with.own_uses if minted_with else ()
+        if uses is not None and all(uses < count for _, count in own):
+            own = (*own, (uuid7(), uses))
+        if len(own) > _NARROWED_AT_MOST:
+            raise ValueError("uses: narrowed too often")
         claims = {
             "jti": minted_with.secret_id if minted_with else uuid7(),
             "cnt": minted_with.counted_until_s if minted_with else int(self._clock()) + ttl_s,
             **_claims_of(owner),
             "agt": agent_id,
-            **({} if own is None else {"own": own[0], "use": own[1]}),
+            **({"use": own} if own else {}),
         }
         return CLIENT_SECRET_PREFIX + self._sign(claims, CLIENT_SECRET_TYPE, ttl_s)
 
@@ -424,7 +427,7 @@ _CLAIMS: dict[str, Callable[[Mapping[str, Any]], Claims]] = {
         agent_id=_text(claims, "agt"),
         expires_at_s=_number(claims, "exp"),
         counted_until_s=_number(claims, "cnt"),
-        own_uses=(_text(claims, "own"), _number(claims, "use")) if "use" in claims else None,
+        own_uses=tuple((str(name), int(count)) for name, count in claims.get("use", ())),
     ),
     CALL_TYPE: lambda claims: CallClaims(
         session_id=_text(claims, "sid"),
