@@ -160,7 +160,9 @@ class WatchedCalls:
             ending = _LEFT_ALONE
             holding: asyncio.Task[None] | None = None
             if self._leash is not None:
-                hold = self._leash.hold(usage, limit_key or owner.principal, warn=lambda: None, end=end_soon)
+                why = "the budget of today is nearly used up: the talk ends soon"
+                warn = partial(page.tell, "broker.error", code="budget_used", message=why, retryable=False)
+                hold = self._leash.hold(usage, limit_key or owner.principal, warn=warn, end=end_soon)
                 holding = asyncio.create_task(hold, name="call-budget")
             try:
                 ending = await listener.run(endpoint, call_id)
@@ -263,6 +265,7 @@ class WatchedCalls:
             spec=await specs.of(agent)(resource),
             resource=row.resource,
             transport=row.transport,
+            limit_key=row.limit_key,
             lasts_s=row.lasts_s,
         )
 
