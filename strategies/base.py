@@ -63,6 +63,7 @@ class EphemeralGrant:
     voice: str
     clock_skew_s: float | None = None
     resource: str = ""  # the name of the resource that minted
+    session_id: str | None = None  # Azure's, of the first session that is opened with the token
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from token_broker import __version__
-from token_broker.api.call_events import CALL_EVENT_OPERATIONS, stream_events
+from token_broker.api.call_events import CALL_EVENT_OPERATIONS, attach_call, stream_events
 from token_broker.api.calls import CALL_OPERATIONS, create_call, hang_up
 from token_broker.api.compat import compat_routes
 from token_broker.api.compat_operations import COMPAT_OPERATIONS, COMPAT_SOCKETS
@@ -109,6 +109,7 @@ def _routes() -> list[BaseRoute]:
     return [
         *_under(_VOICE_PREFIXES, "/realtime/token", create_token, ["POST"]),
         *_under(_VOICE_PREFIXES, "/realtime/calls", create_call, ["POST"]),
+        *_under(_VOICE_PREFIXES, "/realtime/calls/attach", attach_call, ["POST"]),
         *_under(_VOICE_PREFIXES, "/realtime/calls/{call_id}", hang_up, ["DELETE"]),
         *_under(_VOICE_PREFIXES, "/realtime/calls/{call_id}/events", stream_events, ["GET"]),
         *_under(_VOICE_PREFIXES, "/status", get_status, ["GET"]),

@@ -103,7 +103,7 @@ def headers_of(session_id: str, **more: str) -> dict[str, str]:
 async def test_stream_tells_numbered_events(tmp_path: Path) -> None:
     session_id = uuid7()
     async with running(tmp_path) as broker:
-        events: PageEvents = broker.state["calls"].watched.streams.of(session_id, "rtc_1")
+        events: PageEvents = broker.state["call_streams"].of(session_id, "rtc_1")
         events.joined()
         events.tell("broker.tool", name="look_up", call_id="call_1", state="running")
         shown_id, got = call_of(session_id), []
@@ -127,7 +127,7 @@ async def test_stream_tells_numbered_events(tmp_path: Path) -> None:
 async def test_stream_is_its_sessions_alone(tmp_path: Path) -> None:
     mine, other = uuid7(), uuid7()
     async with running(tmp_path) as broker:
-        broker.state["calls"].watched.streams.of(mine, "rtc_1").close()
+        broker.state["call_streams"].of(mine, "rtc_1").close()
         wrong = [
             (f"/realtime/calls/{call_of(mine)}/events", headers_of(other)),
             (f"/realtime/calls/{call_of(other)}/events", headers_of(other)),  # it never had that call
@@ -144,7 +144,7 @@ async def test_stream_is_its_sessions_alone(tmp_path: Path) -> None:
 async def test_streams_of_a_call_are_few(tmp_path: Path) -> None:
     session_id = uuid7()
     async with running(tmp_path) as broker:
-        events: PageEvents = broker.state["calls"].watched.streams.of(session_id, "rtc_1")
+        events: PageEvents = broker.state["call_streams"].of(session_id, "rtc_1")
         readers = [events.read(0, silence_s=60) for _ in range(4)]
         reading = [asyncio.ensure_future(anext(reader)) for reader in readers]
         await asyncio.sleep(0)

@@ -68,7 +68,8 @@ class Replica:
 
         left = []
 
-        def end(left_s: float) -> None:
+        def end(left_s: float, when_quiet: bool) -> None:
+            del when_quiet
             notes.append(("end", self.time.hands.s))
             left.append(left_s)
 

@@ -1,7 +1,7 @@
 """The SDP relay: `POST /realtime/calls` and `DELETE /realtime/calls/{call_id}`, opened by a plan's session token."""
 
 import time
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,13 +17,22 @@ from token_broker.api.offers import (
 )
 from token_broker.api.token import ASKING_SHARE
 from token_broker.observability.logging import bind_ids
+from token_broker.relay.admission import check_origin
 from token_broker.security.authentication import Caller
 from token_broker.security.limits import too_many_sessions
 from token_broker.sessions.ownership import Callers, ensure_not_blocked
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.requests import Problem, read_body
 
-__all__ = ["CALL_OPERATIONS", "SESSION_PARAMETER", "CallState", "caller_of_session", "create_call", "hang_up"]
+__all__ = [
+    "CALL_OPERATIONS",
+    "SESSION_PARAMETER",
+    "CallState",
+    "caller_of_session",
+    "create_call",
+    "foreign_session",
+    "hang_up",
+]
 
 
 class CallState(TypedDict):
@@ -42,6 +51,11 @@ async def create_call(request: Request[CallState]) -> Response:
     caller = caller_of_session(request)
     await callers.rate.admit(caller.limit_key)
     ensure_not_blocked(callers.blocklist, caller.owner.principal, caller.owner.session_id)
+    check_origin(request.scope, caller.owner)
+    if not caller.owner.narrowed.permits("webrtc_relay"):
+        raise Problem(403, "transport_refused", "The session token is not for this transport: see the plan's own.")
+    if calls.minting.budgets is not None:
+        await calls.minting.budgets.ensure_left(caller.limit_key)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/sdp":
         raise Problem(415, "not_sdp", "Send the offer raw, as application/sdp.")
     offer = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
@@ -73,16 +87,20 @@ async def hang_up(request: Request[CallState]) -> Response:
     return Response(status_code=204, headers={"Cache-Control": "no-store"})
 
 
-def caller_of_session(request: Request[CallState]) -> Caller:
+def caller_of_session(request: Request[Any]) -> Caller:
     """The session token's caller. Raises Problem 401, and 403 where the query names another session."""
-    caller = request.state["callers"].by_session_token(
-        request, lambda detail: Problem(401, "session_token_refused", detail)
-    )
+    callers: Callers = request.state["callers"]
+    caller = callers.by_session_token(request, lambda detail: Problem(401, "session_token_refused", detail))
     session_id = caller.owner.session_id
     if request.query_params.get("session_id", session_id) != session_id:
-        raise Problem(403, "foreign_session", "The session token is another session's: send this session's own.")
+        raise foreign_session()
     bind_ids(session_id=session_id)
     return caller
+
+
+def foreign_session() -> Problem:
+    """The 403 of a session token that is not the named session's."""
+    return Problem(403, "foreign_session", "The session token is another session's: send this session's own.")
 
 
 SESSION_PARAMETER = Parameter("session_id", "query", "The session; the token's own, where it is named.")
@@ -110,7 +128,7 @@ CALL_OPERATIONS = (
         problems={
             **OFFER_PROBLEMS,
             401: ("session_token_refused",),
-            403: ("foreign_session", "blocked", "sockets_only"),
+            403: ("foreign_session", "blocked", "sockets_only", "transport_refused"),
             404: ("unknown_agent",),
             503: ("nothing_minted", "draining", "blocklist_unread"),
         },

@@ -25,10 +25,12 @@ from strategies.chain import ChainResult
 from strategies.errors import MintError, RateLimitedError, RejectedError, TimedOutError
 from strategies.resources import Resource, Wanted
 from token_broker.api.token import RETRY_AFTER_S, Minting, RequestTrace
+from token_broker.calls.page_events import CallStreams
 from token_broker.calls.running_calls import Calls
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
+from token_broker.security.authentication import limit_key
 from token_broker.security.limits import SessionLease, SessionLimits
 from token_broker.security.tokens import Owner, TokenError, TokenSigner
 from token_broker.sessions.agents import Agent
@@ -64,7 +66,7 @@ class PlacedCall:
     """A call that Azure took.
 
     `token` is its id for the client that may hang it up; None where Azure named no id. `spec` is the session as it was
-    minted, `owner` the owner of the talk that the call belongs to.
+    minted, `owner` the owner of the talk that the call belongs to, `limit_key` what its budget counts by.
     """
 
     answer: bytes
@@ -75,6 +77,8 @@ class PlacedCall:
     owner: Owner
     agent: Agent
     resource: str = ""
+    limit_key: str = ""
+    transport: str = "webrtc_relay"
 
 
 def check_offer(offer: bytes) -> None:
@@ -88,10 +92,23 @@ def check_offer(offer: bytes) -> None:
 class ListensToCalls(Protocol):
     """`WatchedCalls`, as far as it is needed here."""
 
+    @property
+    def streams(self) -> CallStreams: ...
     def watch(
-        self, owner: Owner, agent: Agent, *, endpoint: str, call_id: str, spec: SessionSpec, resource: str
+        self,
+        owner: Owner,
+        agent: Agent,
+        *,
+        endpoint: str,
+        call_id: str,
+        spec: SessionSpec,
+        resource: str,
+        transport: str = "webrtc_relay",
+        limit_key: str = "",
     ) -> None: ...
+    def delivered(self, call: tuple[str, str]) -> None: ...
     def hung_up(self, call_id: str) -> None: ...
+    def endpoint_of(self, call_id: str, owner: Owner) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +133,7 @@ class CallRelay:
         lease: SessionLease,
         deadline_s: float,
         filtered: bool,
+        transport: str = "webrtc_relay",
     ) -> PlacedCall:
         """Mints, and takes the offer to the host that minted; `lease` is kept for the call.
 
@@ -158,7 +176,7 @@ class CallRelay:
                 offered_s = offered_s or time.monotonic()
                 try:
                     accepted = await self._offer(
-                        grant, offer, wanted=wanted, filtered=filtered, owner=owner, lease=lease,
+                        grant, offer, wanted=wanted, filtered=filtered, owner=owner, lease=lease, transport=transport,
                         timeout_s=max(0.1, deadline_s - time.monotonic()), share_s=_OFFER_SHARE_S if left else None,
                     )  # fmt: skip
                 except MintError as error:
@@ -170,7 +188,7 @@ class CallRelay:
                     continue
                 placed = await self._placed(request, accepted, grant, owner=owner, agent=agent, supply=supply)
                 self.level.went_live(owner.talk_id, grant.resource)
-                return placed
+                return replace(placed, transport=transport)
             if refusal is not None:
                 log.warning("call_given_up", session_id=owner.session_id, resource=tried)
                 raise _refused(refusal, "offer", self._wait_s(permitted, wanted)) from None
@@ -213,7 +231,7 @@ class CallRelay:
         # The resource that is left last is asked in any case.
         permit = pool.admit(resource, CALLS_ROUTE, agent_id=wanted.agent_id, model=wanted.model, early=True)
         with pool.settle(permit) if permit else contextlib.nullcontext():
-            return await self.calls.offer(grant, offer, **options)
+            return await self.calls.offer(grant, offer, agent_id=wanted.agent_id, **options)
 
     async def _placed(
         self,
@@ -243,8 +261,9 @@ class CallRelay:
                 ttl_s=self.minting.settings.session_token_ttl_s,
             )
             spec = await supply(resource)
+            key = limit_key(request.scope, owner.principal, self.minting.settings.trusted_proxies)
             return PlacedCall(
-                accepted.answer, grant.endpoint, accepted.call_id, token, spec, owner, agent, resource.name
+                accepted.answer, grant.endpoint, accepted.call_id, token, spec, owner, agent, resource.name, key
             )
 
     def answer(self, call: PlacedCall, headers: Mapping[str, str]) -> Response:
@@ -257,6 +276,8 @@ class CallRelay:
                 call_id=call.call_id,
                 spec=call.spec,
                 resource=call.resource,
+                limit_key=call.limit_key,
+                transport=call.transport,
             )
         return _CallAnswer(self, call, headers)
 
@@ -268,8 +289,12 @@ class CallRelay:
             raise _unknown_call() from None
         if call.session_id != owner.session_id:
             raise _unknown_call()
+        # The id of an attached call names no host: it ends nothing before the call is known as the session's.
+        endpoint = call.endpoint or self.watched.endpoint_of(call.call_id, owner)
+        if endpoint is None:
+            raise _unknown_call()
         try:
-            await self.calls.hang_up(call.endpoint, call.call_id)
+            await self.calls.hang_up(endpoint, call.call_id)
             self.watched.hung_up(call.call_id)
         except MintError as error:
             wait_s = error.retry_after_s if isinstance(error, RateLimitedError) else None
@@ -298,6 +323,8 @@ class _CallAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._relay.hung_up_unless_delivered(self._call.endpoint, self._call.call_id, self._call.owner):
             await super().__call__(scope, receive, send)
+        if self._call.call_id is not None:
+            self._relay.watched.delivered((self._call.endpoint, self._call.call_id))
 
 
 def _audit_entry(request: Request[Any], grant: EphemeralGrant, owner: Owner, agent_id: str) -> AuditEntry:
@@ -344,11 +371,11 @@ SDP_ANSWER = ResponseSpec(
 )
 OFFER_PROBLEMS = {
     400: ("bad_sdp", "client_left"),
-    403: ("blocked", "sockets_only"),
+    403: ("blocked", "sockets_only", "transport_refused"),
     408: ("body_timeout",),
     413: ("body_too_large",),
     415: ("not_sdp",),
-    429: ("rate_limited", "too_many_sessions"),
+    429: ("rate_limited", "too_many_sessions", "budget_used"),
     502: ("azure_refused",),
     503: ("nothing_minted",),
     504: ("azure_timed_out",),

@@ -207,7 +207,8 @@ class EventHandler:
         if kind == "session.updated":
             self._handoff.session_told(event, upstream)
         elif kind not in SESSION_EVENTS:
-            if kind == "error" and _ends_session(event):
+            error = event.get("error") if kind == "error" else None
+            if isinstance(error, dict) and error.get("code") == "session_expired":
                 return []  # the talk goes on in another session
             if kind == "error" and self._handoff.owns_error(event, upstream):
                 return self._refused(event)
@@ -267,8 +268,3 @@ class EventHandler:
             return []
         log.warning("own_event_refused", event_id=event_id[:64], code=code if isinstance(code, str) else None)
         return []
-
-
-def _ends_session(event: dict[str, Any]) -> bool:
-    error = event.get("error")
-    return isinstance(error, dict) and error.get("code") == "session_expired"

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -18,8 +18,7 @@ import structlog
 from strategies.base import SessionSpec, SpecSupplier
 from strategies.errors import MalformedError
 from strategies.resources import Resource
-from token_broker.memory.types import Recall, TurnIngest
-from token_broker.observability.events import Observer, TurnAnswered, null_observer
+from token_broker.observability.events import TurnAnswered
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
@@ -30,9 +29,9 @@ from token_broker.relay.answers.hidden_calls import HiddenCalls
 from token_broker.relay.answers.sequencer import AnswerSequencer
 from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
 from token_broker.relay.answers.turn_clock import TurnClock, TurnLatency
-from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
+from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection
 from token_broker.relay.client import TalkClient
-from token_broker.relay.counters import TURNS_KEPT, RelayCounters, TalkCounters
+from token_broker.relay.counters import TURNS_KEPT, TalkCounters
 from token_broker.relay.event_handler import EventHandler
 from token_broker.relay.event_text import compact, event_type_by_head, parsed
 from token_broker.relay.fast_path import FastPath
@@ -48,6 +47,7 @@ from token_broker.relay.resume.replay import NewSession, item_event, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.resumption import Resumption, TalkHooks
 from token_broker.relay.resume.steps import Ask, Step
+from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
 from token_broker.security.tokens import Owner
@@ -61,36 +61,18 @@ from token_broker.server.close_codes import (
     Ending,
     left,
 )
-from token_broker.sessions.agents import Agent, AgentRegistry
+from token_broker.sessions.agents import Agent
 from token_broker.sessions.plans import TalkSpecs
-from token_broker.settings import Settings
-from token_broker.tools.guardrail import GuardrailClient
-from token_broker.tools.runner import ToolOutput, ToolRunner
+from token_broker.tools.runner import ToolOutput
 from token_broker.usage.talk_usage import TalkUsage
 
-__all__ = ["Talk", "TalkParts"]
+__all__ = ["Talk"]
 
 log = structlog.get_logger("token_broker.relay")
 
 _AUDIO_CHARS_A_SECOND = 64_000  # base64 of PCM16 at 24 kHz, the richest of the formats
 _HEAD_CHARS = 128
 _GREETING_AFTER_S = 0.3  # for a client that sets its session first, such as its format, or says something itself
-
-
-@dataclass(frozen=True, slots=True)
-class TalkParts:
-    """What all talks share. `redact` removes the secrets that are known now from a text; `tools` runs agents' tools."""
-
-    settings: Settings
-    agents: AgentRegistry
-    connector: UpstreamConnector
-    ingest: TurnIngest
-    recall: Recall
-    counters: RelayCounters
-    redact: Callable[[str], str]
-    tools: ToolRunner | None = None
-    guardrail: GuardrailClient | None = None
-    observe: Observer = null_observer
 
 
 class Talk:
@@ -107,6 +89,8 @@ class Talk:
         on_live: Callable[[str], None] = lambda _resource: None,
         greets: Callable[[], bool] = lambda: True,
         usage: TalkUsage | None = None,
+        leash: Callable[..., Coroutine[Any, Any, None]] | None = None,
+        age_s: float = 0.0,
     ) -> None:
         self.counters = TalkCounters()
         self.turn_latencies_ms: deque[float] = deque(maxlen=TURNS_KEPT)
@@ -115,6 +99,7 @@ class Talk:
         self._on_live = on_live
         self._greets = greets
         self._usage = usage
+        self._leash = leash  # `Leash.hold` of this talk
         self.owner = owner
         self._client = client
         self._loop = asyncio.get_running_loop()
@@ -160,7 +145,7 @@ class Talk:
                 switched=adapter.switched,
                 send=self._send_context,
                 want=lambda: self._answers.want("handoff"),
-                changed=self._agent_changed,
+                changed=lambda agent: self._guard.follow(agent),  # noqa: PLW0108  # which is made below
                 time_s=self._loop.time,
             ),
             timeout_s=parts.settings.proxy_connect_timeout_s,
@@ -252,7 +237,9 @@ class Talk:
             ),
         )
         self._tick_s = tick_s(parts.settings)
-        self._watchdog = Watchdog(parts.settings, self._loop.time())
+        self._watchdog = Watchdog(
+            parts.settings, self._loop.time(), longest_s=owner.narrowed.max_session_s, age_s=age_s
+        )
         self._sending = False
         self._azure_full = False
 
@@ -270,6 +257,8 @@ class Talk:
         """Carries the talk to its end, and returns the reason."""
         self._start(self._read_client(), "talk-client")
         self._start(self._read_azure(), "talk-azure")
+        if self._leash is not None:
+            self._start(self._leash(warn=self._warn_of_budget, end=self._watchdog.end_softly), "talk-budget")
         self._ticker = self._loop.call_later(self._tick_s, self._tick)
         ending = Ending(DRAINING, "the broker is going away: ask for a new plan", outcome="drain")
         try:
@@ -483,9 +472,6 @@ class Talk:
             self._restored.expect_item(event["item"]["id"], event["item"]["id"])
             self._session.socket.send(compact(event))
 
-    def _agent_changed(self, agent: Agent) -> None:
-        self._guard.follow(agent)
-
     def _user_spoke(self) -> None:
         self._handoff.user_spoke()
         self._retries.user_spoke()
@@ -610,6 +596,14 @@ class Talk:
         self.end(Ending(INTERNAL, "the broker failed: ask for a new plan"))
 
     # --- time and the end
+
+    def _warn_of_budget(self) -> None:
+        async def warn() -> None:
+            await self._ready.wait()  # nothing is told before
+            why = "the budget of today is nearly used up: the talk ends soon"
+            self._tell(self._adapter.error(Refused("budget_used", why)))
+
+        self._start(warn(), "talk-budget-warning")
 
     def _tick(self) -> None:
         """Checks everything that may take too long. One timer does it for all waits: a timeout a frame costs more."""

@@ -22,7 +22,8 @@ from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, Admit
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import Directions, RelayCounters, RelayStatus, ResourceUse, UpstreamStatus
-from token_broker.relay.session import Talk, TalkParts
+from token_broker.relay.session import Talk
+from token_broker.relay.talk_parts import TalkParts
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import BAD_REQUEST, Ending
@@ -32,6 +33,7 @@ from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings
 from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolRunner
+from token_broker.usage.budgets import Leash
 from token_broker.usage.ledger import UsageLedger
 from token_broker.web.middleware import not_found
 from token_broker.web.requests import Problem, correlation_id, problem_response, refuse_socket
@@ -79,6 +81,7 @@ class VoiceRelay:
         guardrail: GuardrailClient | None = None,
         on_ended: Callable[[Owner, str], None] = lambda _owner, _agent_id: None,
         ledger: UsageLedger | None = None,
+        leash: Leash | None = None,
     ) -> None:
         lasting_secrets = (*own_secrets(settings), *(secret for agent in agents.values() for secret in agent.secrets))
 
@@ -86,6 +89,7 @@ class VoiceRelay:
             return Redactor((*lasting_secrets, *connector.secrets))(text)
 
         self._on_ended = on_ended
+        self._leash = leash
         self._ledger = ledger or UsageLedger(None)
         self._observe = observe
         self._level = level or TalkLevelCounters()
@@ -203,6 +207,7 @@ class VoiceRelay:
             return
         try:
             admitted = self._admission.by_any(scope)
+            await self._admission.ensure_budget(admitted)
             lease = await self._admission.enter(admitted, counted=True)
         except Problem as problem:
             if isinstance(problem, RefusedError):
@@ -233,6 +238,8 @@ class VoiceRelay:
             on_live=partial(self._level.went_live, owner.talk_id),
             greets=partial(self._level.greets, owner.talk_id),
             usage=usage,
+            leash=None if self._leash is None else partial(self._leash.hold, usage, admitted.limit_key),
+            age_s=self._level.age_s(owner.talk_id),
         )
         self._counters.sessions += 1
         self._talks.add(talk)

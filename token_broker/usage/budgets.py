@@ -24,7 +24,7 @@ from token_broker.web.requests import Problem
 if TYPE_CHECKING:
     from token_broker.usage.budget_rows import Reserved
 
-__all__ = ["PLAYOUT_S", "Budgets", "HoldState", "Leash", "Step"]
+__all__ = ["PLAYOUT_S", "Budgets", "EndTalk", "HoldState", "Leash", "Step"]
 
 log = structlog.get_logger("token_broker.usage")
 
@@ -42,26 +42,36 @@ Pause = Callable[[asyncio.Event, float], Awaitable[None]]
 """Waits for an event, so many seconds at most."""
 
 
+EndTalk = Callable[[float, bool], None]
+"""Gets how many seconds are left at the most, and whether the talk ends as soon as nothing is played; if not, what is
+played then ends it, and a talk in which nothing is played may use all of them.
+"""
+
+
 class Leash(Protocol):
     """Holds a talk to its principal's budget, as a task of the talk: cancel it when the talk is over."""
 
-    async def hold(self, usage: TalkUsage, key: str, *, warn: Callable[[], None], end: Callable[[float], None]) -> None:
+    async def hold(self, usage: TalkUsage, key: str, *, warn: Callable[[], None], end: EndTalk) -> None:
         """Returns when the budget is used up.
 
-        `key` is the caller's `limit_key`. `warn` is called 30 s before the reservation ends, `end` 15 s before, with
-        the seconds that are left: the talk ends after what is being played then, and after those seconds at the latest.
+        `key` is the caller's `limit_key`. `warn` is called 30 s before the reservation ends, `end` 15 s before: the
+        talk ends after what is being played then.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a talk does now, and in how many seconds it asks again at the latest. `left_s`: of what it holds."""
+    """What a talk does now, and in how many seconds it asks again at the latest.
+
+    `left_s`, `when_quiet`: as `EndTalk` gets them.
+    """
 
     warns: bool
     ends: bool
     wait_s: float
     left_s: float = 0.0
+    when_quiet: bool = False
 
 
 @dataclass(slots=True)
@@ -90,7 +100,9 @@ class HoldState:
             return Step(warns=False, ends=False, wait_s=_RENEW_S)
         until_next_s = min((at_s - now_s for at_s in (end_s - WARN_S, end_s - PLAYOUT_S) if at_s > now_s), default=0.0)
         ends = now_s >= end_s - PLAYOUT_S
-        return Step(warns, ends, min(_LAST_LOOKS_S, max(0.05, until_next_s)), max(0.0, end_s - now_s))
+        wait_s = min(_LAST_LOOKS_S, max(0.05, until_next_s))
+        is_out_of_tokens = reserved is not None and not reserved.tokens_fit
+        return Step(warns, ends, wait_s, max(0.0, end_s - now_s), is_out_of_tokens)
 
 
 async def _pause(event: asyncio.Event, timeout_s: float) -> None:
@@ -146,7 +158,7 @@ class Budgets:
             detail = "The budget of today is used up; there is a new one from 00:00 UTC."
             raise Problem(429, "budget_used", detail, headers={"Retry-After": str(wait_s)})
 
-    async def hold(self, usage: TalkUsage, key: str, *, warn: Callable[[], None], end: Callable[[float], None]) -> None:
+    async def hold(self, usage: TalkUsage, key: str, *, warn: Callable[[], None], end: EndTalk) -> None:
         """Returns when the budget is used up; `end` was called then."""
         budget_key, monotonic_s = self._hashed(key), self._clock.monotonic_s
         answered = asyncio.Event()
@@ -166,7 +178,7 @@ class Budgets:
             if step.warns:
                 warn()
             if step.ends:
-                end(step.left_s)
+                end(step.left_s, step.when_quiet)
                 return
             await self._pause(answered, step.wait_s)
 

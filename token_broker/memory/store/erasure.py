@@ -14,7 +14,6 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, literal_co
 
 from token_broker.memory.store.outbox import request_erasure
 from token_broker.memory.store.sessions import subtract_from_size
-from token_broker.memory.store.summaries import delete_summaries
 from token_broker.memory.store.tables import (
     ERASED,
     ERASING,
@@ -30,6 +29,8 @@ from token_broker.memory.store.tables import (
     outbox,
     recent_erasures,
     sessions,
+    sink_ids,
+    summaries,
     tool_claims,
     turns,
     usage,
@@ -71,9 +72,9 @@ def mark_erased(
 ) -> Marked:
     """Makes the session a tombstone. `principal` has to own it; None is an operator.
 
-    Each of `sinks` is asked to erase it, once no delivery is under way. A session that is not stored becomes a
-    tombstone as well: turns of it that are on their way to the store are refused then, and an operator's erasure
-    reaches what the sinks have kept for longer. Raises NotOwnerError.
+    Each of `sinks` is asked to erase it, once no delivery is under way, and each that is known to have some of it. A
+    session that is not stored becomes a tombstone as well: turns of it that are on their way to the store are refused
+    then, and an operator's erasure reaches what the sinks have kept for longer. Raises NotOwnerError.
     """
     row = {
         "bucket": bucket_of(session_id),
@@ -95,16 +96,18 @@ def mark_erased(
         return Marked(0)
     busy = select(outbox.c.sink, outbox.c.lease_until_us).where(is_session(outbox, session_id))
     leases = {row.sink: row.lease_until_us for row in connection.execute(busy)}
-    for sink in sinks:
+    # A sink that was taken out may have some of it, too: it stays open, in case the sink comes back.
+    named = select(sink_ids.c.sink).where(sink_ids.c.bucket == bucket_of(session_id), sink_ids.c.key == session_id)
+    refused = select(dead_letters.c.sink).where(is_session(dead_letters, session_id))
+    for sink in sorted({*sinks, *leases, *connection.scalars(named), *connection.scalars(refused)}):
         erasure = SinkErasure(sink, owner or ANONYMOUS, session_id, found.user_id, found.agent_id, before_us=now_us)
         request_erasure(connection, erasure, max(now_us, leases.get(sink, 0)))
-    for table in (outbox, notices):
+    for table in (outbox, notices, summaries):
         connection.execute(delete(table).where(is_session(table, session_id)))
     recent: Any = insert_for(connection.dialect.name, recent_erasures).values(
         bucket=bucket_of(session_id), session_id=session_id, principal=owner, at_us=now_us
     )
     connection.execute(recent.on_conflict_do_nothing())
-    delete_summaries(connection, session_id)
     hide_usage(connection, is_session(usage, session_id))
     tombstone = {
         "principal": ERASED_PRINCIPAL,
@@ -228,6 +231,6 @@ def delete_idle_sessions(connection: Connection, before_s: float, limit: int) ->
         .with_for_update(of=sessions, skip_locked=True)
     ).all()
     for session_id in idle:
-        delete_summaries(connection, session_id)
-        connection.execute(delete(sessions).where(is_session(sessions, session_id)))
+        for table in (summaries, sessions):
+            connection.execute(delete(table).where(is_session(table, session_id)))
     return len(idle)

@@ -85,15 +85,21 @@ class OpenCalls:
     """One talk's. `tools` gives the current agent's functions by name, `azure_session` the id of Azure's session.
 
     `listens`: the client talks to Azure directly. Then the model is asked to go on only where the broker, or Azure
-    itself, has done something.
+    itself, has done something, unless the broker `leads`: then it asks for that client too.
     """
 
     def __init__(
-        self, tools: Callable[[], Mapping[str, Tool]], azure_session: Callable[[], str], *, listens: bool = False
+        self,
+        tools: Callable[[], Mapping[str, Tool]],
+        azure_session: Callable[[], str],
+        *,
+        listens: bool = False,
+        leads: Callable[[], bool] = lambda: False,
     ) -> None:
         self._tools = tools
         self._azure_session = azure_session
         self._listens = listens
+        self._leads = leads
         self._here = False
         self._batches: dict[str, CallBatch] = {}
         self._told = BoundedDict[str, None](_SEEN)  # keys whose outputs Azure has told of
@@ -120,7 +126,8 @@ class OpenCalls:
     def ready(self) -> list[CallBatch]:
         """The batches from which the model is to be asked to go on. Forgets those that need nothing more."""
         for batch in self:
-            if batch.is_complete and (batch.cancelled or not batch.asks or not (batch.acts or not self._listens)):
+            is_ours = batch.acts or not self._listens or self._leads()
+            if batch.is_complete and (batch.cancelled or not batch.asks or not is_ours):
                 self.drop(batch)
         return [batch for batch in self if batch.is_complete and not batch.asked]
 

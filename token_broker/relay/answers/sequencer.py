@@ -123,7 +123,7 @@ class AnswerSequencer:
 
     `holds`: the user's audio is not committed, and no turn detection commits it. `plays_until_s`: until then an answer
     may still be heard. `listens`: the client talks to Azure directly, over WebRTC, and asks itself for an answer to its
-    own outputs.
+    own outputs; unless the broker `leads`, since such a client has heard that it does: then it sends items alone.
     """
 
     def __init__(
@@ -134,12 +134,14 @@ class AnswerSequencer:
         holds: Callable[[], bool] = lambda: False,
         plays_until_s: Callable[[], float] = lambda: 0.0,
         listens: bool = False,
+        leads: Callable[[], bool] = lambda: False,
     ) -> None:
         self._facts = facts
         self._holds = holds
         self._plays_until_s = plays_until_s
         self._listens = listens
-        self.calls = OpenCalls(tools, lambda: facts.session_id, listens=listens)
+        self._leads = leads
+        self.calls = OpenCalls(tools, lambda: facts.session_id, listens=listens, leads=leads)
         self._here = False
         self._moved = False
         self._dialect: Dialect = "ga"
@@ -190,6 +192,11 @@ class AnswerSequencer:
 
         A greeting is not wanted any more once the user has said something, nor is a failed answer once they speak.
         """
+        waiting = [want for want in self._wants if want.reason == reason and want.is_plain == (not response)]
+        if waiting and not response:  # one answer serves both
+            return self._next(now_s)
+        if len(waiting) >= _WISHES_AT_MOST:
+            return [Refuse(ACTIVE_ALREADY, "too many answers are asked for at once")]
         if not (reason == "greeting" and self._items) and not (reason == "retry" and self._speaking):
             self._wants.append(_Want(reason, response, items=self._items))
         return self._next(now_s)
@@ -206,6 +213,8 @@ class AnswerSequencer:
         `asked` are the `event_id`s of the `response.create` that it was sent for what the earlier one still owed.
         """
         self._here, self._dialect = True, dialect
+        if not self._leads():  # the page was told that we are gone, and asks by itself
+            self._wants = deque(want for want in self._wants if want.reason != "page")
         done = self.calls.begin() + self.calls.expire(now_s)
         asked_for = tuple(batch for batch in self.calls if batch.asked)
         if asked:
@@ -260,6 +269,9 @@ class AnswerSequencer:
         elif kind in {"input_audio_buffer.speech_stopped", "input_audio_buffer.committed"}:
             by_itself = self._facts.detects and self._facts.answers_by_itself
             self._speaking, self._by_itself_s = False, now_s + _BY_ITSELF_S if by_itself else 0.0
+            if kind == "input_audio_buffer.committed" and not self._facts.detects and self._listens and self._leads():
+                self._user_turn(spoken=True)
+                self._wants.append(_Want("page", items=self._items))
         elif kind == "input_audio_buffer.cleared":
             self._speaking, self._by_itself_s = False, 0.0
         elif kind == "response.created":
@@ -381,7 +393,9 @@ class AnswerSequencer:
         reason = None if answer.create is None else answer.create.reason
         if reason not in {"say", "greeting"}:  # a wish of the client's that has waited may be met
             self._wants = deque(
-                want for want in self._wants if not (want.event and want.is_plain and want.items <= answer.items)
+                want
+                for want in self._wants
+                if not ((want.event or want.reason == "page") and want.is_plain and want.items <= answer.items)
             )
         if reason == "tools":
             self._owed = 0
@@ -445,6 +459,11 @@ class AnswerSequencer:
         elif self._listens:  # typed by a page that talks to Azure directly
             self._user_turn(spoken=spoken)
             del self._untold[self._items]
+            is_question = isinstance(content, list) and any(
+                isinstance(part, dict) and part.get("type") == "input_text" for part in content
+            )
+            if is_question and self._leads():  # an image alone asks nothing
+                self._wants.append(_Want("page", items=self._items))
 
     def _user_turn(self, *, spoken: bool) -> None:
         self._rounds = self._owed = 0

@@ -96,7 +96,7 @@ class TalkGuard:
             self._checks.fails_open = guardrail.fail == "open"
             self._checks.hook_s = guardrail.timeout_ms / 1000
         elif was_on:
-            self._perform(self._checks.release(self._loop.time()))
+            self._perform(self._checks.release())
 
     def for_azure(self, event: Event, message: str) -> str:
         """A client's `session.update`, which is `message`, for a session that never answers by itself."""
@@ -140,7 +140,7 @@ class TalkGuard:
         self._is_over = True
         if self._timer is not None:
             self._timer.cancel()
-        for action in self._checks.release(self._loop.time()):
+        for action in self._checks.release():
             if isinstance(action, KeepTurn):
                 self._hooks.keep(action.event)
 
