@@ -145,6 +145,7 @@ class WatchedCalls:
             joined=joined,
             confirm=None if self._leases is None else self._leases.confirm,
             usage=usage,
+            transport=transport,
         )
         call = _Watched(owner, endpoint, listener, usage)
         self._calls[call_id] = call
