@@ -43,7 +43,7 @@ from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import compact, event_type
 from token_broker.relay.guardrail.client_words import words_of
 from token_broker.relay.resume.session_facts import SessionFacts
-from token_broker.relay.session import TalkParts
+from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.failed_answers import failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder

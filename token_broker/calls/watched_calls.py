@@ -18,7 +18,7 @@ from strategies.base import SessionSpec
 from token_broker.calls.call_row import MADE, CallName, FoundCall
 from token_broker.calls.leases import CallLeases
 from token_broker.calls.sideband import CALL_OVER, CallListener
-from token_broker.relay.session import TalkParts
+from token_broker.relay.talk_parts import TalkParts
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import DONE, DRAINING, Ending
@@ -51,7 +51,7 @@ class HangUp(Protocol):
 
 
 @dataclass(slots=True)
-class _Call:
+class _WatchedCall:
     owner: Owner
     endpoint: str
     listener: CallListener
@@ -83,7 +83,7 @@ class WatchedCalls:
         self._level = level or TalkLevelCounters()
         self._on_ended = on_ended
         self._ledger = ledger or UsageLedger(None)
-        self._calls: dict[str, _Call] = {}
+        self._calls: dict[str, _WatchedCall] = {}
         self._leases = leases
         self._tasks: set[asyncio.Task[None]] = set()
         if leases is not None:
@@ -127,7 +127,7 @@ class WatchedCalls:
             confirm=None if self._leases is None else self._leases.confirm,
             usage=usage,
         )
-        call = _Call(owner, endpoint, listener, usage)
+        call = _WatchedCall(owner, endpoint, listener, usage)
         self._calls[call_id] = call
         self._level.begin(owner)
         self._drain.add(listener)
@@ -224,11 +224,11 @@ class WatchedCalls:
             lasts_s=row.lasts_s,
         )
 
-    async def _claim_and_hang_up(self, leases: CallLeases, call: _Call, call_id: str, ending: Ending) -> None:
+    async def _claim_and_hang_up(self, leases: CallLeases, call: _WatchedCall, call_id: str, ending: Ending) -> None:
         if await leases.claim_end((call.endpoint, call_id), ending.outcome):
             self._hang_up(call.endpoint, call_id, call.owner, why=ending.reason)
 
-    async def _hang_up_now(self, call: _Call, call_id: str) -> None:
+    async def _hang_up_now(self, call: _WatchedCall, call_id: str) -> None:
         """Hangs up, and waits a moment for it: this process is about to end, and no other takes the call."""
         self._hang_up(call.endpoint, call_id, call.owner, why="the broker is going away")
         with contextlib.suppress(TimeoutError):
@@ -260,7 +260,7 @@ class WatchedCalls:
             if refused(call.owner.principal, call.owner.session_id):
                 self.end(call_id, _BLOCKED)
 
-    def _end_talk(self, call: _Call, ending: Ending) -> None:
+    def _end_talk(self, call: _WatchedCall, ending: Ending) -> None:
         if not call.is_told:
             call.is_told = True
             call.usage.end(ending.outcome)

@@ -9,7 +9,7 @@ watches all waits. Where Azure's side is lost, the talk goes on in another sessi
 import asyncio
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -17,7 +17,6 @@ import structlog
 from strategies.base import SessionSpec
 from strategies.errors import MalformedError
 from strategies.resources import Resource, SpecSupplier
-from token_broker.memory.types import Recall, TurnIngest
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
@@ -26,9 +25,9 @@ from token_broker.relay.answers.greeting import greeting_response
 from token_broker.relay.answers.hidden_calls import HiddenCalls
 from token_broker.relay.answers.sequencer import AnswerSequencer
 from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
-from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
+from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection
 from token_broker.relay.client import TalkClient
-from token_broker.relay.counters import RelayCounters, TalkCounters
+from token_broker.relay.counters import TalkCounters
 from token_broker.relay.event_handler import EventHandler
 from token_broker.relay.event_text import compact, event_type_by_head, parsed
 from token_broker.relay.fast_path import FastPath
@@ -44,6 +43,7 @@ from token_broker.relay.resume.replay import NewSession, item_event, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.resumption import Resumption, TalkHooks
 from token_broker.relay.resume.steps import Ask, Step
+from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
 from token_broker.security.tokens import Owner
@@ -57,14 +57,12 @@ from token_broker.server.close_codes import (
     Ending,
     left,
 )
-from token_broker.sessions.agents import Agent, AgentRegistry
+from token_broker.sessions.agents import Agent
 from token_broker.sessions.plans import TalkSpecs
-from token_broker.settings import Settings
-from token_broker.tools.guardrail import GuardrailClient
-from token_broker.tools.runner import ToolOutput, ToolRunner
+from token_broker.tools.runner import ToolOutput
 from token_broker.usage.talk_usage import TalkUsage
 
-__all__ = ["Talk", "TalkParts"]
+__all__ = ["Talk"]
 
 log = structlog.get_logger("token_broker.relay")
 
@@ -72,21 +70,6 @@ _AUDIO_CHARS_A_SECOND = 64_000  # base64 of PCM16 at 24 kHz, the richest of the 
 _HEAD_CHARS = 128
 _GREETING_AFTER_S = 0.3  # for a client that sets its session first, such as its format, or says something itself
 _LONGEST_NOTED = 65_536  # a longer event of a client's may be an item with an image
-
-
-@dataclass(frozen=True, slots=True)
-class TalkParts:
-    """What all talks share. `redact` removes the secrets that are known now from a text; `tools` runs agents' tools."""
-
-    settings: Settings
-    agents: AgentRegistry
-    connector: UpstreamConnector
-    ingest: TurnIngest
-    recall: Recall
-    counters: RelayCounters
-    redact: Callable[[str], str]
-    tools: ToolRunner | None = None
-    guardrail: GuardrailClient | None = None
 
 
 class Talk:

@@ -22,7 +22,8 @@ from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, Admit
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import Directions, RelayCounters, RelayStatus, ResourceUse, UpstreamStatus
-from token_broker.relay.session import Talk, TalkParts
+from token_broker.relay.session import Talk
+from token_broker.relay.talk_parts import TalkParts
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import BAD_REQUEST, Ending

@@ -1,0 +1,29 @@
+"""What all talks of the process share, over WebSockets and in WebRTC calls."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from token_broker.memory.types import Recall, TurnIngest
+from token_broker.relay.azure.connector import UpstreamConnector
+from token_broker.relay.counters import RelayCounters
+from token_broker.sessions.agents import AgentRegistry
+from token_broker.settings import Settings
+from token_broker.tools.guardrail import GuardrailClient
+from token_broker.tools.runner import ToolRunner
+
+__all__ = ["TalkParts"]
+
+
+@dataclass(frozen=True, slots=True)
+class TalkParts:
+    """What all talks share. `redact` removes the secrets that are known now from a text; `tools` runs agents' tools."""
+
+    settings: Settings
+    agents: AgentRegistry
+    connector: UpstreamConnector
+    ingest: TurnIngest
+    recall: Recall
+    counters: RelayCounters
+    redact: Callable[[str], str]
+    tools: ToolRunner | None = None
+    guardrail: GuardrailClient | None = None
