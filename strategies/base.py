@@ -3,13 +3,14 @@
 This module imports little of ours, since nearly every other one imports it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from pydantic import SecretStr
 
+from strategies.resources import Resource
 from strategies.session_model.agent_settings import AgentSettings, Dialect, Voice
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Grant",
     "ProxyGrant",
     "SessionSpec",
+    "SpecSupplier",
 ]
 
 
@@ -39,6 +41,10 @@ class SessionSpec:
     holds_answers: bool = False  # the broker asks for them: sockets only
 
 
+SpecSupplier = Callable[[Resource], Awaitable[SessionSpec]]
+"""Gives a session as one resource is asked for it: the deployments' names are the resource's."""
+
+
 @dataclass(frozen=True, slots=True)
 class EphemeralGrant:
     """Azure minted: the browser may connect with `token`.
@@ -57,6 +63,7 @@ class EphemeralGrant:
     voice: str
     clock_skew_s: float | None = None
     resource: str = ""  # the name of the resource that minted
+    session_id: str | None = None  # Azure's, of the first session that is opened with the token
 
 
 @dataclass(frozen=True, slots=True)

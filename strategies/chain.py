@@ -18,14 +18,14 @@ from typing import Protocol, TypeVar
 
 import tenacity
 
-from strategies.base import Attempt, Grant, ProxyGrant, SessionSpec
+from strategies.base import Attempt, Grant, ProxyGrant, SessionSpec, SpecSupplier
 from strategies.endpoint import Target
 from strategies.errors import CredentialError, MintError, RateLimitedError, TimedOutError, TransientError
 from strategies.health import CircuitBreaker
 from strategies.hedging import Call, Hedger
 from strategies.pool import Pool, PoolPermit
 from strategies.resource_health import Fault, fault_of
-from strategies.resources import Resource, SpecSupplier, Wanted
+from strategies.resources import Resource, Wanted
 
 __all__ = [
     "Chain",
@@ -33,7 +33,6 @@ __all__ = [
     "Link",
     "OnAttempt",
     "RetryPolicy",
-    "SpecSupplier",
     "Strategy",
     "Tries",
     "WebSocketProxy",

@@ -14,7 +14,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -27,7 +27,17 @@ from strategies.errors import (
     TransientError,
 )
 
-__all__ = ["BreakerPolicy", "BreakerState", "BreakerStatus", "Capability", "CircuitBreaker", "Latencies", "Permit"]
+__all__ = [
+    "BreakerPolicy",
+    "BreakerState",
+    "BreakerStatus",
+    "Capability",
+    "CircuitBreaker",
+    "Condition",
+    "Latencies",
+    "Permit",
+    "percentiles",
+]
 
 _LATENCIES_KEPT = 512
 # A `Retry-After` of hours, sent by mistake, would take the route out of use until the next restart.
@@ -47,6 +57,15 @@ class BreakerState(StrEnum):
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half_open"
+
+
+class Condition(StrEnum):
+    """A resource's condition, as `/status` shows it."""
+
+    GOOD = "good"
+    FAILING = "failing"
+    SLOW = "slow"
+    RECOVERING = "recovering"
 
 
 class Capability(StrEnum):
@@ -313,7 +332,7 @@ class CircuitBreaker:
             why=self.why_open or None,
             attempts=self.attempts,
             successes=self.successes,
-            latency_ms=_percentiles(self._latencies_ms),
+            latency_ms=percentiles(self._latencies_ms),
         )
 
     def _open(self, for_s: float, why: str, *, is_binding: bool = False) -> None:
@@ -335,7 +354,8 @@ class CircuitBreaker:
             self._why = ""
 
 
-def _percentiles(samples: deque[float]) -> Latencies:
+def percentiles(samples: Collection[float]) -> Latencies:
+    """The percentiles of these times, in milliseconds."""
     ordered = sorted(samples)
     if not ordered:
         return Latencies()

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from strategies.health import BreakerStatus, CircuitBreaker, Permit
-from strategies.resource_health import Condition
+from strategies.health import BreakerStatus, CircuitBreaker, Condition, Permit
 from strategies.resources import Resource
 
 __all__ = ["Outlook", "PoolPermit", "Refusal", "ResourceStatus"]

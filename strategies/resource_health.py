@@ -11,9 +11,9 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from strategies.errors import CredentialError, MintError, RateLimitedError, TransientError
-from strategies.health import BreakerPolicy, BreakerState, CircuitBreaker, Permit
+from strategies.health import BreakerPolicy, BreakerState, CircuitBreaker, Condition, Permit
 
-__all__ = ["Condition", "Fault", "ResourceHealth", "fault_of"]
+__all__ = ["Fault", "ResourceHealth", "fault_of"]
 
 # A resource fails where this share of the last calls did, of at least `BreakerPolicy.failures` faults.
 _FAILING_SHARE = 0.5
@@ -32,15 +32,6 @@ class Fault(StrEnum):
     SERVER = "server"  # it answered with 5xx: the resource, or what this agent wants of it
     NOBODY = "nobody"  # Entra, or ourselves
     NONE = "none"  # the resource lives: it answered below 500
-
-
-class Condition(StrEnum):
-    """A resource's condition, as `/status` shows it."""
-
-    GOOD = "good"
-    FAILING = "failing"
-    SLOW = "slow"
-    RECOVERING = "recovering"
 
 
 class CountedCall(NamedTuple):

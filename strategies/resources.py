@@ -5,15 +5,14 @@ Pure: no clock and no state. The order depends on names, priorities and weights 
 
 import hashlib
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from strategies.base import SessionSpec
 from strategies.endpoint import Target
 from strategies.quotas import Quotas
 
-__all__ = ["Quotas", "Resource", "SpecSupplier", "Wanted", "by_preference", "is_allowed", "uniform"]
+__all__ = ["Quotas", "Resource", "Wanted", "by_preference", "is_allowed", "uniform"]
 
 _UNKNOWN = Quotas()
 _HASH_BYTES = 8
@@ -38,10 +37,6 @@ class Resource:
     zone: str = ""  # a free label for data residency
     quotas: Quotas = _UNKNOWN
     voice_live_version: str = ""  # Voice Live's api-version; empty where it isn't known
-
-
-SpecSupplier = Callable[[Resource], Awaitable[SessionSpec]]
-"""Gives a session as one resource is asked for it: the deployments' names are the resource's."""
 
 
 @dataclass(frozen=True, slots=True)

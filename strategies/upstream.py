@@ -58,6 +58,7 @@ _BROKEN_OFF = frozenset({
 })  # fmt: skip
 # Only codes of this shape go into logs and status: a gateway may put the request, with the key, in their place.
 _PLAIN_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _VERSION_TEXT = re.compile(r"api[ _-]?version", re.IGNORECASE)
 _TOKENS_TEXT = re.compile(r"token rate limit|tokens per min|insufficient_quota", re.IGNORECASE)
 _UNSUPPORTED_CODES = frozenset({"OpperationNotSupported", "OperationNotSupported"})  # sic: docs/azure.md §8.4
@@ -82,6 +83,7 @@ class Minted:
     received_at_s: float
     clock_skew_s: float | None
     resource: str = ""
+    session_id: str | None = None
 
     def grant(self, strategy: str, *, endpoint: str, dialect: Dialect, spec: SessionSpec) -> EphemeralGrant:
         """The strategy's grant of this token. Media goes to `endpoint`, which minted it."""
@@ -96,6 +98,7 @@ class Minted:
             voice=voice_name(spec.voices[dialect]),
             clock_skew_s=self.clock_skew_s,
             resource=self.resource,
+            session_id=self.session_id,
         )
 
 
@@ -282,6 +285,8 @@ def read_minted(answer: Answer, *, now_s: float, received_at_s: float, resource:
     if not 0 < left_s <= MAX_LIFETIME_S:
         when = "past" if left_s <= 0 else "more than a day away"
         raise MalformedError(f"the answer's `expires_at` is {when}", status=answer.status)
+    session = document.get("session")
+    session_id = session.get("id") if isinstance(session, dict) else None
     return Minted(
         token=SecretStr(token),
         expires_at=datetime.fromtimestamp(expires_at_s, UTC),
@@ -289,6 +294,7 @@ def read_minted(answer: Answer, *, now_s: float, received_at_s: float, resource:
         received_at_s=received_at_s,
         clock_skew_s=None if azure_now_s is None else now_s - azure_now_s,
         resource=resource,
+        session_id=session_id if isinstance(session_id, str) and _SESSION_ID.fullmatch(session_id) else None,
     )
 
 

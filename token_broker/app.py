@@ -15,16 +15,19 @@ from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from token_broker import __version__
+from token_broker.api.call_events import CALL_EVENT_OPERATIONS, attach_call, stream_events
 from token_broker.api.calls import CALL_OPERATIONS, create_call, hang_up
 from token_broker.api.compat import compat_routes
 from token_broker.api.compat_operations import COMPAT_OPERATIONS, COMPAT_SOCKETS
 from token_broker.api.metrics import METRICS_OPERATIONS, StateCollector, get_metrics
 from token_broker.api.openapi import openapi_routes
 from token_broker.api.proxy import VOICELIVE_PATH, VOICELIVE_SOCKET, Voicelive
+from token_broker.api.reports.page_reports import REPORT_OPERATIONS, report_talk
 from token_broker.api.static import AZURE_ORIGINS, CLIENT_OPERATIONS, client_routes
 from token_broker.api.status import STATUS_OPERATIONS, get_config, get_health, get_readiness, get_status
 from token_broker.api.token import TOKEN_OPERATIONS, create_token
 from token_broker.api.turns import MEMORY_OPERATIONS, create_turn, enrich, erase_turns, list_turns
+from token_broker.api.usage import USAGE_OPERATIONS, get_usage
 from token_broker.bootstrap import BrokerState, build_broker
 from token_broker.observability.events import Metrics
 from token_broker.relay.voice_relay import websocket_not_found
@@ -41,8 +44,11 @@ _MEMORY_PREFIXES = ("/api/v1/memory", "/memory")
 _OPERATIONS = (
     *TOKEN_OPERATIONS,
     *CALL_OPERATIONS,
+    *CALL_EVENT_OPERATIONS,
     *COMPAT_OPERATIONS,
     *MEMORY_OPERATIONS,
+    *REPORT_OPERATIONS,
+    *USAGE_OPERATIONS,
     *STATUS_OPERATIONS,
     *METRICS_OPERATIONS,
     *CLIENT_OPERATIONS,
@@ -103,16 +109,20 @@ def _routes() -> list[BaseRoute]:
     return [
         *_under(_VOICE_PREFIXES, "/realtime/token", create_token, ["POST"]),
         *_under(_VOICE_PREFIXES, "/realtime/calls", create_call, ["POST"]),
+        *_under(_VOICE_PREFIXES, "/realtime/calls/attach", attach_call, ["POST"]),
         *_under(_VOICE_PREFIXES, "/realtime/calls/{call_id}", hang_up, ["DELETE"]),
+        *_under(_VOICE_PREFIXES, "/realtime/calls/{call_id}/events", stream_events, ["GET"]),
         *_under(_VOICE_PREFIXES, "/status", get_status, ["GET"]),
         *_under(_VOICE_PREFIXES, "/config/{agent_id}", get_config, ["GET"]),
         WebSocketRoute(VOICELIVE_PATH, Voicelive()),
         Route(VOICELIVE_PATH, Voicelive()),
         *compat_routes(),
         *_under(_VOICE_PREFIXES, "/conversation/turn", create_turn, ["POST"]),
+        *_under(_VOICE_PREFIXES, "/realtime/report", report_talk, ["POST"]),
         *_under(_MEMORY_PREFIXES, "/enrich", enrich, ["POST"]),
         *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", list_turns, ["GET"]),
         *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", erase_turns, ["DELETE"]),
+        Route("/api/v1/usage", get_usage, methods=["GET"]),
         Route("/healthz", get_health, methods=["GET"]),
         Route("/readyz", get_readiness, methods=["GET"]),
         Route("/metrics", get_metrics, methods=["GET"]),

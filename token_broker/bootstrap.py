@@ -26,7 +26,9 @@ from token_broker.azure import (
     make_client,
     watch_stalls,
 )
+from token_broker.calls.attach import CallAttacher
 from token_broker.calls.leases import CallLeases
+from token_broker.calls.page_events import CallStreams
 from token_broker.calls.running_calls import Calls
 from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.hooks.sender import HookSender, hook_client
@@ -51,6 +53,7 @@ from token_broker.settings import Settings, SettingsError
 from token_broker.tools.configured_hooks import hook_secrets
 from token_broker.tools.guardrail import GUARDRAIL_KEEPALIVE_S, HttpGuardrail
 from token_broker.tools.http_runner import HttpToolRunner
+from token_broker.usage.budgets import Budgets
 from token_broker.usage.ledger import UsageLedger
 from token_broker.web.middleware import OriginRules
 
@@ -67,6 +70,8 @@ class BrokerState(TypedDict):
     callers: Callers
     minting: Minting
     calls: CallRelay
+    attacher: CallAttacher
+    call_streams: CallStreams
     admission: Admission
     relay: VoiceRelay
     memory: Memory
@@ -137,6 +142,18 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         ledger = UsageLedger(memory.database)
         ledger.start()
         stack.push_async_callback(ledger.aclose)  # after the talks have ended, before the store closes
+        budgets: Budgets | None = None
+        if settings.budget_minutes_per_day or settings.budget_tokens_per_day:
+            budgets = Budgets(
+                memory.database,
+                minutes=settings.budget_minutes_per_day,
+                tokens=settings.budget_tokens_per_day,
+                secret=signer.subkey("budgets"),
+                clock=ledger.clock,
+                patience_s=settings.store_timeout_s,
+            )
+            budgets.start()
+            stack.push_async_callback(budgets.aclose)
         connector = build_connector(settings, credentials, tls, hedger)
         stack.push_async_callback(connector.aclose)
         rate = RateLimiter(settings.rate_limit_per_minute)
@@ -150,6 +167,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             drain=drain,
             origin_refusal=rules.refusal,
             blocklist=memory.blocklist,
+            budgets=budgets,
         )
         leases = CallLeases(memory.database, memory.switches.replica_id)
         stack.push_async_callback(leases.aclose)
@@ -197,6 +215,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             guardrail=guardrail,
             on_ended=on_ended,
             ledger=ledger,
+            leash=budgets,
         )
         watched = WatchedCalls(
             relay.parts,
@@ -206,11 +225,22 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             level=level,
             on_ended=on_ended,
             ledger=ledger,
+            leash=budgets,
             leases=leases,
         )
         stack.push_async_callback(watched.aclose)
         leases.start()
         drain.hand_overs.append(leases.hand_over)
+        attacher = CallAttacher(
+            join=connector.join_call,
+            resources=pool.by_name,
+            calls=calls,
+            watched=watched,
+            level=level,
+            blocklist=memory.blocklist,
+            checks=settings.attach_check == "on",
+        )
+        stack.push_async_callback(attacher.aclose)
         memory.blocklist.watch(relay.end_where)
         memory.blocklist.watch(watched.end_where)
         memory.watch_lost_sessions(relay.end_session)
@@ -224,6 +254,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             recall=memory.recall,
             plans=PlanMaker(settings, signer, pool),
             observe=observe,
+            budgets=budgets,
         )
         status = StatusSources(
             settings=settings,
@@ -241,7 +272,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         if len(pool.resources) > 1:  # with one there is nobody else to go to
             stalls = asyncio.create_task(watch_stalls(pool), name="watch-stalls")
             stack.callback(stalls.cancel)
-        metrics.expect(settings.token_strategies, names)
+        metrics.expect(settings.token_strategies, names, agents)
         metrics.expect_tools(
             [
                 (agent.id, tool.name)
@@ -264,11 +295,14 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 blocklist=memory.blocklist,
                 rate=rate,
                 hang_ups=RateLimiter(settings.rate_limit_per_minute),
+                event_streams=RateLimiter(settings.rate_limit_per_minute),
                 drain=drain,
                 talks=level,
             ),
             minting=minting,
             calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level, watched),
+            attacher=attacher,
+            call_streams=watched.streams,
             admission=admission,
             relay=relay,
             memory=memory,

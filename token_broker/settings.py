@@ -332,12 +332,36 @@ class Settings(BaseSettings):
         alias="BROKER_RESUME_HOLD_S",
         description="longest wait of such a talk for a quota of Azure's to be refilled",
     )
+    retry_failed_answer: Literal["on", "off"] = Field(
+        "on",
+        alias="BROKER_RETRY_FAILED_ANSWER",
+        description="on: the proxy asks Azure once more for an answer that failed before anything of it was said",
+    )
     max_talk_s: int = Field(
         7200,
         ge=1,
         le=86_400,
         alias="BROKER_MAX_TALK_S",
         description="longest talk or call; before Azure's own limit of 60 min a proxied talk moves to another session",
+    )
+    budget_minutes_per_day: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        alias="BROKER_BUDGET_MINUTES_PER_DAY",
+        description="a principal's talks together, a UTC day; 0 is no limit. Without authentication: an address's",
+    )
+    budget_tokens_per_day: int = Field(
+        0,
+        ge=0,
+        le=10**12,
+        alias="BROKER_BUDGET_TOKENS_PER_DAY",
+        description="tokens of a principal's answers, in and out, a UTC day; 0 is no limit",
+    )
+    unseen_talks: Literal["auto", "allow"] = Field(
+        "auto",
+        alias="BROKER_UNSEEN_TALKS",
+        description="auto: plans have no unseen transport where a budget or max_session_s holds; allow keeps them",
     )
     idle_timeout_s: _Seconds = Field(
         300,
@@ -411,6 +435,11 @@ class Settings(BaseSettings):
         "on", alias="BROKER_WEBRTC_FILTER", description="on asks Azure to send fewer events to the browser"
     )
 
+    attach_check: Literal["on", "off"] = Field(
+        "on",
+        alias="BROKER_ATTACH_CHECK",
+        description="off lets a page attach a call whose session is not known as the minted one",
+    )
     compat_webrtc_filter: Literal["on", "off"] = Field(
         "off",
         alias="BROKER_COMPAT_WEBRTC_FILTER",

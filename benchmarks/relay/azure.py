@@ -3,14 +3,18 @@
 `python -m benchmarks.relay.azure [cert.pem key.pem]` prints its port. Every tenth frame comes back as a piece of
 transcript, and every ten seconds of a talk two turns are finished, so that the relay has turns to read and to keep.
 Every event has its id before its type, as recorded Voice Live writes it.
-An event of the type `benchmark.flood` is answered with audio for as long as somebody takes it.
+An event of the type `benchmark.flood` is answered with audio for as long as somebody takes it. A `response.create` is
+answered with a call of the tool `clock`, and after the call's output with the times that it took, as a transcript.
 """
 
 import asyncio
 import gc
+import json
 import random
 import ssl
 import sys
+import time
+from typing import Any
 
 import uvloop
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server
@@ -52,6 +56,8 @@ class Echo(WSListener):
         self._turns_due_s = self._loop.time() + random.random() * _TURNS_EVERY_S
         self._flooded: WSTransport | None = None
         self._full = False
+        self._answers = 0
+        self._times: str | None = None  # of a call that has its output
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if frame.msg_type == WSMsgType.CLOSE:
@@ -68,6 +74,10 @@ class Echo(WSListener):
             elif payload.startswith(b'{"type":"benchmark.flood"'):
                 self._flooded = transport
                 self._flood()
+            elif payload.startswith(b'{"type":"response.create"'):
+                self._answer(transport)
+            elif payload.startswith(b'{"type":"conversation.item.create"'):
+                self._take(transport, json.loads(payload)["item"])
             else:
                 transport.send(WSMsgType.TEXT, b'{"event_id":"event_5","type":"session.updated","session":{}}')
 
@@ -88,6 +98,37 @@ class Echo(WSListener):
         for event in _TURNS:
             transport.send(WSMsgType.TEXT, event.format(self._turns).encode())
 
+    def _answer(self, transport: WSTransport) -> None:
+        """Calls the tool, or says what the last call took."""
+        self._answers += 1
+        about = {"response_id": f"call_{self._answers}", "output_index": 0}
+        response: dict[str, Any] = {"id": about["response_id"], "status": "in_progress", "output": []}
+        _send(transport, "response.created", response=response)
+        if (times := self._times) is not None:
+            self._times = None
+            item = {"id": f"told_{self._answers}", "type": "message", "role": "assistant", "content": []}
+            _send(transport, "response.output_item.added", **about, item=item)
+            about |= {"item_id": item["id"], "content_index": 0}
+            _send(transport, "response.audio_transcript.done", **about, transcript=times)
+        else:
+            call_id = f"{about['response_id']}_{id(self)}_{time.monotonic_ns()}"
+            item = {"id": f"item_{self._answers}", "type": "function_call", "call_id": call_id, "name": "clock"}
+            _send(transport, "response.output_item.added", **about, item={**item, "arguments": ""})
+            item |= {"status": "completed", "arguments": json.dumps({"sent_ns": time.monotonic_ns()})}
+            _send(transport, "response.output_item.done", **about, item=item)
+        response |= {"status": "completed", "output": [item]}
+        _send(transport, "response.done", response=response)
+
+    def _take(self, transport: WSTransport, item: dict[str, Any]) -> None:
+        now_ns = time.monotonic_ns()
+        if item["type"] == "function_call_output":
+            try:
+                told = json.loads(item["output"])
+                self._times = json.dumps({"there_ns": told["there_ns"], "back_ns": now_ns - told["answered_ns"]})
+            except ValueError:  # a failure, in a sentence
+                self._times = json.dumps({"failed": item["output"]})
+        _send(transport, "conversation.item.created", item=item)
+
     def _flood(self) -> None:
         if self._flooded is None or self._full:
             return
@@ -95,6 +136,10 @@ class Echo(WSListener):
             self._flooded.send(WSMsgType.TEXT, _FLOOD)
         if not self._full:
             self._loop.call_soon(self._flood)
+
+
+def _send(transport: WSTransport, kind: str, **fields: Any) -> None:
+    transport.send(WSMsgType.TEXT, json.dumps({"event_id": "event_6", "type": kind, **fields}).encode())
 
 
 def _listener(request: WSUpgradeRequest) -> Echo:

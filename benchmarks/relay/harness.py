@@ -112,8 +112,8 @@ def azure(directory: Path, *, tls: bool = False) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def broker(directory: Path, azure_url: str) -> Iterator[Proxy]:
-    """The broker as it is served, with limits off."""
+def broker(directory: Path, azure_url: str, **settings: str) -> Iterator[Proxy]:
+    """The broker as it is served, with limits off; `settings` are variables beside."""
     port = _free_port()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("BROKER_", "AZURE_"))},
@@ -129,6 +129,7 @@ def broker(directory: Path, azure_url: str) -> Iterator[Proxy]:
         "BROKER_FRAMES_PER_SECOND": "1000000",
         "BROKER_CONTROL_FRAMES_PER_SECOND": "1000000",
         "BROKER_LOG_LEVEL": "error",
+        **settings,
     }
     if (directory / "ca.pem").exists():
         environment["SSL_CERT_FILE"] = str(directory / "ca.pem")

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,19 @@ from token_broker.simulator import RunningSimulator, serve
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PROBLEM_MEMBERS = {"type", "title", "status", "code", "detail", "correlation_id"}
+
+AGENT_OF_PAGE = """
+default = "ann"
+[agents.ann]
+name = "Ann"
+voices = { ga = "marin", preview = "ava" }
+instructions = "You show things."
+[[agents.ann.tools]]
+type = "function"
+name = "show_map"
+run = "client"
+parameters = { type = "object", properties = {} }
+"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -185,6 +199,15 @@ async def test_proxy_speaks_ga_on_direct_endpoint(azure: RunningSimulator, start
 async def test_filter_can_be_switched_off(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, webrtc_filter="off")
     assert (await broker.plan())["connections"][0]["url"] == f"{azure.base_url}/openai/v1/realtime/calls"
+
+
+async def test_page_that_answers_calls_gets_them(
+    azure: RunningSimulator, start_broker: StartBroker, tmp_path: Path
+) -> None:
+    file = tmp_path / "agents.toml"
+    file.write_text(AGENT_OF_PAGE)
+    broker = await start_broker(azure, agents_file=file)
+    assert "webrtcfilter" not in (await broker.plan())["connections"][0]["url"]
 
 
 async def test_direct_websocket_precedes_the_proxy(azure: RunningSimulator, start_broker: StartBroker) -> None:

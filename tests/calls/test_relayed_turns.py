@@ -1,4 +1,4 @@
-"""A relayed call against the simulated Azure: the broker keeps its turns, and what the page reports is the same."""
+"""A plan's relayed call at the simulated Azure: the broker keeps its turns, and what the page reports is the same."""
 
 from pathlib import Path
 from typing import Any

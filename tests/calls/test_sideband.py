@@ -18,7 +18,8 @@ from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import DONE, Ending
 from token_broker.sessions.agents import Agent, load_agents
 from token_broker.sessions.plans import session_spec
-from token_broker.tools.guardrail import Verdict, WordSource
+from token_broker.tools.guardrail import WordSource
+from token_broker.tools.verdict import Verdict
 from token_broker.web.requests import uuid7
 
 GUARDED = """

@@ -289,6 +289,7 @@ async def test_offers_count_against_the_rate(tmp_path: Path, path: str) -> None:
         assert compat.running.talks.active == 0
 
 
+@pytest.mark.slow
 async def test_tool_runs_in_a_call(tmp_path: Path) -> None:
     async with run_tool_server() as server:
         file = tmp_path / "agents.toml"

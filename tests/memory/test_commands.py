@@ -127,7 +127,8 @@ async def test_forget_reports_unknown_session(tmp_path: Path, monkeypatch: pytes
     assert (unknown.exit_code, unknown.stdout) == (0, f"0 turns forgotten\n{receipt}")
     assert "is the id right?" in unknown.stderr
     known = await run(SESSION)
-    assert (known.exit_code, known.stdout, known.stderr) == (0, f"{FEW} turns forgotten\n{receipt}", "")
+    gone = "zep: cannot (not among BROKER_MEMORY_SINKS any more)\n"
+    assert (known.exit_code, known.stdout, known.stderr) == (1, f"{FEW} turns forgotten\n{gone}{receipt}", "")
 
 
 # --- the shell

@@ -100,6 +100,27 @@ def test_long_turns_end_with_a_sentence() -> None:
     assert all(line.endswith("talk. …") for line in lines)
 
 
+SENTENCES = {
+    "Latin": "She asked for a later train. ",
+    "Cyrillic": "Она просила поезд попозже. ",
+    "Han": "她想坐晚一点的火车。",
+}
+
+
+@pytest.mark.parametrize("sentence", SENTENCES.values(), ids=SENTENCES)
+def test_long_summary_and_fact_are_told_in_part(sentence: str) -> None:
+    long = sentence * (3_900 // len(sentence.encode()))
+    known = context(said=["Hello."], facts=[long, long])
+    whole = known.model_copy(update={"semantic": SemanticLayer(facts=(long,), summary=long)})
+    begin = sentence.strip()
+    lines = told(whole.render(mark=MARK))
+    assert lines[0].startswith(f"summary: {begin}")
+    assert lines[0].endswith((". …", "。 …"))
+    assert any(line.startswith(f"known: {begin}") for line in lines)
+    assert "user: Hello." in lines
+    assert told(context(facts=[long]).render(mark=MARK, limit_bytes=1024))[0].startswith(f"known: {begin}")
+
+
 @given(st.lists(st.text(), max_size=20), st.lists(st.text(), max_size=20), st.integers(400, 3000))
 def test_block_is_bounded(said: list[str], facts: list[str], limit_bytes: int) -> None:
     block = context(said=said, facts=facts).render(mark=MARK, limit_bytes=limit_bytes)

@@ -167,6 +167,27 @@ async def test_forget_asks_sinks_without_broker(
     assert {event.data["user_id"] for event in receiver.of("user.erased")} == {"ann"}
 
 
+async def test_sink_that_was_taken_out_is_named(
+    both: MakeSettings, zep: Zep, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Memory.open(both()) as memory:
+        await memory.append([turn("t1", WORD, by=ANN)])
+        await zep.has(1)
+        await receiver.has(1)
+        receiver.faults.append(Fault("status", times=None, status=503))
+        await memory.append([turn("t2", WORD, by=ANN)])
+        await zep.has(2)
+    forget = partial(run, "forget", "--user", "ann", "--wait", folder=tmp_path, monkeypatch=monkeypatch)
+    async with asyncio.timeout(300):  # nobody waits for a sink that is not asked
+        first = await forget("3600", settings=both(memory_sinks=("zep",)))
+    assert (first.exit_code, "zep: done" in first.stdout) == (1, True)
+    assert "http: cannot (not among BROKER_MEMORY_SINKS any more)" in first.stdout
+    receiver.faults.clear()
+    again = await forget("30", settings=both())
+    assert (again.exit_code, "http: done" in again.stdout, "is the id right" in again.stderr) == (0, True, False)
+    assert [event.data["session_id"] for event in receiver.of("session.erased")] == [SESSION]
+
+
 async def test_export_has_all_of_a_user(
     make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,6 +209,10 @@ async def test_erased_session_is_not_delivered(database: Database) -> None:
     await database.write(partial(mark_erased, session_id=SESSION, now_us=NOW, sinks=[]))
     assert await database.write(partial(retry_dead, now_us=NOW)) == 1
     assert await take(database) == []
+    claim_due = partial(claim_erasures, sink="zep", limit=9, now_us=NOW + LEASE, lease_until_us=2 * LEASE)
+    (erasure,) = await database.write(claim_due)
+    await database.write(partial(finish_erasure, erasure=erasure))
+    assert await take(database) == []
     assert (await database.read(read_status)).queued == 0
 
 

@@ -79,17 +79,38 @@ async def test_summary_is_made_once_and_told_first(make_settings: MakeSettings) 
         assert "boat" not in await memory.recall.block(later)
 
 
-async def test_failed_hook_is_asked_again_a_few_times(make_settings: MakeSettings) -> None:
+@pytest.mark.parametrize("status", [401, 429, 503])
+async def test_failed_hook_is_asked_again_a_few_times(make_settings: MakeSettings, status: int) -> None:
     now_s = 1_000.0
     async with Memory.open(make_settings()) as memory:
         await memory.append([turn(by=ANN)])
-        hook = Hook(*[HookAnswer(503, sent=True), HookAnswer(failure="timeout", sent=True)] * 2)
+        hook = Hook(*[HookAnswer(status, sent=True), HookAnswer(failure="timeout", sent=True)] * 2)
         work = summaries(memory, hook, clock=lambda: now_s)
         await ended(work)
         for _ in range(6):
             now_s += 200
             await work.make_due()
         assert [webhook_id for _, webhook_id, _ in hook.posted] == ["summary_talk-1"] * 3
+
+
+async def test_session_erased_while_it_is_summed_up(make_settings: MakeSettings) -> None:
+    now_s = 1_000.0
+    async with Memory.open(make_settings(recall_budget_s=5)) as memory:
+
+        class Erasing(Hook):
+            async def post(self, url: str, payload: Mapping[str, Any], *, webhook_id: str, **more: Any) -> HookAnswer:
+                await memory.erase_session(SESSION, principal="ann")
+                return await super().post(url, payload, webhook_id=webhook_id, **more)
+
+        await memory.append([turn(by=ANN)])
+        hook = Erasing()
+        work = summaries(memory, hook, clock=lambda: now_s)
+        await ended(work)
+        now_s += 61
+        assert await work.make_due() == 1
+        assert len(hook.posted) == 1
+        kept = "SELECT count(*) FROM summaries UNION ALL SELECT count(*) FROM notices"
+        assert await memory._database.read(lambda c: list(c.exec_driver_sql(kept).scalars())) == [0, 0]
 
 
 @pytest.mark.parametrize("by", [ANN, owner("never-stored-0001")], ids=["other-agent", "no-session"])

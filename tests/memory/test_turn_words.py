@@ -11,6 +11,7 @@ from sqlalchemy import Connection, func, select, update
 from tests.memory.conftest import MakeSettings
 from tests.memory.support.stores import erase_session
 from tests.memory.support.turns import SESSION, owner, turn
+from tests.memory.words.everyday import BESIDES, EVERYDAY, NEVER_SAID
 from tests.memory.words.pairs import PAIRS, SMALL_TALK, UNANSWERED
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.ingest.group_commit import ArrivalClock
@@ -18,8 +19,8 @@ from token_broker.memory.service import Memory
 from token_broker.memory.store import turn_words as statements
 from token_broker.memory.store.erasure import delete_older_turns
 from token_broker.memory.store.tables import turn_words, turns
-from token_broker.memory.store.turn_words import fold_stored, read_words
-from token_broker.memory.store.turn_writes import insert_turns
+from token_broker.memory.store.turn_words import read_words
+from token_broker.memory.store.turn_writes import fold_stored, insert_turns
 from token_broker.memory.turn_search import TurnSearch
 from token_broker.memory.types import ArrivedTurn, arrival_at
 from token_broker.security.tokens import Owner
@@ -43,16 +44,23 @@ def counted(connection: Connection) -> tuple[int, int]:
     return connection.scalar(select(func.count()).select_from(turn_words)) or 0, connection.scalar(orphans) or 0
 
 
-async def test_pairs_are_found_in_the_store(database: Database) -> None:
-    said = [*(text for text, _ in PAIRS), *SMALL_TALK]
+@pytest.mark.parametrize(
+    ("pairs", "besides", "unanswered"),
+    [(PAIRS, SMALL_TALK, UNANSWERED), (EVERYDAY, BESIDES.strip().splitlines(), NEVER_SAID)],
+    ids=["facts", "everyday"],
+)
+async def test_pairs_are_found_in_the_store(
+    database: Database, pairs: Sequence[tuple[str, str]], besides: Sequence[str], unanswered: Sequence[str]
+) -> None:
+    said = [*(text for text, _ in pairs), *besides]
     for number in range(5):
         by = owner(f"session-of-ann-{number:03}", principal="ann", epoch=number)
         await put(database, *said[number::5], by=by, at_s=1000 * number)
     asks = owner("session-of-ann-009", principal="ann", epoch=9)
-    told = [await found(database, question, by=asks) for _, question in PAIRS]
-    assert sum(said in texts for (said, _), texts in zip(PAIRS, told, strict=True)) >= len(PAIRS) - 1
-    assert [texts for (said, _), texts in zip(PAIRS, told, strict=True) if texts not in ([said], [])] == []
-    assert [question for question in UNANSWERED if await found(database, question, by=asks)] == []
+    told = [await found(database, question, by=asks) for _, question in pairs]
+    assert sum(said in texts for (said, _), texts in zip(pairs, told, strict=True)) >= len(pairs) - 1
+    assert [texts for (said, _), texts in zip(pairs, told, strict=True) if texts not in ([said], [])] == []
+    assert [question for question in unanswered if await found(database, question, by=asks)] == []
 
 
 async def test_search_is_ones_own(database: Database) -> None:

@@ -17,7 +17,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from websockets.asyncio.client import connect
 
+from tests.observability.scrape import scrape
+from tests.relay.support.broker import Client
+from tests.relay.test_whole_talk import say
 from tests.simulator.phone import Phone
+from tests.simulator.support import silence, speech
 from tests.support.broker import environment, make_settings, plain_client, run_broker, run_process
 from tests.support.serving import serve_app
 from token_broker.simulator import RunningSimulator
@@ -129,13 +133,23 @@ async def test_talk_span_is_joined_by_session(azure: RunningSimulator, collector
     async with run_broker(settings) as broker:
         plan = await broker.plan({"agent_id": "sage"})
         proxy = plan["connections"][-1]
-        async with connect(proxy["url"], subprotocols=proxy["protocols"], proxy=None) as socket:
-            await socket.recv()
+        async with connect(proxy["url"], subprotocols=proxy["protocols"], proxy=None, max_size=None) as socket:
+            client = Client(socket, plan["session_id"])
+            await client.ready()
+            await say(client, speech(1) + silence(1), real_time=False)
+            latency = await client.until("broker.latency")
+        shown = await scrape(broker.client)
+        where = {"transport": "websocket_proxy", "agent": "sage", "resource": "default"}
+        assert shown.of("token_broker_turn_latency_seconds_count", **where) == 1
+        status = (await broker.client.get("/status")).json()
+        assert round(status["relay"]["turn_latency_ms"]["p95"]) == pytest.approx(latency["turn_ms"], abs=1)
     (talk,) = collector.named("invoke_agent sage")
     seen = attributes(talk)
     assert seen["gen_ai.conversation.id"] == plan["session_id"]
     assert (seen["gen_ai.operation.name"], seen["gen_ai.output.type"]) == ("invoke_agent", "speech")
-    assert (seen["token_broker.close_code"], seen["token_broker.turns"]) == (1000, 0)
+    assert (seen["token_broker.close_code"], seen["token_broker.turns"]) == (1000, 2)
+    assert seen["token_broker.turn_latency_p95_ms"] == pytest.approx(latency["turn_ms"], abs=1)
+    assert len(seen["token_broker.turn_latencies_ms"].values) == 1
     assert "error.type" not in seen
 
 

@@ -16,7 +16,7 @@ from token_broker.sessions.agent import Guardrail
 from token_broker.sessions.agents import Agent, AgentRegistry, load_agents
 from token_broker.simulator import SimulatorConfig, run_in_thread
 from token_broker.simulator.audio import marked
-from token_broker.tools.guardrail import Verdict
+from token_broker.tools.verdict import Verdict
 
 SIMULATED: dict[str, Any] = {"key": SecretStr("simulated-key")}
 FAST = SimulatorConfig(answer_speed=20)

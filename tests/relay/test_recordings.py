@@ -16,8 +16,10 @@ from tests.relay.support.translated_talk import without_live_extras
 from tests.relay.test_streamed_turns import OWNER, run, words
 from token_broker.relay.adapters import CompatAdapter, ProtocolAdapter, ProxyAdapter
 from token_broker.relay.answers.actions import Tool
+from token_broker.relay.answers.answer_retries import AnswerRetries
 from token_broker.relay.answers.hidden_calls import HiddenCalls
 from token_broker.relay.answers.sequencer import AnswerSequencer
+from token_broker.relay.answers.turn_clock import TurnClock
 from token_broker.relay.azure.connector import Route, UpstreamConnection
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.event_handler import EventHandler
@@ -40,6 +42,7 @@ class Handled:
 
     def __init__(self, adapter: ProtocolAdapter, upstream: Dialect) -> None:
         self.broken: list[UpstreamConnection] = []
+        self.answered: list[str] = []
         self.ingest = RecordingIngest()
         turns = TurnRecorder(
             OWNER, "elena", ingest=self.ingest, counters=TalkCounters(), on_lost=lambda: pytest.fail("a turn was lost")
@@ -55,7 +58,7 @@ class Handled:
         tools = SimpleNamespace(get=lambda name: Tool(name, "client"))  # the recorded calls were the client's
         sequencer = AnswerSequencer(lambda: cast("Any", tools), facts=ledger.facts)
         sequencer.begin(upstream, 100.0)
-        answers = SimpleNamespace(azure_sent=lambda event: sequencer.azure_sent(event, 100.0))
+        answers = SimpleNamespace(azure_sent=lambda event: sequencer.azure_sent(event, 100.0), sequencer=sequencer)
         guard = SimpleNamespace(azure_sent=lambda event: True, for_client=lambda event: event)
         self.handler = EventHandler(
             adapter,
@@ -67,10 +70,14 @@ class Handled:
             hidden=HiddenCalls(lambda name: True, sequencer.calls.withholds),
             guard=cast("Any", guard),
             restored=Restored(),
+            clock=TurnClock(),
+            retries=AnswerRetries(asks=True),
             counters=RelayCounters(),
             talk=TalkCounters(),
             broken=self.broken.append,
             user_spoke=lambda: None,
+            gives_no_answers=self.broken.append,
+            answered=lambda turn, upstream: self.answered.append(turn.begins),
             time_s=lambda: 100.0,
             redact=lambda text: text,
         )

@@ -115,6 +115,8 @@ def test_item_behind_a_note_follows_the_one_before(spacing: tuple[str, str]) -> 
     behind = {"type": "input_audio_buffer.committed", "previous_item_id": "mem_1", "item_id": "item_b"}
     shown = restored.for_client(json.dumps(behind, separators=spacing))
     assert json.loads(shown) == behind | {"previous_item_id": "item_a"}
+    own = json.dumps(behind | {"previous_item_id": "mem_of_the_client"}, separators=spacing)
+    assert restored.for_client(own) == own
 
 
 @pytest.mark.parametrize(

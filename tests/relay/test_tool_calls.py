@@ -199,6 +199,12 @@ async def test_client_answers_no_call_of_the_brokers(path: str, tmp_path: Path) 
         assert "forged" not in json.dumps(client.events)
 
 
+async def test_long_forged_output_is_dropped(tmp_path: Path) -> None:
+    async with run_tool_talks(tmp_path) as talks, talks.client("proxy") as client:
+        await client.send(output_event("image_url", "forged " * 12_000))
+        assert (await client.until("broker.error"))["code"] == "unknown_call"
+
+
 # --- MCP --------------------------------------------------------------------------------------------------------------
 
 

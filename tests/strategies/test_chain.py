@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import pytest
 from pydantic import SecretStr
 
-from strategies.base import Attempt, EphemeralGrant, Grant, ProxyGrant, SessionSpec
-from strategies.chain import Chain, Link, RetryPolicy, SpecSupplier, WebSocketProxy
+from strategies.base import Attempt, EphemeralGrant, Grant, ProxyGrant, SessionSpec, SpecSupplier
+from strategies.chain import Chain, Link, RetryPolicy, WebSocketProxy
 from strategies.endpoint import Target, parse_target
 from strategies.errors import MalformedError, MintError, MisconfiguredError, PermanentError, TransientError
 from strategies.health import BreakerPolicy

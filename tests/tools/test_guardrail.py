@@ -13,7 +13,8 @@ from tests.support.sockets import refused_port
 from tests.tools.support import agent
 from token_broker.hooks.sender import HookSender
 from token_broker.observability.events import Event, GuardrailAsked
-from token_broker.tools.guardrail import HttpGuardrail, Verdict, parse_verdict
+from token_broker.tools.guardrail import HttpGuardrail
+from token_broker.tools.verdict import Verdict, parse_verdict
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,12 @@ from token_broker.usage.talk_usage import TalkUsage
 
 
 def open_talk(ledger: UsageLedger, talk_id: str = "talk-1", **others: Any) -> TalkUsage:
-    fields = {"agent_id": "elena", "transport": "websocket_proxy", "dialect": "ga", "seen": True} | others
+    fields: dict[str, Any] = {
+        "agent_id": "elena",
+        "transport": "websocket_proxy",
+        "dialect": "ga",
+        "seen": True,
+    } | others
     return ledger.open(make_owner(talk_id), **fields)
 
 

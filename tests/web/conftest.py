@@ -1,7 +1,6 @@
 """Browsers for tests: one whose microphone speaks, and one whose microphone is silent."""
 
 import contextlib
-import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -19,13 +18,13 @@ PAUSE_S = 2.2
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _in_one_process(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _in_one_process(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
     """Fails where a group's tests run in several processes: several browsers would starve each other's audio."""
-    if request.config.getoption("processes"):
+    if request.config.getoption("loadgroup", default=False):
         note = tmp_path_factory.getbasetemp().parent / f"process-of-{group_of(request.node.nodeid)}"
         with contextlib.suppress(FileExistsError), note.open("x") as first:
-            first.write(str(os.getpid()))
-        assert note.read_text() == str(os.getpid())
+            first.write(worker_id)
+        assert note.read_text() == worker_id
 
 
 @pytest.fixture(scope="session")

@@ -304,6 +304,10 @@ async def test_agent_switch_by_plan_or_event(quiet_browser: Browser) -> None:
             if transport == DIRECT:
                 await server.until(lambda server=server: len(server.plans) == 2)  # type: ignore[misc]
                 assert server.plan_requests[1]["agent_id"] == "marcus"
+                # Until there is a plan the talk goes on with the agent before.
+                await page.wait_for(
+                    "document.querySelector('[data-testid=transport]').dataset.reason === 'agent_switched'"
+                )
                 await _live_within(page, KNOWN_AT_ONCE_S, DIRECT, "agent_switched")
             else:
                 await server.partners[0].wait_for("broker.agent.switch")

@@ -1,7 +1,7 @@
 """The SDP relay: `POST /realtime/calls` and `DELETE /realtime/calls/{call_id}`, opened by a plan's session token."""
 
 import time
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,13 +17,22 @@ from token_broker.api.offers import (
 )
 from token_broker.api.token import ASKING_SHARE
 from token_broker.observability.logging import bind_ids
+from token_broker.relay.admission import check_origin
 from token_broker.security.authentication import Caller
 from token_broker.security.limits import too_many_sessions
 from token_broker.sessions.ownership import Callers, ensure_not_blocked
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.requests import Problem, read_body
 
-__all__ = ["CALL_OPERATIONS", "CallState", "create_call", "hang_up"]
+__all__ = [
+    "CALL_OPERATIONS",
+    "SESSION_PARAMETER",
+    "CallState",
+    "caller_of_session",
+    "create_call",
+    "foreign_session",
+    "hang_up",
+]
 
 
 class CallState(TypedDict):
@@ -39,9 +48,14 @@ async def create_call(request: Request[CallState]) -> Response:
     callers.ensure_staying()
     settings = callers.settings
     deadline_s = time.monotonic() + settings.token_budget_s * ASKING_SHARE
-    caller = _caller(request)
+    caller = caller_of_session(request)
     await callers.rate.admit(caller.limit_key)
     ensure_not_blocked(callers.blocklist, caller.owner.principal, caller.owner.session_id)
+    check_origin(request.scope, caller.owner)
+    if not caller.owner.narrowed.permits("webrtc_relay"):
+        raise Problem(403, "transport_refused", "The session token is not for this transport: see the plan's own.")
+    if calls.minting.budgets is not None:
+        await calls.minting.budgets.ensure_left(caller.limit_key)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/sdp":
         raise Problem(415, "not_sdp", "Send the offer raw, as application/sdp.")
     offer = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
@@ -57,7 +71,7 @@ async def create_call(request: Request[CallState]) -> Response:
             agent=agent,
             lease=lease,
             deadline_s=deadline_s,
-            filtered=settings.webrtc_filter == "on",
+            filtered=settings.webrtc_filter == "on" and not agent.asks_page,
         )
     headers = {"Cache-Control": "no-store"}
     if call.token is not None:
@@ -67,25 +81,29 @@ async def create_call(request: Request[CallState]) -> Response:
 
 async def hang_up(request: Request[CallState]) -> Response:
     """Answers 204 when the call is over; problems: 401, 403, 404, 429, 502, 504."""
-    caller = _caller(request)
+    caller = caller_of_session(request)
     await request.state["callers"].hang_ups.admit(caller.limit_key)
     await request.state["calls"].end(request.path_params["call_id"], owner=caller.owner)
     return Response(status_code=204, headers={"Cache-Control": "no-store"})
 
 
-def _caller(request: Request[CallState]) -> Caller:
+def caller_of_session(request: Request[Any]) -> Caller:
     """The session token's caller. Raises Problem 401, and 403 where the query names another session."""
-    caller = request.state["callers"].by_session_token(
-        request, lambda detail: Problem(401, "session_token_refused", detail)
-    )
+    callers: Callers = request.state["callers"]
+    caller = callers.by_session_token(request, lambda detail: Problem(401, "session_token_refused", detail))
     session_id = caller.owner.session_id
     if request.query_params.get("session_id", session_id) != session_id:
-        raise Problem(403, "foreign_session", "The session token is another session's: send this session's own.")
+        raise foreign_session()
     bind_ids(session_id=session_id)
     return caller
 
 
-_SESSION = Parameter("session_id", "query", "The session; the token's own, where it is named.")
+def foreign_session() -> Problem:
+    """The 403 of a session token that is not the named session's."""
+    return Problem(403, "foreign_session", "The session token is another session's: send this session's own.")
+
+
+SESSION_PARAMETER = Parameter("session_id", "query", "The session; the token's own, where it is named.")
 
 CALL_OPERATIONS = (
     Operation(
@@ -101,13 +119,16 @@ CALL_OPERATIONS = (
             "what to DELETE to hang up. Counts as a token request, and as an open talk until the call ends. A newer "
             "call of the same talk replaces the older. 403 `sockets_only`: this agent takes no calls."
         ),
-        parameters=(_SESSION, Parameter("agent_id", "query", "Who speaks; the default agent where it is left out.")),
+        parameters=(
+            SESSION_PARAMETER,
+            Parameter("agent_id", "query", "Who speaks; the default agent where it is left out."),
+        ),
         body=Body(media_type="application/sdp", json_schema=OFFER_SCHEMA, example=SDP_EXAMPLE),
         answers=(SDP_ANSWER,),
         problems={
             **OFFER_PROBLEMS,
             401: ("session_token_refused",),
-            403: ("foreign_session", "blocked", "sockets_only"),
+            403: ("foreign_session", "blocked", "sockets_only", "transport_refused"),
             404: ("unknown_agent",),
             503: ("nothing_minted", "draining", "blocklist_unread"),
         },
@@ -124,7 +145,7 @@ CALL_OPERATIONS = (
             "Ends a call that this session set up through the broker. Counted apart from token requests, at the same "
             "rate."
         ),
-        parameters=(Parameter("call_id", "path", "The end of the call's `Location`."), _SESSION),
+        parameters=(Parameter("call_id", "path", "The end of the call's `Location`."), SESSION_PARAMETER),
         answers=(ResponseSpec(204, "The call is over."),),
         problems={**HANG_UP_PROBLEMS, 401: ("session_token_refused",), 403: ("foreign_session",)},
         security=("sessionToken", "sessionTokenHeader"),

@@ -129,17 +129,20 @@ async def _mint(
     body = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     wanted = parse_json(body, wanted_as)
     agent = minting.find_agent(wanted.metadata.agent_id or (claims.agent_id if claims else None))
-    session = await _session(request, principal, claims, wanted.metadata)
+    if minting.budgets is not None:
+        await minting.budgets.ensure_left(principal.limit_key)
+    session = (await _session(request, principal, claims, wanted.metadata)).narrowed(wanted.metadata)
     owner = session.owner
     bind_ids(session_id=owner.session_id)
     ttl_s = _ttl_s(wanted.expires_after.seconds, claims)
     expires_at_s = int(time.time()) + ttl_s
-    secret = callers.signer.client_secret(
-        owner,
-        agent_id=agent.id,
-        ttl_s=ttl_s,
-        minted_with=claims if isinstance(claims, ClientSecretClaims) else None,
-    )
+    minted_with = claims if isinstance(claims, ClientSecretClaims) else None
+    try:
+        secret = callers.signer.client_secret(
+            owner, agent_id=agent.id, ttl_s=ttl_s, minted_with=minted_with, uses=wanted.metadata.uses
+        )
+    except ValueError as error:
+        raise Problem(422, "invalid_request", f"{error}.") from None
     await session.keep(callers.sessions, agent.id)
     entry = AuditEntry(
         correlation_id=correlation_id(request.scope),
@@ -162,6 +165,7 @@ async def create_compat_call(request: Request[CompatState]) -> Response:
     settings = calls.minting.settings
     deadline_s = time.monotonic() + settings.token_budget_s * ASKING_SHARE
     admitted = admission.by_any(request.scope)
+    await admission.ensure_budget(admitted)
     bind_ids(session_id=admitted.owner.session_id)
     offer = await _read_offer(request, settings)
     with await admission.enter(admitted, counted=True) as lease:

@@ -48,7 +48,7 @@ _MINT_PROBLEMS = {
     408: ("body_timeout",),
     413: ("body_too_large",),
     422: ("invalid_request",),
-    429: ("rate_limited",),
+    429: ("rate_limited", "budget_used"),
     503: ("not_configured", "identity_provider_unreachable", "store_away", "blocklist_unread", "draining"),
 }
 

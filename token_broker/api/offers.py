@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from starlette.requests import Request
@@ -20,16 +20,17 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from strategies.azure_calls import AcceptedCall
-from strategies.base import EphemeralGrant, SessionSpec
+from strategies.base import EphemeralGrant, SessionSpec, SpecSupplier
 from strategies.chain import ChainResult
 from strategies.errors import MintError, RateLimitedError, RejectedError, TimedOutError
-from strategies.resources import Resource, SpecSupplier, Wanted
+from strategies.resources import Resource, Wanted
 from token_broker.api.token import RETRY_AFTER_S, Minting, RequestTrace
+from token_broker.calls.page_events import CallStreams
 from token_broker.calls.running_calls import Calls
-from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
+from token_broker.security.authentication import limit_key
 from token_broker.security.limits import SessionLease, SessionLimits
 from token_broker.security.tokens import Owner, TokenError, TokenSigner
 from token_broker.sessions.agents import Agent
@@ -65,7 +66,7 @@ class PlacedCall:
     """A call that Azure took.
 
     `token` is its id for the client that may hang it up; None where Azure named no id. `spec` is the session as it was
-    minted, `owner` the owner of the talk that the call belongs to.
+    minted, `owner` the owner of the talk that the call belongs to, `limit_key` what its budget counts by.
     """
 
     answer: bytes
@@ -76,6 +77,7 @@ class PlacedCall:
     owner: Owner
     agent: Agent
     resource: str = ""
+    limit_key: str = ""
     transport: str = "webrtc_relay"
 
 
@@ -85,6 +87,28 @@ def check_offer(offer: bytes) -> None:
     well_formed = lines[0] == b"v=0" and all(_SDP_LINE.fullmatch(line) for line in lines)
     if not well_formed or not any(line.startswith(b"m=audio ") for line in lines):
         raise Problem(400, "bad_sdp", "The offer is no SDP with an audio line: send createOffer()'s sdp as it is.")
+
+
+class ListensToCalls(Protocol):
+    """`WatchedCalls`, as far as it is needed here."""
+
+    @property
+    def streams(self) -> CallStreams: ...
+    def watch(
+        self,
+        owner: Owner,
+        agent: Agent,
+        *,
+        endpoint: str,
+        call_id: str,
+        spec: SessionSpec,
+        resource: str,
+        transport: str = "webrtc_relay",
+        limit_key: str = "",
+    ) -> None: ...
+    def delivered(self, call: tuple[str, str]) -> None: ...
+    def hung_up(self, call_id: str) -> None: ...
+    def endpoint_of(self, call_id: str, owner: Owner) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +121,7 @@ class CallRelay:
     talks: SessionLimits
     calls: Calls
     level: TalkLevelCounters
-    watched: WatchedCalls
+    watched: ListensToCalls
 
     async def place(
         self,
@@ -237,8 +261,9 @@ class CallRelay:
                 ttl_s=self.minting.settings.session_token_ttl_s,
             )
             spec = await supply(resource)
+            key = limit_key(request.scope, owner.principal, self.minting.settings.trusted_proxies)
             return PlacedCall(
-                accepted.answer, grant.endpoint, accepted.call_id, token, spec, owner, agent, resource.name
+                accepted.answer, grant.endpoint, accepted.call_id, token, spec, owner, agent, resource.name, key
             )
 
     def answer(self, call: PlacedCall, headers: Mapping[str, str]) -> Response:
@@ -251,6 +276,7 @@ class CallRelay:
                 call_id=call.call_id,
                 spec=call.spec,
                 resource=call.resource,
+                limit_key=call.limit_key,
                 transport=call.transport,
             )
         return _CallAnswer(self, call, headers)
@@ -263,8 +289,12 @@ class CallRelay:
             raise _unknown_call() from None
         if call.session_id != owner.session_id:
             raise _unknown_call()
+        # The id of an attached call names no host: it ends nothing before the call is known as the session's.
+        endpoint = call.endpoint or self.watched.endpoint_of(call.call_id, owner)
+        if endpoint is None:
+            raise _unknown_call()
         try:
-            await self.calls.hang_up(call.endpoint, call.call_id)
+            await self.calls.hang_up(endpoint, call.call_id)
             self.watched.hung_up(call.call_id)
         except MintError as error:
             wait_s = error.retry_after_s if isinstance(error, RateLimitedError) else None
@@ -341,11 +371,11 @@ SDP_ANSWER = ResponseSpec(
 )
 OFFER_PROBLEMS = {
     400: ("bad_sdp", "client_left"),
-    403: ("blocked", "sockets_only"),
+    403: ("blocked", "sockets_only", "transport_refused"),
     408: ("body_timeout",),
     413: ("body_too_large",),
     415: ("not_sdp",),
-    429: ("rate_limited", "too_many_sessions"),
+    429: ("rate_limited", "too_many_sessions", "budget_used"),
     502: ("azure_refused",),
     503: ("nothing_minted",),
     504: ("azure_timed_out",),

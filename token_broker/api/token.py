@@ -27,6 +27,7 @@ from token_broker.sessions.ownership import Callers
 from token_broker.sessions.plans import PlanMaker, TalkSpecs
 from token_broker.sessions.schemas import Plan, TokenRequest
 from token_broker.settings import Settings
+from token_broker.usage.budgets import Budgets
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.requests import Problem, correlation_id, parse_json, public_base, read_body
 
@@ -47,6 +48,7 @@ class Minting:
     recall: Recall
     plans: PlanMaker
     observe: Observer
+    budgets: Budgets | None = None
 
     def find_agent(self, agent_id: str | None) -> Agent:
         """The agent, or the default one for None. Raises Problem 404 naming the known ones."""
@@ -162,7 +164,10 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
     body = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     wanted = parse_json(body, TokenRequest)
     agent = trace.agent = minting.find_agent(wanted.agent_id)
+    if minting.budgets is not None:
+        await minting.budgets.ensure_left(principal.limit_key)
     session = await callers.open_session(request, principal, session_id=wanted.session_id, user_id=wanted.user_id)
+    session = session.narrowed(wanted)
     owner = trace.owner = session.owner
     bind_ids(session_id=owner.session_id)
     # An anonymous caller's new session has no past: there is nothing to recall, and the store is not asked.
@@ -271,7 +276,7 @@ TOKEN_OPERATIONS = (
             408: ("body_timeout",),
             413: ("body_too_large",),
             422: ("invalid_request",),
-            429: ("rate_limited",),
+            429: ("rate_limited", "budget_used"),
             503: (
                 "nothing_minted",
                 "not_configured",

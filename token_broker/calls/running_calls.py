@@ -157,6 +157,16 @@ class Calls:
             self._running[accepted.call_id] = _Call(grant.endpoint, owner)
         return accepted
 
+    def takes(self, endpoint: str, call_id: str) -> bool:
+        """Whether a call of that name may be taken over: its host is one of ours, and it has not ended here."""
+        return endpoint in self._azure and (endpoint, call_id) not in self._ended
+
+    def take_over(self, endpoint: str, call_id: str, owner: Owner, lease: SessionLease) -> None:
+        """A call that its client set up by itself is ours to end from now on; `lease` is kept for it."""
+        lease.keep(call_id, for_s=self._max_talk_s + _PLACE_KEPT_S)
+        self._forget_those_over()
+        self._running[call_id] = _Call(endpoint, owner)
+
     async def _offer(
         self,
         grant: EphemeralGrant,

@@ -9,7 +9,7 @@ sideband begins in silence, so what was changed before it joined is not seen: ea
 then on the session is restored whenever it differs, and a client that keeps changing it loses the call.
 
 The agent's tools run over the sideband: their outputs go over it, and the `response.create` that follows them. A client
-asks itself for the answer to an output of its own.
+asks itself for the answer to an output of its own, unless its page reads the call's events: then the broker asks alone.
 
 A connection that ends, however it ends, says nothing of the call: the sideband joins again, for as long as the call may
 last. The call is over when Azure says so, or when Azure repeatedly does not know a call that was joined before.
@@ -27,8 +27,9 @@ from strategies.base import SessionSpec
 from strategies.errors import MintError
 from strategies.session_model.running_session import agents_session
 from token_broker.calls.idle import IdleClock
+from token_broker.calls.page_events import PageEvents
 from token_broker.observability.logging import audit_changed_call
-from token_broker.relay.answers.actions import Tell
+from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
 from token_broker.relay.answers.greeting import greeting_response
@@ -100,6 +101,8 @@ class CallListener:
         hang_up: Callable[[Ending], None],
         holds_place: Callable[[], bool],
         greets: Callable[[], bool] = lambda: False,
+        page: PageEvents | None = None,
+        joined: AzureSocket | None = None,
         confirm: Callable[[], Awaitable[None]] | None = None,
         usage: TalkUsage | None = None,
     ) -> None:
@@ -139,6 +142,8 @@ class CallListener:
         self._facts = SessionFacts()
         self._guardrail = None if agent.guardrail is None else parts.guardrail
         self._greets = greets
+        self._page = page or PageEvents()
+        self._first = joined
         self._farewell = Farewell()
         self._spoke = False  # in the last answer
         calls = AgentCalls(parts.tools, owner, lambda: agent, self.counters, builtin=self._run_builtin)
@@ -149,6 +154,8 @@ class CallListener:
             self._tool_since_s = self._now_s() if tool.duration_ms is None else None
             if self._usage is not None and tool.duration_ms is not None:
                 self._usage.tool_ran()
+            took = {} if tool.duration_ms is None else {"duration_ms": round(tool.duration_ms)}
+            self._page.tell("broker.tool", name=tool.name, call_id=tool.call_id, state=tool.state, **took)
 
         self._answers = TalkAnswers(
             AnswerSequencer(
@@ -156,9 +163,9 @@ class CallListener:
                 facts=self._facts,
                 holds=lambda: self._farewell.holds(keys_of(self._answers.sequencer.calls), spoke=self._spoke),
                 listens=True,
+                leads=lambda: self._page.is_heard,
             ),
-            # The client sees the call's events itself, and nobody hears of what it may not do.
-            AnswerHooks(tell=note, refuse=lambda _refusal: None, run=calls.run, start=self._start),
+            AnswerHooks(tell=note, refuse=self._refuse, run=calls.run, start=self._start),
         )
 
     def end(self, ending: Ending) -> None:
@@ -181,8 +188,9 @@ class CallListener:
                     return _NO_PLACE
                 if self._now_s() >= self._until_s:
                     self._end_call(_TOO_LONG)
+                socket, self._first = self._first, None
                 try:
-                    socket = await self._connector.join_call(endpoint, call_id)
+                    socket = socket or await self._connector.join_call(endpoint, call_id)
                 except MintError as error:
                     failures += 1
                     unknown = unknown + 1 if error.status in NO_SUCH_CALL else 0
@@ -198,6 +206,7 @@ class CallListener:
                 try:
                     ending = await self._listen(socket)
                 finally:
+                    self._page.left()
                     self._idle.leave(self._now_s())
                     self._answers.cut(lost=False)
                     await socket.aclose()
@@ -211,6 +220,8 @@ class CallListener:
             for task in self._tasks:
                 task.cancel()
             self._turns.flush()
+            if self._first is not None:
+                await self._first.aclose()
 
     def _note_unknown(self) -> Ending:
         """Azure does not know the call: it is over, or its client never connected."""
@@ -219,6 +230,10 @@ class CallListener:
         log.info("call_never_connected", session_id=self._owner.session_id)
         self._hang_up(_NEVER_CONNECTED)
         return _NEVER_CONNECTED
+
+    def _refuse(self, refusal: Refuse) -> None:
+        """Tells the page of an answer that does not come. Of what it sends itself the broker drops nothing."""
+        self._page.tell("broker.error", code=refusal.code, message=refusal.message, retryable=refusal.retryable)
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         def on_done(task: "asyncio.Task[None]") -> None:
@@ -241,6 +256,7 @@ class CallListener:
         self._answers.begin("ga", lambda event: socket.send(compact(event)))
         if (greeting := self._agent.greeting) and self._joins == 1 and self._greets():
             self._answers.want("greeting", greeting_response(greeting, self._session.get("instructions", "")))
+        self._page.joined()
         pinged_s = self._now_s()
         while not self._over.done():
             if self._confirm is not None:
@@ -318,6 +334,7 @@ class CallListener:
         if kind == "response.done" and (failed := failed_answer(event)) is not None:
             self._relay.count_failed_answer(failed, self.counters, resource=self._resource)
             log_failed_answer(failed, self._owner, self._agent.id)
+            self._page.tell("broker.error", code="answer_failed", message=failed.message, retryable=failed.retryable)
         self._turns.feed(event, self._now_s())
 
     def _note_words(self, kind: str, event: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ taken over, with what is left of their time.
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +18,11 @@ import structlog
 from strategies.base import SessionSpec
 from token_broker.calls.call_row import MADE, CallName, FoundCall
 from token_broker.calls.leases import CallLeases
+from token_broker.calls.page_events import CallStreams
 from token_broker.calls.sideband import CALL_OVER, CallListener
+from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.talk_parts import TalkParts
+from token_broker.relay.watchdog import BUDGET_USED
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import DONE, DRAINING, Ending
@@ -26,6 +30,7 @@ from token_broker.server.drain import Drain
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.plans import TalkSpecs
 from token_broker.sessions.talk_level import TalkLevelCounters
+from token_broker.usage.budgets import Leash
 from token_broker.usage.ledger import UsageLedger
 from token_broker.usage.talk_usage import TalkUsage
 
@@ -51,7 +56,7 @@ class HangUp(Protocol):
 
 
 @dataclass(slots=True)
-class _WatchedCall:
+class _Watched:
     owner: Owner
     endpoint: str
     listener: CallListener
@@ -74,8 +79,10 @@ class WatchedCalls:
         level: TalkLevelCounters | None = None,
         on_ended: Callable[[Owner, str], None] = lambda _owner, _agent_id: None,
         ledger: UsageLedger | None = None,
+        leash: Leash | None = None,
         leases: CallLeases | None = None,
     ) -> None:
+        self._streams = CallStreams()
         self._parts = parts
         self._hang_up = hang_up
         self._limits = limits
@@ -83,7 +90,8 @@ class WatchedCalls:
         self._level = level or TalkLevelCounters()
         self._on_ended = on_ended
         self._ledger = ledger or UsageLedger(None)
-        self._calls: dict[str, _WatchedCall] = {}
+        self._leash = leash
+        self._calls: dict[str, _Watched] = {}
         self._leases = leases
         self._tasks: set[asyncio.Task[None]] = set()
         if leases is not None:
@@ -91,6 +99,11 @@ class WatchedCalls:
 
     def __len__(self) -> int:
         return len(self._calls)
+
+    @property
+    def streams(self) -> CallStreams:
+        """What the pages of the calls are told."""
+        return self._streams
 
     def watch(
         self,
@@ -101,40 +114,54 @@ class WatchedCalls:
         call_id: str,
         spec: SessionSpec,
         resource: str,
+        joined: AzureSocket | None = None,
         transport: str = "webrtc_relay",
+        limit_key: str = "",
         lasts_s: float | None = None,
     ) -> None:
-        """Joins the call with Azure's id `call_id`; `spec` is the session that was minted.
+        """Joins the call with Azure's id `call_id`, unless it is `joined`; `spec` is the agent's session.
 
         `lasts_s` is what is left of the longest time of a call that another process held before.
         """
         is_new = lasts_s is None
+        longest_s = min(self._parts.settings.max_talk_s, owner.narrowed.max_session_s or math.inf)
         for other_id, other in list(self._calls.items()):
             of_talk = other.owner.talk_id == owner.talk_id and other.owner.session_id == owner.session_id
             if is_new and of_talk and other_id != call_id:
                 self.end(other_id, _REPLACED)
         usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect="ga", seen=True)
+        page = self.streams.of(owner.session_id, call_id)
         listener = CallListener(
             self._parts,
             owner=owner,
             agent=agent,
             spec=spec,
             resource=resource,
-            lasts_s=self._parts.settings.max_talk_s if lasts_s is None else lasts_s,
+            lasts_s=longest_s if lasts_s is None else lasts_s,
             hang_up=partial(self.end, call_id),
             holds_place=partial(self._limits.keeps, call_id),
             greets=partial(self._level.greets, owner.talk_id) if is_new else lambda: False,
+            page=page,
+            joined=joined,
             confirm=None if self._leases is None else self._leases.confirm,
             usage=usage,
         )
-        call = _WatchedCall(owner, endpoint, listener, usage)
+        call = _Watched(owner, endpoint, listener, usage)
         self._calls[call_id] = call
         self._level.begin(owner)
         self._drain.add(listener)
         self._parts.counters.listened[call_id] = listener.counters
 
+        def end_soon(left_s: float, when_quiet: bool) -> None:  # what is being said may end within it
+            del when_quiet
+            asyncio.get_running_loop().call_later(left_s, self.end, call_id, BUDGET_USED)
+
         async def run() -> None:
             ending = _LEFT_ALONE
+            holding: asyncio.Task[None] | None = None
+            if self._leash is not None:
+                hold = self._leash.hold(usage, limit_key or owner.principal, warn=lambda: None, end=end_soon)
+                holding = asyncio.create_task(hold, name="call-budget")
             try:
                 ending = await listener.run(endpoint, call_id)
                 if ending.code == DRAINING:
@@ -146,6 +173,9 @@ class WatchedCalls:
                 ending = call.ending or ending
                 log.info("call_heard", reason=ending.reason, turns=listener.counters.turns)
             finally:
+                self.streams.end(owner.session_id, call_id, events=page)
+                if holding is not None:
+                    holding.cancel()
                 if self._calls.get(call_id) is call:
                     del self._calls[call_id]
                     del self._parts.counters.listened[call_id]
@@ -156,6 +186,18 @@ class WatchedCalls:
                     self._on_ended(owner, agent.id)
 
         call.task = asyncio.create_task(run(), name="talk-sideband")
+
+    def owner_of(self, call_id: str) -> Owner | None:
+        """Whose call of that id this process listens to; None where it listens to no such call."""
+        call = self._calls.get(call_id)
+        return None if call is None else call.owner
+
+    def endpoint_of(self, call_id: str, owner: Owner) -> str | None:
+        """The host of the owner's call of that id; None where this process listens to no such call of theirs."""
+        call = self._calls.get(call_id)
+        if call is None or (call.owner.session_id, call.owner.principal) != (owner.session_id, owner.principal):
+            return None
+        return call.endpoint
 
     def end(self, call_id: str, ending: Ending) -> None:
         """Hangs the call up at Azure, in the background; it is listened to until it is over."""
@@ -224,11 +266,11 @@ class WatchedCalls:
             lasts_s=row.lasts_s,
         )
 
-    async def _claim_and_hang_up(self, leases: CallLeases, call: _WatchedCall, call_id: str, ending: Ending) -> None:
+    async def _claim_and_hang_up(self, leases: CallLeases, call: _Watched, call_id: str, ending: Ending) -> None:
         if await leases.claim_end((call.endpoint, call_id), ending.outcome):
             self._hang_up(call.endpoint, call_id, call.owner, why=ending.reason)
 
-    async def _hang_up_now(self, call: _WatchedCall, call_id: str) -> None:
+    async def _hang_up_now(self, call: _Watched, call_id: str) -> None:
         """Hangs up, and waits a moment for it: this process is about to end, and no other takes the call."""
         self._hang_up(call.endpoint, call_id, call.owner, why="the broker is going away")
         with contextlib.suppress(TimeoutError):
@@ -260,7 +302,7 @@ class WatchedCalls:
             if refused(call.owner.principal, call.owner.session_id):
                 self.end(call_id, _BLOCKED)
 
-    def _end_talk(self, call: _WatchedCall, ending: Ending) -> None:
+    def _end_talk(self, call: _Watched, ending: Ending) -> None:
         if not call.is_told:
             call.is_told = True
             call.usage.end(ending.outcome)

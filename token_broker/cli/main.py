@@ -51,6 +51,7 @@ _LAZY_COMMANDS = {
     "outbox": ("token_broker.cli.memory", "outbox"),
     "resources": ("token_broker.cli.azure_resources", "resources"),
     "unblock": ("token_broker.cli.memory", "unblock"),
+    "usage": ("token_broker.cli.usage_report", "usage"),
 }
 
 

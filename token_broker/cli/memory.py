@@ -112,7 +112,8 @@ def forget(session_id: str | None, user: str | None, wait_s: float, *, as_json: 
     """
     named = _one_of(session_id, user)
 
-    async def work(maintenance: Maintenance) -> tuple[int, list[SinkReceipt], bool | None]:
+    async def work(maintenance: Maintenance) -> tuple[int, bool, list[SinkReceipt], bool | None]:
+        goes_on = any(one.state != "done" for one in await maintenance.receipt(**named))
         if session_id is not None:
             erased = await maintenance.erase_session(session_id)
         else:
@@ -120,13 +121,16 @@ def forget(session_id: str | None, user: str | None, wait_s: float, *, as_json: 
         await maintenance.finish_erasures()  # what an earlier attempt has left
         scrubbed = await maintenance.scrub_files()
 
+        settings = load_settings()
+
         async def is_over() -> bool:
-            return all(one.state == "done" for one in await maintenance.receipt(**named))
+            receipts = await maintenance.receipt(**named)
+            return all(one.state == "done" for one in receipts if one.sink in settings.sinks)
 
-        await erase_now(maintenance.database, load_settings(), is_over, wait_s=wait_s)
-        return erased, await maintenance.receipt(**named), scrubbed
+        await erase_now(maintenance.database, settings, is_over, wait_s=wait_s)
+        return erased, goes_on, await maintenance.receipt(**named), scrubbed
 
-    erased, receipts, scrubbed = run_on_store(work)
+    erased, goes_on, receipts, scrubbed = run_on_store(work)
     files = {True: "done", False: "cannot", None: "accepted"}[scrubbed]
     why = {
         "done": "",
@@ -145,7 +149,7 @@ def forget(session_id: str | None, user: str | None, wait_s: float, *, as_json: 
         for one in receipts:
             click.echo(f"{one.sink}: {one.state}{f' ({one.detail})' if one.detail else ''}")
         click.echo(f"files: {files}{f' ({why})' if why else ''}; backups of the database: not touched")
-    if not erased:
+    if not erased and not goes_on:
         said = f"No turn of this {'session' if user is None else 'user'} was stored: is the id right?"
         click.echo(said, err=True)
     if not done:

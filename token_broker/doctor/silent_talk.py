@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 import picows
 
-from strategies.base import EphemeralGrant, SessionSpec
+from strategies.base import EphemeralGrant, SessionSpec, SpecSupplier
 from strategies.errors import MintError
-from strategies.resources import Resource, SpecSupplier, is_allowed
+from strategies.resources import Resource, is_allowed
 from strategies.transport import BoundedResolver
 from token_broker.doctor.checks import Check, CheckStatus
 from token_broker.doctor.hosts import ms_since

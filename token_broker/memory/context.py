@@ -107,10 +107,15 @@ _SENTENCE_END = re.compile("[.!?…](?=\\s|$)|[\u3002\uff01\uff1f\u061f\u0964\u0
 
 
 def _lines(texts: Sequence[str], room_bytes: int, most_bytes: int | None = None) -> list[str]:
-    """The first lines that fit, each cut to whole sentences within `most_bytes`."""
+    """The first texts that fit, a line each, cut to whole sentences within `most_bytes` and the room that is left.
+
+    Control characters of any kind become blanks: they have their say about a fence.
+    """
     fitting = []
     for text in texts:
-        line = _cut(_one_line(text), most_bytes)
+        left_bytes = max(_LEAST_LINE_BYTES, room_bytes - 1)
+        plain = "".join(" " if unicodedata.category(char) in _BREAKS else char for char in text)
+        line = _cut(" ".join(plain.split()), min(most_bytes or left_bytes, left_bytes))
         room_bytes -= len(line.encode()) + 1
         if room_bytes < 0:
             break
@@ -122,20 +127,14 @@ def _size(lines: Sequence[str]) -> int:
     return sum(len(line.encode()) + 1 for line in lines)
 
 
-def _one_line(text: str) -> str:
-    """The text without line breaks and other control characters of any kind, which have their say about a fence."""
-    return " ".join("".join(" " if unicodedata.category(char) in _BREAKS else char for char in text).split())
-
-
 _BREAKS = frozenset({"Cc", "Zl", "Zp", "Cs"})
 
 
-def _cut(line: str, most_bytes: int | None) -> str:
+def _cut(line: str, most_bytes: int) -> str:
     """The line's first whole sentences that fit; where the first one is too long, its beginning."""
-    most = most_bytes or 4 * _MAX_LINE_CHARS
-    if len(line) <= _MAX_LINE_CHARS and len(line.encode()) <= most:
+    if len(line) <= _MAX_LINE_CHARS and len(line.encode()) <= most_bytes:
         return line
-    shown = line[:_MAX_LINE_CHARS].encode()[: most - len("…".encode())].decode(errors="ignore")
+    shown = line[:_MAX_LINE_CHARS].encode()[: most_bytes - len(" …".encode())].decode(errors="ignore")
     ends = [found.end() for found in _SENTENCE_END.finditer(shown)]
     if ends and ends[-1] > len(shown) // 3:
         return shown[: ends[-1]] + " …"

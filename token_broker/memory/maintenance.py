@@ -12,7 +12,7 @@ from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.drivers.sqlite import SqliteDatabase
 from token_broker.memory.types import arrival_at, to_us
-from token_broker.security.tokens import LEEWAY_S, RESUME_GRACE_S
+from token_broker.security.tokens import ANONYMOUS, LEEWAY_S, RESUME_GRACE_S
 from token_broker.settings import Settings
 
 if TYPE_CHECKING:
@@ -111,14 +111,17 @@ class Maintenance:
         What they said before is refused from here on, wherever it still waits. The sinks are asked once no delivery of
         theirs can be under way any more.
         """
-        from token_broker.memory.store.erasure import mark_user_erased, sessions_of
+        from token_broker.memory.store.erasure import hide_usage, mark_user_erased, sessions_of
         from token_broker.memory.store.outbox import hasten_erasures, request_erasure
+        from token_broker.memory.store.tables import usage
         from token_broker.memory.types import SinkErasure
 
         now_us = to_us(self._clock())
 
         def begin(connection: "Connection") -> None:
             mark_user_erased(connection, user, now_us)
+            if user != ANONYMOUS:  # also of sessions that are not stored any more
+                hide_usage(connection, usage.c.principal == user)
             for sink in self._sinks:
                 whole = SinkErasure(sink, user, "", before_us=now_us)
                 request_erasure(connection, whole, now_us + to_us(self._lease_s))
@@ -214,18 +217,24 @@ class Maintenance:
     async def sweep(self, retention_days: int) -> int:
         """Deletes expired tickets, old claims of tools, turns that are too old, sessions left empty; how many turns.
 
-        Raises StoreError.
+        Usage of who was erased becomes anonymous. Raises StoreError.
         """
         from token_broker.memory.store.claim_rows import prune_claims
-        from token_broker.memory.store.erasure import delete_idle_sessions, delete_older_turns, forget_recent
+        from token_broker.memory.store.erasure import (
+            delete_idle_sessions,
+            delete_older_turns,
+            forget_recent,
+            forget_usage,
+        )
         from token_broker.memory.store.sessions import remove_expired_tickets
 
         now_s = self._clock()
+        await self._database.write(forget_usage)
         await self._database.write(partial(forget_recent, before_us=to_us(now_s - _RECENT_S)))
         await self._database.write(partial(remove_expired_tickets, before_s=now_s - 2 * LEEWAY_S))
         while await self._database.write(partial(prune_claims, older_than_s=CLAIMS_KEPT_S, limit=_CHUNK)):
             pass
-        from token_broker.memory.store.turn_words import fold_stored
+        from token_broker.memory.store.turn_writes import fold_stored
 
         while await self._database.write(fold_stored):  # noqa: ASYNC110  # it works between the pauses
             await asyncio.sleep(_BETWEEN_S)

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import structlog
@@ -35,6 +36,7 @@ _LEASE_S = 120.0
 _AGAIN_S = 60.0
 _ATTEMPTS = 3
 _AT_ONCE = 8
+_LATER = frozenset({401, 403, 404, 408, 425, 429})  # busy, or something that the operator is about to correct
 _ANSWER_BYTES = 16_384
 _WAITING_AT_MOST = 1_000
 _STORE_TRIES = 5
@@ -143,7 +145,9 @@ class Summaries:
             save = partial(save_summary, due=due, summary=summary, now_us=self._now_us(), sinks=self._sinks)
             await self._database.write(save)
             return
-        may_work = answer.failure not in {None, "refused", "redirect", "too_large"} or (answer.status or 0) >= 500  # noqa: PLR2004
+        may_work = answer.failure in {"timeout", "unreachable", "broken"} or (
+            answer.status is not None and (answer.status in _LATER or answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+        )
         again_us = self._now_us(answer.retry_after_s or _AGAIN_S) if may_work and due.attempts < _ATTEMPTS else None
         log.warning(
             "summary_not_made",

@@ -7,6 +7,7 @@ Breakers, relay and memory count for themselves: `api/metrics.py` reads their st
 few and our own: templates of routes, strategies, outcomes; never a path, a principal or a session.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol, TypeVar, get_args
@@ -22,10 +23,13 @@ __all__ = [
     "CredentialHolder",
     "CredentialIssued",
     "Event",
+    "FailureReason",
     "GuardrailAsked",
     "GuardrailOutcome",
     "Metrics",
     "Observer",
+    "PageReported",
+    "PageTransport",
     "PlanCounters",
     "RequestAnswered",
     "TalkEnded",
@@ -35,6 +39,7 @@ __all__ = [
     "ToolOutcome",
     "ToolRan",
     "TraceContext",
+    "TurnAnswered",
     "null_observer",
     "observe_with",
 ]
@@ -141,7 +146,41 @@ class TalkEnded:
     turns: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    turn_latencies_ms: tuple[float, ...] = ()  # of its latest turns, in their order
     trace: TraceContext | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnAnswered:
+    """The first sound of an answer has come, so long after the user stopped speaking. `transport` is the client's."""
+
+    transport: str
+    agent_id: str
+    resource: str
+    wait_s: float
+
+
+PageTransport = Literal["webrtc", "webrtc_relay", "websocket", "websocket_proxy"]
+"""The transports of a plan."""
+FailureReason = Literal[
+    "sdp_refused", "sdp_timeout", "ice_failed", "ice_timeout", "channel_closed", "token_expired", "token_not_ephemeral",
+    "ticket_spent", "socket_closed", "socket_timeout", "azure_dropped", "network_lost", "not_reading", "draining",
+    "refused", "other",
+]  # fmt: skip
+"""Why a transport failed, as the browser client names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageReported:
+    """A page has told what it measured of its talk since the last time. `packets_lost` are those that it missed."""
+
+    transport: PageTransport
+    live_after_s: float | None = None
+    turns_s: tuple[float, ...] = ()
+    rtt_s: float | None = None
+    jitter_s: float | None = None
+    packets_lost: int = 0
+    failures: tuple[tuple[PageTransport, FailureReason], ...] = ()
 
 
 ToolOutcome = Literal[
@@ -183,6 +222,8 @@ Event = (
     | Attempt
     | TalkLive
     | TalkEnded
+    | TurnAnswered
+    | PageReported
     | ToolRan
     | GuardrailAsked
 )
@@ -217,6 +258,8 @@ _LIVE_BUCKETS_S = (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 6, 10, 30)
 _REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _TALK_BUCKETS_S = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 _TOOL_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120)
+_TURN_BUCKETS_S = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 5, 8, 15, 30)
+_MEDIA_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2)
 _GUARDRAIL_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -294,6 +337,34 @@ class Metrics:
         self._talk_seconds = _Children(
             self._histogram("talk_duration", "Proxied talks, from admission to the end.", _TALK_BUCKETS_S)
         )
+        self._turn_seconds = _Children(
+            self._histogram(
+                "turn_latency",
+                "From the end of a user's speech to the first sound of the answer.",
+                _TURN_BUCKETS_S,
+                "transport",
+                "agent",
+                "resource",
+            )
+        )
+        self._reported_live = _Children(
+            self._histogram("reported_time_to_live", "Until a talk was live, by pages.", _LIVE_BUCKETS_S, "transport")
+        )
+        self._reported_turns = _Children(
+            self._histogram("reported_turn_latency", "Waits for answers, by pages.", _TURN_BUCKETS_S, "transport")
+        )
+        self._reported_rtt = _Children(
+            self._histogram("reported_round_trip", "Media's round trips, by pages.", _MEDIA_BUCKETS_S, "transport")
+        )
+        self._reported_jitter = _Children(
+            self._histogram("reported_jitter", "Media's jitter, by pages.", _MEDIA_BUCKETS_S, "transport")
+        )
+        self._reported_losses = _Children(
+            self._counter("reported_packets_lost", "Packets of media that pages missed.", "transport")
+        )
+        self._reported_failures = _Children(
+            self._counter("reported_failures", "Transports that failed in pages, by why.", "transport", "reason")
+        )
         self._tool_calls = _Children(
             self._counter("tool_calls", "Calls of tools, by what came of them.", "agent", "tool", "outcome")
         )
@@ -326,6 +397,10 @@ class Metrics:
                 self._live_seconds.of(event.resource).observe(event.duration_s)
             case TalkEnded():
                 self._talk_seconds.of().observe(event.duration_s)
+            case TurnAnswered(transport=transport):
+                self._turn_seconds.of(transport, event.agent_id, event.resource).observe(event.wait_s)
+            case PageReported():
+                self._note_report(event)
             case ToolRan(agent_id=agent_id, tool=tool):
                 self._tool_calls.of(agent_id, tool, event.outcome).inc()
                 self._tool_seconds.of(agent_id, tool).observe(event.duration_s)
@@ -335,7 +410,21 @@ class Metrics:
             case _:  # a placed call is seen in its attempts and its HTTP request
                 pass
 
-    def expect(self, strategies: Iterable[str], resources: Iterable[str]) -> None:
+    def _note_report(self, report: PageReported) -> None:
+        for metric, seconds in (
+            (self._reported_live, report.live_after_s),
+            (self._reported_rtt, report.rtt_s),
+            (self._reported_jitter, report.jitter_s),
+        ):
+            if seconds is not None:
+                metric.of(report.transport).observe(seconds)
+        for turn_s in report.turns_s:
+            self._reported_turns.of(report.transport).observe(turn_s)
+        self._reported_losses.of(report.transport).inc(report.packets_lost)
+        for transport, reason in report.failures:
+            self._reported_failures.of(transport, reason).inc()
+
+    def expect(self, strategies: Iterable[str], resources: Iterable[str], agents: Iterable[str] = ()) -> None:
         """Shows at zero what may happen, so that the first time it does is seen as an increase."""
         names = tuple(resources)
         for result in get_args(TokenResult):
@@ -352,7 +441,15 @@ class Metrics:
                 self._mint_requests.of(resource, strategy)
         for resource in names:
             self._live_seconds.of(resource)
+        for agent_id, resource in itertools.product(agents, names):
+            self._turn_seconds.of("websocket_proxy", agent_id, resource)
         self._talk_seconds.of()
+        for transport in get_args(PageTransport):
+            for metric in (self._reported_live, self._reported_turns, self._reported_rtt, self._reported_jitter):
+                metric.of(transport)
+            self._reported_losses.of(transport)
+            for reason in get_args(FailureReason):
+                self._reported_failures.of(transport, reason)
 
     def expect_tools(self, tools: Iterable[tuple[str, str]], guarded: Iterable[str]) -> None:
         """The same for the tools, each with its agent's id, and for the agents that have a guardrail."""

@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 
 from strategies.base import Attempt
+from strategies.health import percentiles
 from token_broker import __version__
 from token_broker.observability.events import (
     CallPlaced,
@@ -225,6 +226,9 @@ class SpanMaker:
                 "token_broker.correlation_id": event.correlation_id,
             },
         )
+        if event.turn_latencies_ms:
+            span.set_attribute("token_broker.turn_latencies_ms", event.turn_latencies_ms)
+            span.set_attribute("token_broker.turn_latency_p95_ms", percentiles(event.turn_latencies_ms).p95)
         if event.code != 1000:  # noqa: PLR2004  # RFC 6455: done
             span.set_attribute("error.type", str(event.code))
             span.set_status(self._error(event.reason))

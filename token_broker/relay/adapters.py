@@ -14,6 +14,7 @@ from starlette.types import Scope
 
 from strategies.session_model.agent_settings import CLIENT_MAY_SET, Dialect
 from token_broker.relay.answers.actions import Tell
+from token_broker.relay.answers.turn_clock import TurnLatency
 from token_broker.relay.azure.route import UpstreamConnection
 from token_broker.relay.dialects.broker_events import api_error, broker_error, broker_event
 from token_broker.relay.dialects.conversation_items import history_as_text
@@ -107,6 +108,8 @@ class ProtocolAdapter(Protocol):
 
     dialect: Dialect | None
     """What the client speaks; None where it accepts whatever the upstream speaks."""
+    transport: str
+    """How metrics call the client's side."""
 
     def opening(self, upstream: UpstreamConnection, *, session_id: str, agent_id: str) -> list[str]:
         """The client's first events, made from the upstream's frames up to its `session.updated`."""
@@ -122,6 +125,10 @@ class ProtocolAdapter(Protocol):
 
     def switched(self, agent_id: str) -> str | None:
         """The event that says that another agent has the talk, where this client knows one."""
+        ...
+
+    def answered(self, turn: TurnLatency) -> str | None:
+        """The event that says how long the user waited for an answer, where this client knows one."""
         ...
 
     def announce_end(self, left_s: float) -> str | None:
@@ -161,6 +168,7 @@ class ProxyAdapter:
     """docs/api.md §5.2: the Realtime API's events as the upstream sends them, and the broker's own. One a talk."""
 
     dialect: Dialect | None = None
+    transport = "websocket_proxy"
 
     def __init__(self) -> None:
         self._items = ItemCache()
@@ -185,6 +193,9 @@ class ProxyAdapter:
 
     def switched(self, agent_id: str) -> str | None:
         return broker_event("broker.agent.switched", agent_id=agent_id)
+
+    def answered(self, turn: TurnLatency) -> str | None:
+        return broker_event("broker.latency", turn_ms=round(turn.wait_s * 1000), **{"from": turn.begins})
 
     def announce_end(self, left_s: float) -> str | None:
         message = f"Azure ends this talk in {left_s:.0f} s, and no other session is to be had: ask for a new plan"
@@ -242,6 +253,8 @@ class CompatAdapter:
     `api-version` whichever of the two it speaks.
     """
 
+    transport = "compat_websocket"
+
     def __init__(self, dialect: Dialect, *, may_be_ga: bool = False) -> None:
         self._may_be_ga = may_be_ga
         self._items = ItemCache()
@@ -282,6 +295,11 @@ class CompatAdapter:
     def switched(self, agent_id: str) -> str | None:
         """None: an official client knows nothing of agents."""
         del agent_id
+        return None
+
+    def answered(self, turn: TurnLatency) -> str | None:
+        """None: an official client measures for itself, if at all."""
+        del turn
         return None
 
     def announce_end(self, left_s: float) -> str | None:

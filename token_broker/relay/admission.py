@@ -22,9 +22,10 @@ from token_broker.server.close_codes import BAD_REQUEST, DRAINING, FOREIGN_ORIGI
 from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.settings import Settings
+from token_broker.usage.budgets import Budgets
 from token_broker.web.requests import Problem, uuid7
 
-__all__ = ["BLOCKED", "SESSION_GONE", "Admission", "AdmittedClient", "RefusedError"]
+__all__ = ["BLOCKED", "SESSION_GONE", "Admission", "AdmittedClient", "RefusedError", "check_origin"]
 
 log = structlog.get_logger("token_broker.relay")
 
@@ -55,6 +56,7 @@ class AdmittedClient:
     credential_id: str | None  # None: the credential may be used without limit
     counted_until_s: float
     uses: int = 1
+    own_uses: tuple[tuple[str, int], ...] = ()  # counted besides, by these ids
 
 
 class Admission:
@@ -72,6 +74,7 @@ class Admission:
         drain: Drain,
         origin_refusal: OriginRefusal,
         blocklist: Blocklist,
+        budgets: Budgets | None = None,
     ) -> None:
         self._settings = settings
         self._agents = agents
@@ -82,6 +85,12 @@ class Admission:
         self._drain = drain
         self._origin_refusal = origin_refusal
         self._blocklist = blocklist
+        self._budgets = budgets
+
+    async def ensure_budget(self, admitted: AdmittedClient) -> None:
+        """Raises Problem 429 where the client's budget is used up, and 503 where that is unknown."""
+        if self._budgets is not None:
+            await self._budgets.ensure_left(admitted.limit_key)
 
     def by_ticket(self, scope: Scope) -> AdmittedClient:
         """The client with a plan's ticket, to that plan's session. Raises RefusedError."""
@@ -101,7 +110,11 @@ class Admission:
     def by_any(self, scope: Scope) -> AdmittedClient:
         """The client of a compatible endpoint, with any credential of the broker's. Raises RefusedError."""
         self._check_entry(scope)
-        return self._admitted(scope, self._claims_of_any(scope))
+        admitted = self._admitted(scope, self._claims_of_any(scope))
+        ways = ("websocket", "websocket_proxy") if scope["type"] == "websocket" else ("webrtc", "webrtc_relay")
+        if not admitted.owner.narrowed.permits(*ways):
+            raise _refused(TICKET_REFUSED, "the credential is not for this transport", 403, "transport_refused")
+        return admitted
 
     def leaver(self, scope: Scope) -> Caller:
         """The caller of a credential that wants to end a call. Raises RefusedError.
@@ -133,8 +146,9 @@ class Admission:
             raise _refused(TOO_MANY, reason, 429, "too_many_sessions", retry=True)
         try:
             if not await self._spend(admitted):
-                if admitted.uses > 1:
-                    raise _no_entry(f"the client secret was used {admitted.uses} times: mint a new one")
+                if admitted.uses > 1 or admitted.own_uses:
+                    uses = min([admitted.uses, *(count for _, count in admitted.own_uses)])
+                    raise _no_entry(f"the client secret was used {uses} times: mint a new one")
                 raise _no_entry("the ticket was used: ask for a new plan")
         except BaseException:  # a cancelled client must give its place back too
             lease.release()
@@ -166,11 +180,13 @@ class Admission:
         agent = self._agents.get(claims.agent_id or self._agents.default)
         if agent is None:
             raise _refused(BAD_REQUEST, "the ticket's agent is gone: ask for a new plan", 401, "agent_gone")
+        check_origin(scope, claims.owner)
         if self._blocklist.is_missed:  # fails closed: docs/decisions/0023-no-secret-before-the-blocklist.md
             raise _refused(DRAINING, _BLOCKLIST_UNREAD, 503, "blocklist_unread", retry=True)
         if self._blocklist.refused(claims.owner.principal, claims.owner.session_id):
             raise _refused(BLOCKED.code, BLOCKED.reason, 403, "blocked")
         owner, credential_id, uses, counted_until_s = claims.owner, None, 1, claims.expires_at_s
+        own_uses: tuple[tuple[str, int], ...] = ()
         if isinstance(claims, TicketClaims):
             credential_id = claims.ticket_id
         else:
@@ -178,6 +194,7 @@ class Admission:
             owner = dataclasses.replace(owner, epoch=max(owner.epoch + 1, time.time_ns() // 1_000_000))
             if isinstance(claims, ClientSecretClaims):
                 owner = dataclasses.replace(owner, talk_id=uuid7())  # each use is a talk of its own
+                own_uses = claims.own_uses
                 if self._settings.client_secret_uses:
                     credential_id, uses = claims.secret_id, self._settings.client_secret_uses
                     counted_until_s = claims.counted_until_s
@@ -188,6 +205,7 @@ class Admission:
             credential_id=credential_id,
             counted_until_s=counted_until_s,
             uses=uses,
+            own_uses=own_uses,
         )
 
     def _caller(self, scope: Scope, claims: ClientSecretClaims | TicketClaims | SessionClaims) -> Caller:
@@ -195,14 +213,24 @@ class Admission:
 
     async def _spend(self, admitted: AdmittedClient) -> bool:
         """Uses the credential once. A credential with several uses is as many tickets, spent one after the other."""
-        if admitted.credential_id is None:
-            return True
-        if admitted.uses == 1:
+        if admitted.credential_id is not None and admitted.uses == 1 and not admitted.own_uses:
             return await self._tickets.spend(admitted.credential_id, admitted.counted_until_s)
-        for use in range(admitted.uses):
-            if await self._tickets.spend(f"{admitted.credential_id}.{use}", admitted.counted_until_s):
-                return True
-        return False
+        shared = [] if admitted.credential_id is None else [(admitted.credential_id, admitted.uses)]
+        for credential_id, uses in reversed([*shared, *admitted.own_uses]):
+            for use in range(uses):
+                if await self._tickets.spend(f"{credential_id}.{use}", admitted.counted_until_s):
+                    break
+            else:
+                return False
+        return True
+
+
+def check_origin(scope: Scope, owner: Owner) -> None:
+    """Raises RefusedError where the owner's credential is for the pages of another origin."""
+    wanted = owner.narrowed.origin
+    if wanted is not None and [value for name, value in scope["headers"] if name == b"origin"] != [wanted.encode()]:
+        reason = "this credential is for the pages of another origin"
+        raise _refused(FOREIGN_ORIGIN, reason, 403, "origin_not_allowed")
 
 
 def _no_entry(reason: str) -> RefusedError:

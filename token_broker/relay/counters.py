@@ -1,18 +1,19 @@
 """Counters of the relay, for `/status` and `/metrics`."""
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
-from strategies.health import BreakerStatus
+from strategies.health import BreakerStatus, Latencies
 from token_broker.relay.transcripts.failed_answers import FailedAnswer
 from token_broker.security.limits import BoundedDict
 
 __all__ = [
+    "TURNS_KEPT",
     "USAGE_EVENTS",
     "Directions",
     "RelayCounters",
@@ -30,6 +31,9 @@ _TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
 _NOT_TRANSCRIBED = "conversation.item.input_audio_transcription.failed"
 USAGE_EVENTS = frozenset({"response.done", _TRANSCRIBED, _NOT_TRANSCRIBED})
 """Azure's events that say what it bills: a response, or the transcription of what the user said, which may fail."""
+
+TURNS_KEPT = 512
+"""So many of the latest turns' latencies are kept, for percentiles."""
 
 _BOOKED = ("to_azure_frames", "to_azure_bytes", "to_client_frames", "to_client_bytes", "failed_transcriptions")
 _NO_DEPLOYMENT = "DeploymentNotFound"
@@ -133,7 +137,8 @@ class RelayStatus:
     `sessions_refused` those that came to nothing, by resource and agent. `refused_events` are clients' events that are
     not in the allowlist, `fields_left_out` fields that were taken out of clients' events, `calls_ended` calls that were
     hung up since their client changed the agent's session repeatedly. `tool_calls` are the calls of tools in answers
-    that have their outputs, the clients' own among them. Bytes are those of events, not of WebSocket frames.
+    that have their outputs, the clients' own among them. `turn_latency_ms` are the waits for answers, from the end of
+    the user's speech to the first sound, of the last 512 turns. Bytes are those of events, not of WebSocket frames.
     """
 
     active: int
@@ -160,6 +165,7 @@ class RelayStatus:
     usage: Usage
     transcription_usage: TranscriptionUsage
     usage_by_agent: dict[str, Usage]
+    turn_latency_ms: Latencies
     resources: dict[str, ResourceUse]
     upstreams: list[UpstreamStatus]
     # Not everybody who may see the rest may see principals: with a default, the schema does not require it.
@@ -208,6 +214,7 @@ class RelayCounters:
     usage_by_principal: BoundedDict[str, Usage] = field(default_factory=lambda: BoundedDict(_PRINCIPALS_KEPT))
     resources: dict[str, ResourceUse] = field(default_factory=dict)
     transcription_missing: set[str] = field(default_factory=set)
+    turn_latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=TURNS_KEPT))
 
     def use_of(self, resource: str) -> ResourceUse:
         """What talks had of that resource."""

@@ -14,8 +14,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from strategies.base import SessionSpec
-from strategies.resources import Resource, SpecSupplier, is_allowed
+from strategies.base import SessionSpec, SpecSupplier
+from strategies.resources import Resource, is_allowed
 from strategies.session_model.running_session import handoff_session, is_same_session
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.confirmation.confirmation import Confirmation

@@ -8,26 +8,30 @@ watches all waits. Where Azure's side is lost, the talk goes on in another sessi
 
 import asyncio
 import secrets
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
-from strategies.base import SessionSpec
+from strategies.base import SessionSpec, SpecSupplier
 from strategies.errors import MalformedError
-from strategies.resources import Resource, SpecSupplier
+from strategies.resources import Resource
+from token_broker.observability.events import TurnAnswered
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.answer_retries import AnswerRetries
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
 from token_broker.relay.answers.greeting import greeting_response
 from token_broker.relay.answers.hidden_calls import HiddenCalls
 from token_broker.relay.answers.sequencer import AnswerSequencer
 from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
+from token_broker.relay.answers.turn_clock import TurnClock, TurnLatency
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection
 from token_broker.relay.client import TalkClient
-from token_broker.relay.counters import TalkCounters
+from token_broker.relay.counters import TURNS_KEPT, TalkCounters
 from token_broker.relay.event_handler import EventHandler
 from token_broker.relay.event_text import compact, event_type_by_head, parsed
 from token_broker.relay.fast_path import FastPath
@@ -69,7 +73,6 @@ log = structlog.get_logger("token_broker.relay")
 _AUDIO_CHARS_A_SECOND = 64_000  # base64 of PCM16 at 24 kHz, the richest of the formats
 _HEAD_CHARS = 128
 _GREETING_AFTER_S = 0.3  # for a client that sets its session first, such as its format, or says something itself
-_LONGEST_NOTED = 65_536  # a longer event of a client's may be an item with an image
 
 
 class Talk:
@@ -86,13 +89,17 @@ class Talk:
         on_live: Callable[[str], None] = lambda _resource: None,
         greets: Callable[[], bool] = lambda: True,
         usage: TalkUsage | None = None,
+        leash: Callable[..., Coroutine[Any, Any, None]] | None = None,
+        age_s: float = 0.0,
     ) -> None:
         self.counters = TalkCounters()
+        self.turn_latencies_ms: deque[float] = deque(maxlen=TURNS_KEPT)
         self._parts = parts
         self._adapter = adapter
         self._on_live = on_live
         self._greets = greets
         self._usage = usage
+        self._leash = leash  # `Leash.hold` of this talk
         self.owner = owner
         self._client = client
         self._loop = asyncio.get_running_loop()
@@ -119,6 +126,9 @@ class Talk:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ledger = TalkLedger(HeldAudio(round(parts.settings.resume_audio_s * _AUDIO_CHARS_A_SECOND)))
         self._restored = Restored()
+        self._clock = TurnClock()
+        # An official client asks again by itself.
+        self._retries = AnswerRetries(asks=parts.settings.retry_failed_answer == "on" and adapter.dialect is None)
         self._handoff = AgentHandoff(
             agent,
             session_id=owner.session_id,
@@ -135,7 +145,7 @@ class Talk:
                 switched=adapter.switched,
                 send=self._send_context,
                 want=lambda: self._answers.want("handoff"),
-                changed=self._agent_changed,
+                changed=lambda agent: self._guard.follow(agent),  # noqa: PLW0108  # which is made below
                 time_s=self._loop.time,
             ),
             timeout_s=parts.settings.proxy_connect_timeout_s,
@@ -185,10 +195,14 @@ class Talk:
             hidden=hidden,
             guard=self._guard,
             restored=self._restored,
+            clock=self._clock,
+            retries=self._retries,
             counters=parts.counters,
             talk=self.counters,
             broken=self._on_garbage,
             user_spoke=self._user_spoke,
+            answered=self._note_answer,
+            gives_no_answers=lambda upstream: self._resumption.leave(upstream, "refused", "Azure's answers fail"),
             time_s=self._loop.time,
             redact=parts.redact,
             usage=usage,
@@ -223,7 +237,9 @@ class Talk:
             ),
         )
         self._tick_s = tick_s(parts.settings)
-        self._watchdog = Watchdog(parts.settings, self._loop.time())
+        self._watchdog = Watchdog(
+            parts.settings, self._loop.time(), longest_s=owner.narrowed.max_session_s, age_s=age_s
+        )
         self._sending = False
         self._azure_full = False
 
@@ -241,6 +257,8 @@ class Talk:
         """Carries the talk to its end, and returns the reason."""
         self._start(self._read_client(), "talk-client")
         self._start(self._read_azure(), "talk-azure")
+        if self._leash is not None:
+            self._start(self._leash(warn=self._warn_of_budget, end=self._watchdog.end_softly), "talk-budget")
         self._ticker = self._loop.call_later(self._tick_s, self._tick)
         ending = Ending(DRAINING, "the broker is going away: ask for a new plan", outcome="drain")
         try:
@@ -321,8 +339,7 @@ class Talk:
             upstream.socket.send(message)
             self._ledger.audio.append(message)
             return
-        noted = len(message) <= _LONGEST_NOTED or kind == "response.create" or IMAGE_FIELD.decode() not in message
-        event = parsed(message) if noted or self._guard.is_on else {}
+        event = parsed(message)
         if self._guard.admits(kind, event, len(message)):
             self._pass_on(kind, message, event, upstream)
 
@@ -337,6 +354,7 @@ class Talk:
         if not self._answers.admits(kind, event):
             self._answers.tick()
             return
+        self._clock.client_sent(kind, event, self._loop.time())
         if kind == "conversation.item.truncate" and self._restored.answers_truncate(event.get("item_id")):
             # To Azure the item is text, which it does not truncate.
             self._ledger.truncate(event)
@@ -417,6 +435,7 @@ class Talk:
     def _use(self, upstream: UpstreamConnection) -> None:
         self.book()
         self._upstream, self._resource = upstream, upstream.resource
+        self._retries.begin_anew()
         if self._usage is not None:
             self._usage.went_live(upstream.resource, upstream.route.dialect)
         self._fast_path.join(upstream)
@@ -453,12 +472,18 @@ class Talk:
             self._restored.expect_item(event["item"]["id"], event["item"]["id"])
             self._session.socket.send(compact(event))
 
-    def _agent_changed(self, agent: Agent) -> None:
-        self._guard.follow(agent)
-
     def _user_spoke(self) -> None:
         self._handoff.user_spoke()
+        self._retries.user_spoke()
         self._farewell.take_back()
+
+    def _note_answer(self, turn: TurnLatency, upstream: UpstreamConnection) -> None:
+        latency_ms = round(turn.wait_s * 1000, 1)
+        self.turn_latencies_ms.append(latency_ms)
+        self._parts.counters.turn_latencies_ms.append(latency_ms)
+        self._parts.observe(
+            TurnAnswered(self._adapter.transport, self._handoff.agent.id, upstream.resource, turn.wait_s)
+        )
 
     def _holds_answers(self) -> bool:
         """Whether no answer may be asked for now, whatever is due."""
@@ -486,6 +511,7 @@ class Talk:
     def _begin_gap(self) -> None:
         """No session carries the talk: nothing of the last one reaches it any more."""
         self._upstream = self._session = None
+        self._clock.cut()
         self._answers.cut()
         self._guard.cut()
         self._fast_path.join(None)
@@ -506,6 +532,7 @@ class Talk:
         new.first[:0] = ended
         self._restored.begin()
         dialect = new.route.dialect
+        self._clock.cut()
         self._answers.cut()
         self._guard.cut()
         steps = ledger.steps()
@@ -569,6 +596,14 @@ class Talk:
         self.end(Ending(INTERNAL, "the broker failed: ask for a new plan"))
 
     # --- time and the end
+
+    def _warn_of_budget(self) -> None:
+        async def warn() -> None:
+            await self._ready.wait()  # nothing is told before
+            why = "the budget of today is nearly used up: the talk ends soon"
+            self._tell(self._adapter.error(Refused("budget_used", why)))
+
+        self._start(warn(), "talk-budget-warning")
 
     def _tick(self) -> None:
         """Checks everything that may take too long. One timer does it for all waits: a timeout a frame costs more."""

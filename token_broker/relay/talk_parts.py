@@ -1,9 +1,10 @@
-"""What all talks of the process share, over WebSockets and in WebRTC calls."""
+"""What all talks of a process share, whichever way they take."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from token_broker.memory.types import Recall, TurnIngest
+from token_broker.observability.events import Observer, null_observer
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.counters import RelayCounters
 from token_broker.sessions.agents import AgentRegistry
@@ -16,7 +17,7 @@ __all__ = ["TalkParts"]
 
 @dataclass(frozen=True, slots=True)
 class TalkParts:
-    """What all talks share. `redact` removes the secrets that are known now from a text; `tools` runs agents' tools."""
+    """`redact` removes the secrets that are known now from a text; `tools` runs agents' tools."""
 
     settings: Settings
     agents: AgentRegistry
@@ -27,3 +28,4 @@ class TalkParts:
     redact: Callable[[str], str]
     tools: ToolRunner | None = None
     guardrail: GuardrailClient | None = None
+    observe: Observer = null_observer

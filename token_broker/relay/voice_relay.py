@@ -13,7 +13,7 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from strategies.health import BreakerStatus
+from strategies.health import BreakerStatus, percentiles
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.observability.events import Observer, TalkEnded, null_observer
 from token_broker.observability.logging import Redactor, bind_ids, own_secrets
@@ -33,6 +33,7 @@ from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings
 from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolRunner
+from token_broker.usage.budgets import Leash
 from token_broker.usage.ledger import UsageLedger
 from token_broker.web.middleware import not_found
 from token_broker.web.requests import Problem, correlation_id, problem_response, refuse_socket
@@ -80,6 +81,7 @@ class VoiceRelay:
         guardrail: GuardrailClient | None = None,
         on_ended: Callable[[Owner, str], None] = lambda _owner, _agent_id: None,
         ledger: UsageLedger | None = None,
+        leash: Leash | None = None,
     ) -> None:
         lasting_secrets = (*own_secrets(settings), *(secret for agent in agents.values() for secret in agent.secrets))
 
@@ -87,6 +89,7 @@ class VoiceRelay:
             return Redactor((*lasting_secrets, *connector.secrets))(text)
 
         self._on_ended = on_ended
+        self._leash = leash
         self._ledger = ledger or UsageLedger(None)
         self._observe = observe
         self._level = level or TalkLevelCounters()
@@ -106,6 +109,7 @@ class VoiceRelay:
             redact=redact,
             tools=tools,
             guardrail=guardrail,
+            observe=observe,
         )
 
     @property
@@ -146,6 +150,7 @@ class VoiceRelay:
             transcription_usage=totals.transcription,
             usage_by_agent=dict(counters.usage_by_agent),
             usage_by_principal=dict(counters.usage_by_principal),
+            turn_latency_ms=percentiles(counters.turn_latencies_ms),
             # Each is shown from the start, so that its first failure is seen as an increase.
             resources={name: counters.resources.get(name) or ResourceUse() for name in self.parts.connector.routes},
             upstreams=[
@@ -202,6 +207,7 @@ class VoiceRelay:
             return
         try:
             admitted = self._admission.by_any(scope)
+            await self._admission.ensure_budget(admitted)
             lease = await self._admission.enter(admitted, counted=True)
         except Problem as problem:
             if isinstance(problem, RefusedError):
@@ -232,6 +238,8 @@ class VoiceRelay:
             on_live=partial(self._level.went_live, owner.talk_id),
             greets=partial(self._level.greets, owner.talk_id),
             usage=usage,
+            leash=None if self._leash is None else partial(self._leash.hold, usage, admitted.limit_key),
+            age_s=self._level.age_s(owner.talk_id),
         )
         self._counters.sessions += 1
         self._talks.add(talk)
@@ -278,6 +286,7 @@ class VoiceRelay:
                     turns=talk.counters.turns,
                     input_tokens=talk.counters.usage.input_tokens,
                     output_tokens=talk.counters.usage.output_tokens,
+                    turn_latencies_ms=tuple(talk.turn_latencies_ms),
                     trace=scope.get("state", {}).get("trace"),
                 )
             )

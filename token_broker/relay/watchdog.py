@@ -6,8 +6,9 @@ from token_broker.relay.azure.socket import AzureSocket
 from token_broker.server.close_codes import CLIENT_STALLED, DONE, Ending
 from token_broker.settings import Settings
 
-__all__ = ["Snapshot", "Watchdog", "tick_s"]
+__all__ = ["BUDGET_USED", "Snapshot", "Watchdog", "tick_s"]
 
+BUDGET_USED = Ending(DONE, "the budget of today is used up", "budget_used", ends_talk=True, outcome="budget")
 _LONGEST_TICK_S = 1.0
 _STALL_S = 3.0
 _PONG_S = 5.0  # an answer to a ping takes milliseconds
@@ -31,10 +32,17 @@ class Snapshot:
 
 
 class Watchdog:
-    """Compares each snapshot with the ones before. Times are of the event loop's clock."""
+    """Compares each snapshot with the ones before. Times are of the event loop's clock.
 
-    def __init__(self, settings: Settings, now_s: float) -> None:
+    `longest_s` bounds the talk further, which is `age_s` old already.
+    """
+
+    def __init__(self, settings: Settings, now_s: float, *, longest_s: float | None = None, age_s: float = 0.0) -> None:
         self._settings = settings
+        self._longest_s = settings.max_talk_s if longest_s is None else min(settings.max_talk_s, longest_s - age_s)
+        self._budget_left_s: float | None = None
+        self._budget_ends_s: float | None = None
+        self._plays_last = False
         self._began_s = now_s
         self._pinged_s = now_s
         self._looked_s = now_s
@@ -46,9 +54,11 @@ class Watchdog:
     def overdue(self, now_s: float, snapshot: Snapshot | None) -> Ending | None:
         """Why the talk must end now, or None. `snapshot` is None while no upstream is connected."""
         settings = self._settings
-        if now_s - self._began_s >= settings.max_talk_s:
+        if now_s - self._began_s >= self._longest_s:
             why = "the talk has reached its longest time: ask for a new plan"
             return Ending(DONE, why, "talk_too_long", ends_talk=True, outcome="longest_time")
+        if self._has_spent(now_s, snapshot):
+            return BUDGET_USED
         if snapshot is None:
             return None
         signs = (snapshot.frames_from_client, snapshot.pings)
@@ -62,6 +72,24 @@ class Watchdog:
         if self._to_client.still_s(waiting, now_s) >= settings.client_write_timeout_s:
             return Ending(CLIENT_STALLED, "the client does not read")
         return None
+
+    def end_softly(self, left_s: float, when_quiet: bool) -> None:
+        """The budget is used up: the talk ends with what is being played, and in `left_s` at the latest.
+
+        `when_quiet`: at once where nothing is.
+        """
+        self._budget_left_s, self._plays_last = left_s, when_quiet
+
+    def _has_spent(self, now_s: float, snapshot: Snapshot | None) -> bool:
+        if self._budget_left_s is None:
+            return False
+        if self._budget_ends_s is None:
+            self._budget_ends_s = now_s + self._budget_left_s
+        if snapshot is not None and snapshot.answering:
+            self._plays_last = True
+        elif self._plays_last:
+            return True
+        return now_s >= self._budget_ends_s
 
     def azure_is_dead(self, now_s: float, snapshot: Snapshot) -> bool:
         """Whether Azure's side accepts no data, or leaves a ping unanswered; also pings Azure."""

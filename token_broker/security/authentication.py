@@ -20,7 +20,14 @@ from token_broker.security.entra_jwt import (
     JwksUnavailableError,
     TokenRefusedError,
 )
-from token_broker.security.tokens import ANONYMOUS, ClientSecretClaims, Owner, SessionClaims, TicketClaims
+from token_broker.security.tokens import (
+    ANONYMOUS,
+    ClientSecretClaims,
+    MintedSession,
+    Owner,
+    SessionClaims,
+    TicketClaims,
+)
 from token_broker.settings import Settings
 from token_broker.web.requests import Problem, address_key, client_address
 
@@ -83,19 +90,22 @@ class Authenticator(Protocol):
 class Caller:
     """The holder of one of the broker's own credentials.
 
-    `limit_key` is what their requests count by, `agent_id` the agent that the credential names, if it names one.
+    `limit_key` is what their requests count by, `agent_id` the agent that the credential names, if it names one, and
+    `minted` what the plan's ephemeral token opens.
     """
 
     owner: Owner
     limit_key: str
     agent_id: str | None
+    minted: MintedSession | None = None
 
 
 def caller_of(
     scope: Scope, claims: SessionClaims | TicketClaims | ClientSecretClaims, trusted_proxies: tuple[str, ...]
 ) -> Caller:
     """The caller who sends a credential with these claims."""
-    return Caller(claims.owner, limit_key(scope, claims.owner.principal, trusted_proxies), claims.agent_id)
+    minted = claims.minted if isinstance(claims, SessionClaims) else None
+    return Caller(claims.owner, limit_key(scope, claims.owner.principal, trusted_proxies), claims.agent_id, minted)
 
 
 def limit_key(scope: Scope, principal_id: str, trusted_proxies: tuple[str, ...]) -> str:

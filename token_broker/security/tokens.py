@@ -35,6 +35,8 @@ __all__ = [
     "TICKET_TTL_S",
     "CallClaims",
     "ClientSecretClaims",
+    "MintedSession",
+    "Narrowing",
     "Owner",
     "SessionClaims",
     "TicketClaims",
@@ -59,9 +61,38 @@ _SESSION_IDS = "vtb-session-id"  # the purpose of the subkey that signs session 
 _UUID_CHARS = 36
 _MARK_CHARS = 8  # 32 bits: enough against a guess, and the id stays a valid UUID
 _TOKENS_REMEMBERED = 2048
+_NARROWED_AT_MOST = 8  # one secret minted with another
 # O_EXCL: of two processes that start at once, one creates the file, and both read the same key.
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 ANONYMOUS = "anonymous"
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowing:
+    """What a mint was narrowed to. Credentials carry it, and those that are minted with them, never wider.
+
+    `max_session_s` is the longest talk; `transports` are the only ones; `origin` is the page's that may use it.
+    """
+
+    max_session_s: int | None = None
+    transports: tuple[str, ...] | None = None
+    origin: str | None = None
+
+    def within(self, other: "Narrowing") -> "Narrowing":
+        """What both permit. Raises ValueError where that is nothing."""
+        lengths = [each for each in (self.max_session_s, other.max_session_s) if each is not None]
+        transports = self.transports if other.transports is None else other.transports
+        if self.transports is not None and other.transports is not None:
+            transports = tuple(name for name in self.transports if name in other.transports)
+            if not transports:
+                raise ValueError("transports: the credential permits none of these")
+        if None not in {self.origin, other.origin} and self.origin != other.origin:
+            raise ValueError("origin: the credential is for another one")
+        return Narrowing(min(lengths, default=None), transports, self.origin or other.origin)
+
+    def permits(self, *transports: str) -> bool:
+        """Whether one of the transports may be used."""
+        return self.transports is None or any(name in self.transports for name in transports)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +104,7 @@ class Owner:
 
     `talk_id` names the talk: it stays over moves, fallbacks, handoffs and reconnects within 60 s, while a session may
     have several talks. Without one it is the session's id.
+    `narrowed`: what the credential was narrowed to.
     """
 
     session_id: str
@@ -80,10 +112,20 @@ class Owner:
     epoch: int
     user_id: str | None = None
     talk_id: str = ""
+    narrowed: Narrowing = Narrowing()
 
     def __post_init__(self) -> None:
         if not self.talk_id:
             object.__setattr__(self, "talk_id", self.session_id)
+
+
+@dataclass(frozen=True, slots=True)
+class MintedSession:
+    """The session of Azure's that a plan's ephemeral token opens: its id, and where it was minted."""
+
+    azure_id: str
+    endpoint: str  # base URL
+    resource: str
 
 
 class TokenError(Exception):
@@ -102,6 +144,7 @@ class SessionClaims:
     expires_at_s: float
     agent_id: str | None = None
     issued_at_s: float = 0.0
+    minted: MintedSession | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +162,7 @@ class ClientSecretClaims:
     """The claims of a client secret: admission to any compatible endpoint, with this agent, several times.
 
     Uses are counted by `secret_id` until `counted_until_s`. Secrets that were minted with this one share its count.
+    `own_uses`: ids under which its uses are counted besides, with their numbers, since it or one before was narrowed.
     """
 
     secret_id: str
@@ -126,6 +170,7 @@ class ClientSecretClaims:
     agent_id: str
     expires_at_s: float
     counted_until_s: float
+    own_uses: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +193,7 @@ class TokenSigner:
     def __init__(self, keys: Sequence[SecretStr], *, clock: Callable[[], float] = time.time) -> None:
         if not keys:
             raise ValueError("a signing key is needed")
+        self._first = keys[0]
         self._subkeys = {
             kind: [_subkey(key.get_secret_value().encode(), kind) for key in keys] for kind in (*_CLAIMS, _SESSION_IDS)
         }
@@ -160,6 +206,10 @@ class TokenSigner:
         self._clock = clock
         # Each turn of a session carries the same token. Its claims never change; its expiry is checked apart.
         self._verified = functools.lru_cache(_TOKENS_REMEMBERED)(self._verify)
+
+    def subkey(self, purpose: str) -> bytes:
+        """A key of its own for that purpose, derived from the first key."""
+        return _subkey(self._first.get_secret_value().encode(), purpose)
 
     def new_session_id(self) -> str:
         """A UUID of version 7 whose last 32 bits are a signature, so that `made` recognizes it without a store."""
@@ -177,9 +227,17 @@ class TokenSigner:
     def _mark(self, name: str, key: bytes) -> str:
         return self._hmac.sign(name.encode(), key).hex()[:_MARK_CHARS]
 
-    def session_token(self, owner: Owner, *, ttl_s: int, agent_id: str | None = None) -> str:
-        """A token that proves this session's ownership for `ttl_s` seconds; `agent_id` is whom the plan speaks with."""
-        return self._sign({**_claims_of(owner), "tlk": owner.talk_id, "agt": agent_id}, SESSION_TYPE, ttl_s)
+    def session_token(
+        self, owner: Owner, *, ttl_s: int, agent_id: str | None = None, minted: MintedSession | None = None
+    ) -> str:
+        """A token that proves this session's ownership for `ttl_s` seconds; `agent_id` is whom the plan speaks with.
+
+        `minted` is what the plan's ephemeral token opens: by it a call that the broker did not set up is known.
+        """
+        claims = {**_claims_of(owner), "tlk": owner.talk_id, "agt": agent_id}
+        if minted is not None:
+            claims |= {"azs": minted.azure_id, "hst": minted.endpoint, "res": minted.resource}
+        return self._sign(claims, SESSION_TYPE, ttl_s)
 
     def ticket(self, owner: Owner, *, agent_id: str, ttl_s: int) -> str:
         """A single admission to the proxy within `ttl_s` seconds."""
@@ -187,17 +245,30 @@ class TokenSigner:
         return self._sign(claims, TICKET_TYPE, ttl_s)
 
     def client_secret(
-        self, owner: Owner, *, agent_id: str, ttl_s: int, minted_with: ClientSecretClaims | None = None
+        self,
+        owner: Owner,
+        *,
+        agent_id: str,
+        ttl_s: int,
+        minted_with: ClientSecretClaims | None = None,
+        uses: int | None = None,
     ) -> str:
         """A token for the compatible endpoints for `ttl_s` seconds, with the prefix `ek_`.
 
         A secret that is minted with another one shares its count, so it opens no more talks than that one has left.
+        `uses` bounds it further, and what is minted with it as well. Raises ValueError where it was narrowed too often.
         """
+        own = minted_with.own_uses if minted_with else ()
+        if uses is not None and all(uses < count for _, count in own):
+            own = (*own, (uuid7(), uses))
+        if len(own) > _NARROWED_AT_MOST:
+            raise ValueError("uses: narrowed too often")
         claims = {
             "jti": minted_with.secret_id if minted_with else uuid7(),
             "cnt": minted_with.counted_until_s if minted_with else int(self._clock()) + ttl_s,
             **_claims_of(owner),
             "agt": agent_id,
+            **({"use": own} if own else {}),
         }
         return CLIENT_SECRET_PREFIX + self._sign(claims, CLIENT_SECRET_TYPE, ttl_s)
 
@@ -313,7 +384,10 @@ def load_or_create_key(path: Path) -> SecretStr:
 
 
 def _claims_of(owner: Owner) -> dict[str, Any]:
-    return {"sid": owner.session_id, "sub": owner.principal, "epo": owner.epoch, "uid": owner.user_id}
+    narrowed = owner.narrowed
+    narrow = {"mxs": narrowed.max_session_s, "trp": narrowed.transports, "ori": narrowed.origin}
+    narrow = {name: value for name, value in narrow.items() if value is not None}
+    return {"sid": owner.session_id, "sub": owner.principal, "epo": owner.epoch, "uid": owner.user_id, **narrow}
 
 
 def _owner_of(claims: Mapping[str, Any]) -> Owner:
@@ -323,6 +397,11 @@ def _owner_of(claims: Mapping[str, Any]) -> Owner:
         epoch=_number(claims, "epo"),
         user_id=_optional_text(claims, "uid"),
         talk_id=_optional_text(claims, "tlk") or "",
+        narrowed=Narrowing(
+            max_session_s=None if claims.get("mxs") is None else _number(claims, "mxs"),
+            transports=None if claims.get("trp") is None else tuple(map(str, claims["trp"])),
+            origin=_optional_text(claims, "ori"),
+        ),
     )
 
 
@@ -332,6 +411,9 @@ _CLAIMS: dict[str, Callable[[Mapping[str, Any]], Claims]] = {
         expires_at_s=_number(claims, "exp"),
         agent_id=_optional_text(claims, "agt"),
         issued_at_s=_number(claims, "iat"),
+        minted=MintedSession(_text(claims, "azs"), _text(claims, "hst"), _text(claims, "res"))
+        if "azs" in claims
+        else None,
     ),
     TICKET_TYPE: lambda claims: TicketClaims(
         ticket_id=_text(claims, "jti"),
@@ -345,6 +427,7 @@ _CLAIMS: dict[str, Callable[[Mapping[str, Any]], Claims]] = {
         agent_id=_text(claims, "agt"),
         expires_at_s=_number(claims, "exp"),
         counted_until_s=_number(claims, "cnt"),
+        own_uses=tuple((str(name), int(count)) for name, count in claims.get("use", ())),
     ),
     CALL_TYPE: lambda claims: CallClaims(
         session_id=_text(claims, "sid"),

@@ -163,6 +163,14 @@ class Agent(AgentKeys):
         return ""
 
     @cached_property
+    def asks_page(self) -> bool:
+        """Whether the page answers some of its calls: then it has to get the events that tell of them."""
+        return any(
+            tool.run == "client" if isinstance(tool, FunctionTool) else tool.require_approval != "never"
+            for tool in self.tools
+        )
+
+    @cached_property
     def is_seen(self) -> bool:
         """Whether every talk of it has to be seen, so that no plan has an unseen transport."""
         return self.control == "required" or self.guardrail is not None or bool(self.sockets_only)

@@ -22,12 +22,14 @@ from token_broker.security.tokens import (
     RESUME_GRACE_S,
     TICKET_TTL_S,
     ClientSecretClaims,
+    Narrowing,
     Owner,
     SessionClaims,
     TokenError,
     TokenSigner,
 )
 from token_broker.server.drain import Drain
+from token_broker.sessions.schemas import NarrowedRequest
 from token_broker.sessions.talk_level import LOST_KEPT_S, TalkLevelCounters
 from token_broker.settings import Settings
 from token_broker.web.requests import SESSION_TOKEN_HEADER, Problem, session_tokens, uuid7
@@ -61,6 +63,18 @@ class OpenedSession:
     # The caller chose an unused id. It is claimed before the answer, or two callers could both get it.
     is_new_name: bool
 
+    def narrowed(self, wanted: NarrowedRequest) -> "OpenedSession":
+        """The same for a credential that is narrowed so, within what the caller's own one permits.
+
+        Raises Problem 422 where that is nothing.
+        """
+        transports = None if wanted.transports is None else tuple(wanted.transports)
+        try:
+            narrowed = self.owner.narrowed.within(Narrowing(wanted.max_session_s, transports, wanted.origin))
+        except ValueError as error:
+            raise Problem(422, "invalid_request", f"{error}.") from None
+        return dataclasses.replace(self, owner=dataclasses.replace(self.owner, narrowed=narrowed))
+
     async def keep(self, sessions: SessionRepository, agent_id: str) -> None:
         """Writes the session: before the answer where the caller chose its id, else beside it.
 
@@ -88,6 +102,7 @@ class Callers:
     blocklist: Blocklist
     rate: RateLimiter
     hang_ups: RateLimiter  # a limiter of its own: a caller who has used up the rate can still hang up
+    event_streams: RateLimiter
     drain: Drain = field(default_factory=Drain)
     talks: TalkLevelCounters = field(default_factory=TalkLevelCounters)
 
@@ -190,7 +205,8 @@ async def open_session(
     if claims is not None and _goes_on(claims, record, talks):
         talk_id = claims.owner.talk_id
         talks.seen(talk_id, elsewhere=record is not None and record.talk_id == talk_id)
-    owner = Owner(session_id, principal.id, max(last_epoch + 1, _now_ms()), label, talk_id)
+    narrowed = Narrowing() if claims is None else claims.owner.narrowed
+    owner = Owner(session_id, principal.id, max(last_epoch + 1, _now_ms()), label, talk_id, narrowed)
     return OpenedSession(owner, is_new_name=record is None and claims is None)
 
 

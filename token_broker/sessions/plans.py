@@ -11,17 +11,17 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
-from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec
+from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec, SpecSupplier
 from strategies.pool import Outlook, Pool
-from strategies.resources import Resource, SpecSupplier, Wanted
+from strategies.resources import Resource, Wanted
 from strategies.session_model.session_fields import voice_name
 from token_broker.memory.types import Recall
 from token_broker.resources import family_of
-from token_broker.security.tokens import TICKET_TTL_S, Owner, TokenSigner
+from token_broker.security.tokens import TICKET_TTL_S, MintedSession, Owner, TokenSigner
 from token_broker.sessions.agent import Agent
 from token_broker.sessions.schemas import Connection, Plan, RelayConnection, WebRtcConnection, WebSocketConnection
 from token_broker.settings import Settings
-from token_broker.web.requests import websocket_url
+from token_broker.web.requests import Problem, websocket_url
 
 __all__ = ["PlanMaker", "TalkSpecs", "session_spec"]
 
@@ -102,6 +102,7 @@ class PlanMaker:
         self._signer = signer
         self._pool = pool
         # Derived once: the settings compute them anew at each access.
+        self._has_budget = bool(settings.budget_minutes_per_day or settings.budget_tokens_per_day)
         self._session_token_ttl_s = settings.session_token_ttl_s
         self._proxy_dialects = {each.name: each.settings.proxy_dialect for each in settings.resources}
         self._upstreams = {each.name: each.settings.upstreams for each in settings.resources}
@@ -119,9 +120,11 @@ class PlanMaker:
         """The plan for `grant`. `public_base` is the broker as the browser sees it: scheme, host, port.
 
         Unless `unseen` is set and the agent permits it, the plan has only transports that the broker can end, and no
-        secret of Azure's: with such a secret a client opens a talk that the broker never sees.
+        secret of Azure's: with such a secret a client opens a talk that the broker never sees. The same where a budget
+        or `max_session_s` holds, or an origin alone may talk. Raises Problem 503 where no transport is left.
         """
-        unseen = unseen and not agent.is_seen
+        bounded = self._has_budget or owner.narrowed.max_session_s is not None or owner.narrowed.origin is not None
+        unseen = unseen and not agent.is_seen and (self._settings.unseen_talks == "allow" or not bounded)
         now = datetime.now(UTC).replace(microsecond=0)
         minted = grant if isinstance(grant, EphemeralGrant) else None
         if minted is not None:
@@ -131,15 +134,25 @@ class PlanMaker:
             wanted = agent.wanted(owner.session_id)
             outlook, first = self._proxy_outlook(wanted), next(iter(self._pool.order(wanted)), None)
         model = agent.model or (first.model if first else self._settings.model)
-        session_token = self._signer.session_token(owner, ttl_s=self._session_token_ttl_s, agent_id=agent.id)
+        opens = None
+        # With BROKER_ATTACH_CHECK=off the id is not asked for, and a mint may have none.
+        if minted is not None and unseen and (minted.session_id or self._settings.attach_check == "off"):
+            opens = MintedSession(minted.session_id or "", minted.endpoint, minted.resource)
+        session_token = self._signer.session_token(
+            owner, ttl_s=self._session_token_ttl_s, agent_id=agent.id, minted=opens
+        )
         connections: list[Connection] = []
         if minted is not None:
-            direct = self._direct(minted, owner, public_base, session_token, now, model=model)
+            direct = self._direct(minted, owner, public_base, session_token, now, model=model, agent=agent)
             connections += direct if unseen else [each for each in direct if each.transport == "webrtc_relay"]
-        if "websocket_proxy" in self._settings.token_strategies:
+        connections = [each for each in connections if owner.narrowed.permits(each.transport)]
+        if "websocket_proxy" in self._settings.token_strategies and owner.narrowed.permits("websocket_proxy"):
             dialect = self._proxy_dialects[first.name] if first else self._settings.proxy_dialect
             connections.append(self._proxy(owner, agent, public_base, now, dialect))
-        shown = minted if unseen else None
+        if not connections:
+            detail = "None of the transports that were asked for is to be had just now: try again, or ask for others."
+            raise Problem(503, "nothing_minted", detail, headers={"Retry-After": str(math.ceil(_POOR_RETRY_AFTER_S))})
+        shown = minted if any(each.transport in {"webrtc", "websocket"} for each in connections) else None
         return Plan(
             session_id=owner.session_id,
             agent_id=agent.id,
@@ -178,13 +191,15 @@ class PlanMaker:
         now: datetime,
         *,
         model: str,
+        agent: Agent,
     ) -> list[Connection]:
         token = grant.token.get_secret_value()
         # Measured on our own monotonic clock: Azure's expiry is a time of Azure's clock, and clocks differ.
         left_s = max(0, math.floor(grant.expires_in_s - (time.monotonic() - grant.received_at_s)))
         expires_at = grant.expires_at.replace(microsecond=0)
         lasting_s = self._session_token_ttl_s
-        filtered = "?webrtcfilter=on" if self._settings.webrtc_filter == "on" else ""
+        filters = self._settings.webrtc_filter == "on" and not agent.asks_page  # calls do not pass Azure's filter
+        filtered = "?webrtcfilter=on" if filters else ""
         connections: list[Connection] = [
             WebRtcConnection(
                 url=f"{grant.endpoint}/openai/v1/realtime/calls{filtered}",

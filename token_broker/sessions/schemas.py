@@ -17,6 +17,7 @@ __all__ = [
     "ClientSecret",
     "ClientSecretRequest",
     "Connection",
+    "NarrowedRequest",
     "Plan",
     "RelayConnection",
     "SecretMetadata",
@@ -36,10 +37,28 @@ SESSION_ID_PATTERN = r"^[A-Za-z0-9_-]{16,64}$"
 SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID_PATTERN)]
 # A user id is shown in logs and by the CLI: no control characters, no invisible ones, none that changes the direction.
 _PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+$"
+_ORIGIN = r"^https?://[a-z0-9.:\[\]-]+$"
 UserId = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_PRINTABLE)]
 
 
-class TokenRequest(BaseModel):
+Transport = Literal["webrtc", "webrtc_relay", "websocket", "websocket_proxy"]
+
+
+class NarrowedRequest(BaseModel):
+    """What a request may narrow its credentials to; none of it widens anything."""
+
+    max_session_s: Annotated[int, BeforeValidator(whole_number), Field(ge=10, le=86_400)] | None = Field(
+        None, description="The longest talk, within the broker's own limit."
+    )
+    transports: Annotated[list[Transport], Field(min_length=1, max_length=4)] | None = Field(
+        None, description="The only transports that may be used."
+    )
+    origin: Annotated[str, StringConstraints(pattern=_ORIGIN, max_length=255)] | None = Field(
+        None, description="The origin whose pages alone may use the credentials, such as https://app.example.com."
+    )
+
+
+class TokenRequest(NarrowedRequest):
     """A browser's request for a plan; every field is optional."""
 
     model_config = ConfigDict(
@@ -82,7 +101,7 @@ class _WantedSession(BaseModel):
     type: Literal["realtime"] = "realtime"
 
 
-class SecretMetadata(BaseModel):
+class SecretMetadata(NarrowedRequest):
     """The broker's own members; others are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -95,6 +114,9 @@ class SecretMetadata(BaseModel):
     )
     user_id: UserId | None = Field(
         None, description="A label without authentication; with it, absent or the caller's own id."
+    )
+    uses: Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=1000)] | None = Field(
+        None, description="How many talks the secret opens, within BROKER_CLIENT_SECRET_USES."
     )
 
 

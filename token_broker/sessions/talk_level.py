@@ -92,6 +92,11 @@ class TalkLevelCounters:
             return None
         return not known.is_over and (known.connections > 0 or self._clock() - known.lost_s < LOST_KEPT_S)
 
+    def age_s(self, talk: str) -> float:
+        """For how long this process has known the talk."""
+        known = self._talks.get(talk)
+        return 0.0 if known is None else self._clock() - known.began_s
+
     def greets(self, talk: str) -> bool:
         """Whether the agent speaks first now: True once a talk, however often its client connects."""
         known = self._talks.get(talk)

@@ -52,7 +52,7 @@ class TalkUsage:
     """One talk over one transport. Every observer feeds it; each answer and each transcription counts once.
 
     `seen` is false where the broker does not hear the talk: then its seconds and tokens are unknown. `changed` is
-    called where something should be written soon, `on_answer` where an answer has ended.
+    called where something should be written soon, `on_answer` where an answer has ended, `on_closed` at the end.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class TalkUsage:
         self.ended: str | None = None
         self.largest_answer = LEAST_ANSWER_TOKENS
         self.on_answer: Callable[[], None] = lambda: None
+        self.on_closed: Callable[[], None] = lambda: None
         self.observers = 1
         self._dialect = dialect
         self._clock = clock
@@ -149,13 +150,14 @@ class TalkUsage:
                 row.is_exact = False
             self._begun.clear()
         if self.observers <= 0:
+            self.on_closed()
             self._closed(self)
 
     def spent(self, day: int) -> tuple[int, int]:
-        """Milliseconds and tokens of that day. Answers of unknown cost count as the largest one."""
+        """Milliseconds, rounded up, and tokens of that day. Answers of unknown cost count as the largest one."""
         rows = [row for row in self.rows if row.day == day]
         unknown = sum(row.unmeasured for row in rows) * self.largest_answer
-        return sum(row.live_us or 0 for row in rows) // 1000, sum(row.tokens for row in rows) + unknown
+        return -(-sum(row.live_us or 0 for row in rows) // 1000), sum(row.tokens for row in rows) + unknown
 
     def values(self, row: UsageRow) -> dict[str, Any]:
         """The row as the store keeps it."""

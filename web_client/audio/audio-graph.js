@@ -8,7 +8,7 @@
  */
 
 import { within } from "../bounded.js";
-import { WIRE_RATE, canResample } from "./worklets.js";
+import { WIRE_RATE, canResample } from "./rates.js";
 
 /**
  * @typedef {import("./worklets.js").Cut} Cut
@@ -306,7 +306,7 @@ export class AudioGraph {
 
 function newContext() {
   const context = new AudioContext({ latencyHint: "interactive" });
-  if (canResample(context.sampleRate, WIRE_RATE)) return context;
+  if (canResample(context.sampleRate, WIRE_RATE) && canResample(WIRE_RATE, context.sampleRate)) return context;
   void context.close();
   return new AudioContext({ latencyHint: "interactive", sampleRate: ORDINARY_RATE });
 }

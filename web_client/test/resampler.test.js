@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { Resampler, canResample } from "../audio/worklets.js";
+import { canResample } from "../audio/rates.js";
+import { Resampler } from "../audio/worklets.js";
 
 const DEVICE_RATES = [48_000, 44_100, 16_000];
 const WIRE_RATE = 24_000;
@@ -129,5 +130,4 @@ test("equal rates pass samples through untouched and without delay", () => {
 test("rates with an absurd ratio are refused", () => {
   assert.equal(canResample(47_999, 24_000), false);
   assert.equal(canResample(44_100.5, 24_000), false);
-  assert.throws(() => new Resampler(47_999, 24_000), RangeError);
 });

@@ -45,6 +45,7 @@ def make_app(settings: Settings, memory: Memory, *, quotas: MemoryQuotas | None 
             blocklist=memory.blocklist,
             rate=RateLimiter(0),
             hang_ups=RateLimiter(0),
+            event_streams=RateLimiter(0),
         ),
         memory=memory,
         quotas=quotas or memory_quotas(settings),

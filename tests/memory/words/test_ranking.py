@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.memory.words.everyday import BESIDES, EVERYDAY, NEVER_SAID
 from tests.memory.words.pairs import PAIRS, SMALL_TALK, UNANSWERED
 from token_broker.memory.words.folding import fold_turn
 from token_broker.memory.words.ranking import Search
@@ -28,6 +29,14 @@ def test_pairs_are_found_and_nothing_else() -> None:
     wrong = {question: texts for said, question in PAIRS if (texts := told[question]) not in ([said], [])}
     assert len(hits) >= len(PAIRS) - 1, "46 of 50 were asked for"
     assert not wrong
+
+
+def test_everyday_talk_is_found() -> None:
+    said = [*(said for said, _ in EVERYDAY), *BESIDES.strip().splitlines()]
+    told = {question: found(question, *said) for _, question in EVERYDAY}
+    assert not {question: told[question] for said, question in EVERYDAY if said not in told[question]}
+    assert not {question: told[question] for said, question in EVERYDAY if len(told[question]) > 1}
+    assert not {question: texts for question in NEVER_SAID if (texts := found(question, *said))}
 
 
 @pytest.mark.parametrize("question", UNANSWERED)

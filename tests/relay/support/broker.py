@@ -28,6 +28,7 @@ from tests.support.serving import run_server, server_config
 from token_broker.azure import build_connector, build_pool
 from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.memory.types import Interruption, Remembered, Turn
+from token_broker.observability.events import Observer, null_observer
 from token_broker.relay.adapters import COMPAT_ENDPOINTS
 from token_broker.relay.admission import Admission
 from token_broker.relay.azure.connector import UpstreamConnector
@@ -241,6 +242,7 @@ def build(
     agents: AgentRegistry | None = None,
     tools: ToolRunner | None = None,
     guardrail: GuardrailClient | None = None,
+    observe: Observer = null_observer,
 ) -> Running:
     entra = EntraTokens(FixedEntra(), timeout_s=2) if settings.uses_entra else None
     credentials = Credentials(key=settings.key if settings.uses_key else None, entra=entra)
@@ -290,6 +292,7 @@ def build(
         drain=drain,
         tools=tools,
         guardrail=guardrail,
+        observe=observe,
     )
     calls = WatchedCalls(
         relay.parts,
@@ -362,9 +365,11 @@ async def broker(
     tls: ssl.SSLContext | None = None,
     agents: AgentRegistry | None = None,
     tools: ToolRunner | None = None,
+    observe: Observer = null_observer,
     **overrides: Any,
 ) -> AsyncIterator[Running]:
-    async with serving(build(make_settings(url, **overrides), tls=tls, agents=agents, tools=tools)) as running:
+    running = build(make_settings(url, **overrides), tls=tls, agents=agents, tools=tools, observe=observe)
+    async with serving(running):
         yield running
 
 

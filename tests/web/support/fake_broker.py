@@ -49,6 +49,7 @@ class FakeBroker:
     plan_requests: list[dict[str, Any]] = field(default_factory=list)
     turns: list[dict[str, Any]] = field(default_factory=list)
     enriched: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[dict[str, Any]] = field(default_factory=list)
     sdp_offers: list[str] = field(default_factory=list)
     hang_ups: int = 0
     calls: list[Call] = field(default_factory=list)
@@ -131,6 +132,10 @@ class FakeBroker:
         self.enriched += (await request.json())["transcripts"]
         return JSONResponse({"success": True}, 202)
 
+    async def report(self, request: Request) -> Response:
+        self.reports.append({**await request.json(), "authorization": request.headers["authorization"]})
+        return Response(status_code=204)
+
     async def status(self, request: Request) -> Response:
         return JSONResponse(self.health, 200 if self.health else 500)
 
@@ -191,6 +196,7 @@ async def run_fake(**knobs: Any) -> AsyncIterator[FakeBroker]:
             *client_routes(("http://127.0.0.1:*", "ws://127.0.0.1:*")),
             Route(f"{api}/realtime/token", fake.token, methods=["POST"]),
             Route(f"{api}/conversation/turn", fake.turn, methods=["POST"]),
+            Route(f"{api}/realtime/report", fake.report, methods=["POST"]),
             Route(f"{api}/status", fake.status),
             Route("/api/v1/memory/enrich", fake.enrich, methods=["POST"]),
             Route("/extra", fake.extra),

@@ -5,19 +5,21 @@ is stored in it, and its id never becomes anybody's again. `delete_erased` then 
 since turns of others wait for each of them. `unfinished_erasures` names what a process that ended has left over.
 """
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, literal_column, or_, select, update
 
 from token_broker.memory.store.outbox import request_erasure
 from token_broker.memory.store.sessions import subtract_from_size
-from token_broker.memory.store.summaries import delete_summaries
 from token_broker.memory.store.tables import (
     ERASED,
     ERASING,
+    NOW_US,
     SESSION_TABLES,
+    budget_reservations,
     by_bucket,
     dead_letters,
     erased_users,
@@ -27,8 +29,11 @@ from token_broker.memory.store.tables import (
     outbox,
     recent_erasures,
     sessions,
+    sink_ids,
+    summaries,
     tool_claims,
     turns,
+    usage,
     within_bytes,
 )
 from token_broker.memory.store.turn_words import delete_words
@@ -43,11 +48,15 @@ __all__ = [
     "delete_older_turns",
     "erased_since",
     "forget_recent",
+    "forget_usage",
+    "hide_usage",
     "mark_erased",
     "mark_user_erased",
     "sessions_of",
     "unfinished_erasures",
 ]
+
+_HIDDEN = "erased:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +72,9 @@ def mark_erased(
 ) -> Marked:
     """Makes the session a tombstone. `principal` has to own it; None is an operator.
 
-    Each of `sinks` is asked to erase it, once no delivery is under way. A session that is not stored becomes a
-    tombstone as well: turns of it that are on their way to the store are refused then, and an operator's erasure
-    reaches what the sinks have kept for longer. Raises NotOwnerError.
+    Each of `sinks` is asked to erase it, once no delivery is under way, and each that is known to have some of it. A
+    session that is not stored becomes a tombstone as well: turns of it that are on their way to the store are refused
+    then, and an operator's erasure reaches what the sinks have kept for longer. Raises NotOwnerError.
     """
     row = {
         "bucket": bucket_of(session_id),
@@ -87,16 +96,19 @@ def mark_erased(
         return Marked(0)
     busy = select(outbox.c.sink, outbox.c.lease_until_us).where(is_session(outbox, session_id))
     leases = {row.sink: row.lease_until_us for row in connection.execute(busy)}
-    for sink in sinks:
+    # A sink that was taken out may have some of it, too: it stays open, in case the sink comes back.
+    named = select(sink_ids.c.sink).where(sink_ids.c.bucket == bucket_of(session_id), sink_ids.c.key == session_id)
+    refused = select(dead_letters.c.sink).where(is_session(dead_letters, session_id))
+    for sink in sorted({*sinks, *leases, *connection.scalars(named), *connection.scalars(refused)}):
         erasure = SinkErasure(sink, owner or ANONYMOUS, session_id, found.user_id, found.agent_id, before_us=now_us)
         request_erasure(connection, erasure, max(now_us, leases.get(sink, 0)))
-    for table in (outbox, notices):
+    for table in (outbox, notices, summaries):
         connection.execute(delete(table).where(is_session(table, session_id)))
     recent: Any = insert_for(connection.dialect.name, recent_erasures).values(
         bucket=bucket_of(session_id), session_id=session_id, principal=owner, at_us=now_us
     )
     connection.execute(recent.on_conflict_do_nothing())
-    delete_summaries(connection, session_id)
+    hide_usage(connection, is_session(usage, session_id))
     tombstone = {
         "principal": ERASED_PRINCIPAL,
         "user_id": None,
@@ -107,6 +119,25 @@ def mark_erased(
     connection.execute(update(sessions).where(is_session(sessions, session_id)).values(tombstone))
     count = select(func.count()).select_from(turns).where(is_session(turns, session_id))
     return Marked(connection.scalar(count) or 0, max(leases.values(), default=0))
+
+
+def hide_usage(connection: Connection, whose: ColumnElement[bool]) -> None:
+    """Takes session and principal from rows of usage; one name in their place says that they belong together."""
+    hidden = {"session_id": "", "principal": f"{_HIDDEN}{secrets.token_hex(8)}"}
+    connection.execute(update(usage).where(whose).values(hidden))
+
+
+def forget_usage(connection: Connection) -> None:
+    """Hides usage that was written after an erasure, and makes anonymous what was hidden and whose day has ended.
+
+    Budgets of ended days go, too.
+    """
+    for row in connection.execute(select(recent_erasures.c.session_id)).all():
+        hide_usage(connection, is_session(usage, row.session_id))
+    is_hidden = and_(usage.c.principal >= _HIDDEN, usage.c.principal < f"{_HIDDEN[:-1]};")
+    today = literal_column(NOW_US[connection.dialect.name]) / literal_column("86400000000")
+    connection.execute(update(usage).where(is_hidden, usage.c.day < func.floor(today)).values(principal=""))
+    connection.execute(delete(budget_reservations).where(budget_reservations.c.day < func.floor(today)))
 
 
 def mark_user_erased(connection: Connection, user: str, now_us: int) -> None:
@@ -200,6 +231,6 @@ def delete_idle_sessions(connection: Connection, before_s: float, limit: int) ->
         .with_for_update(of=sessions, skip_locked=True)
     ).all()
     for session_id in idle:
-        delete_summaries(connection, session_id)
-        connection.execute(delete(sessions).where(is_session(sessions, session_id)))
+        for table in (summaries, sessions):
+            connection.execute(delete(table).where(is_session(table, session_id)))
     return len(idle)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, select, update
+from sqlalchemy import ColumnElement, Connection, and_, select, update
 
 from token_broker.memory.store.tables import insert_for, is_session, sessions, summaries
 from token_broker.memory.store.turn_reads import last_turns, recent_sessions
@@ -18,7 +18,6 @@ from token_broker.security.tokens import ANONYMOUS, Owner
 __all__ = [
     "DueSummary",
     "claim_summaries",
-    "delete_summaries",
     "newest_summary",
     "put_off",
     "request_summary",
@@ -148,11 +147,6 @@ def newest_summary(connection: Connection, owner: Owner) -> str:
         .limit(1)
     )
     return connection.scalar(wanted) or ""
-
-
-def delete_summaries(connection: Connection, session_id: str) -> int:
-    """Deletes a session's summaries, made or due; how many. For its erasure, in the transaction of its tombstone."""
-    return connection.execute(delete(summaries).where(is_session(summaries, session_id))).rowcount
 
 
 def _is_talk(session_id: str, talk_id: str) -> ColumnElement[bool]:

@@ -46,6 +46,7 @@ __all__ = [
     "TURN_ORDER",
     "are_sessions",
     "blocks",
+    "budget_reservations",
     "by_bucket",
     "calls",
     "dead_letters",
@@ -84,7 +85,7 @@ _VERSION_TABLE = """CREATE TABLE alembic_version (
 ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
 ERASED = 1  # the epoch of a tombstone without turns
 
-SCHEMA_REVISION = "0011"  # the newest of migrations/versions
+SCHEMA_REVISION = "0012"  # the newest of migrations/versions
 
 metadata = MetaData()
 sessions = Table(
@@ -370,8 +371,25 @@ usage = Table(
     Column("complete", Boolean, nullable=False),
     Column("ended", Text),  # NULL: it goes on, or its process was killed
     PrimaryKeyConstraint("bucket", "talk_id", "part", "resource", "day"),
-    Index("usage_by_day", "day", "principal"),
+    Index("usage_by_principal", "principal", "day"),
     Index("usage_by_session", "bucket", "session_id"),
+)
+
+# What a principal's talks have used and hold of the day's budget. The principal is a keyed hash; a holder is a talk's.
+budget_reservations = Table(
+    "budget_reservations",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("budget_key", Text, nullable=False),
+    Column("day", Integer, nullable=False),
+    Column("holder", Text, nullable=False),  # empty: the day's own row, which who reserves locks
+    Column("used_ms", BigInteger, nullable=False),
+    Column("held_ms", BigInteger, nullable=False),
+    Column("used_tokens", BigInteger, nullable=False),
+    Column("held_tokens", BigInteger, nullable=False),
+    Column("until_us", BigInteger, nullable=False),  # what is held beyond is free
+    PrimaryKeyConstraint("bucket", "budget_key", "day", "holder"),
+    Index("budget_reservations_by_day", "day"),
 )
 
 # One row for each WebRTC call that a replica set up, from Azure's first word of it until an hour after its end.

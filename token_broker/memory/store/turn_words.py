@@ -1,4 +1,4 @@
-"""The folded words of turns, as statements: read for recall, deleted with the turns, made for turns without them.
+"""The folded words of turns, as statements: read for recall, and deleted with the turns.
 
 A search reads the words of its user's newest turns, and nothing else: how long it takes goes by what one user said, not
 by what all others did. There is no index of words: on both databases it would cost more with each turn than a search
@@ -9,18 +9,15 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, func, select, text, update
+from sqlalchemy import ColumnElement, Connection, delete, select, text
 
 from token_broker.memory.store.tables import is_session, turn_words, turns
-from token_broker.memory.store.turn_writes import insert_words
 from token_broker.memory.types import bucket_of
-from token_broker.memory.words.folding import FOLDING_VERSION, MAX_FOLDED_CHARS
 
-__all__ = ["MAX_SEARCHED_TURNS", "delete_words", "fold_stored", "read_words"]
+__all__ = ["MAX_SEARCHED_TURNS", "delete_words", "read_words"]
 
 MAX_SEARCHED_TURNS = 10_000  # of a user, the newest
 _TURNS_A_CHUNK = 200
-_FOLDED_AT_ONCE = 200  # a transaction: the next commit waits behind it
 
 _READ_SQLITE = """
 SELECT group_concat(arrival, ' '), group_concat(words, char(10)), count(*) FROM (
@@ -43,24 +40,6 @@ FROM (
 GROUP BY found.number / :chunk
 ORDER BY found.number / :chunk
 """
-
-
-def fold_stored(connection: Connection, limit: int = _FOLDED_AT_ONCE) -> int:
-    """Folds the newest stored turns that have no words yet; how many turns, 0 at the end."""
-    said = func.substr(turns.c.content, 1, MAX_FOLDED_CHARS).label("said")
-    unfolded = (
-        select(turns.c.session_id, turns.c.turn_id, turns.c.arrival, said)
-        .where(turns.c.folding.is_(None))
-        .order_by(turns.c.arrival.desc())
-        .limit(limit)
-        .with_for_update(skip_locked=True)  # a turn that is being deleted is left alone
-    )
-    found = connection.execute(unfolded).all()
-    insert_words(connection, ((row.session_id, row.arrival, row.said) for row in found))
-    for row in found:
-        its = (is_session(turns, row.session_id), turns.c.turn_id == row.turn_id)
-        connection.execute(update(turns).where(*its).values(folding=FOLDING_VERSION))
-    return len(found)
 
 
 def delete_words(connection: Connection, session_id: str, *which: ColumnElement[bool]) -> None:

@@ -67,11 +67,12 @@ from token_broker.memory.types import (
     bucket_of,
     to_us,
 )
-from token_broker.memory.words.folding import FOLDING_VERSION, fold_turn
+from token_broker.memory.words.folding import FOLDING_VERSION, MAX_FOLDED_CHARS, fold_turn
 from token_broker.security.tokens import ANONYMOUS, Owner
 
 __all__ = [
     "enqueue",
+    "fold_stored",
     "insert_turns",
     "insert_within_limit",
     "insert_words",
@@ -88,6 +89,7 @@ _FEW_ROWS = 64
 _MOST_ROWS = 512  # times columns: SQLite takes 32,766 values
 
 BATCH_ROWS: FromClause = table("batch")  # a placeholder to read `batch_fields` from; `Batch` puts the rows in its place
+_FOLDED_AT_ONCE = 200  # a transaction: the next commit waits behind it
 _PUT_BACK_AT_MOST = 500  # turns of a session that history is compared with
 
 
@@ -370,6 +372,24 @@ def insert_words(connection: Connection, said: Iterable[tuple[str, int, str]]) -
     rows = [(bucket_of(key), key, arrival, words) for key, arrival, text in said if (words := fold_turn(text)).strip()]
     if rows:
         _INSERT_WORDS.run(connection, sorted(rows))
+
+
+def fold_stored(connection: Connection, limit: int = _FOLDED_AT_ONCE) -> int:
+    """Folds the newest stored turns that have no words yet; how many turns, 0 at the end."""
+    said = func.substr(turns.c.content, 1, MAX_FOLDED_CHARS).label("said")
+    unfolded = (
+        select(turns.c.session_id, turns.c.turn_id, turns.c.arrival, said)
+        .where(turns.c.folding.is_(None))
+        .order_by(turns.c.arrival.desc())
+        .limit(limit)
+        .with_for_update(skip_locked=True)  # a turn that is being deleted is left alone
+    )
+    found = connection.execute(unfolded).all()
+    insert_words(connection, ((row.session_id, row.arrival, row.said) for row in found))
+    for row in found:
+        its = (is_session(turns, row.session_id), turns.c.turn_id == row.turn_id)
+        connection.execute(update(turns).where(*its).values(folding=FOLDING_VERSION))
+    return len(found)
 
 
 def last_arrival(connection: Connection) -> int:

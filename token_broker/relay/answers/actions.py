@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 __all__ = ["Action", "Reason", "Refuse", "Run", "Send", "Tell", "Tool", "ToolState"]
 
-Reason = Literal["greeting", "guardrail", "say", "handoff", "retry", "client", "tools"]
+Reason = Literal["greeting", "guardrail", "say", "handoff", "retry", "client", "page", "tools"]
 """Why an answer is asked for."""
 ToolState = Literal["running", "done", "failed"]
 

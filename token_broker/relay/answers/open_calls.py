@@ -85,19 +85,25 @@ class OpenCalls:
     """One talk's. `tools` gives the current agent's functions by name, `azure_session` the id of Azure's session.
 
     `listens`: the client talks to Azure directly. Then the model is asked to go on only where the broker, or Azure
-    itself, has done something.
+    itself, has done something, unless the broker `leads`: then it asks for that client too.
     """
 
     def __init__(
-        self, tools: Callable[[], Mapping[str, Tool]], azure_session: Callable[[], str], *, listens: bool = False
+        self,
+        tools: Callable[[], Mapping[str, Tool]],
+        azure_session: Callable[[], str],
+        *,
+        listens: bool = False,
+        leads: Callable[[], bool] = lambda: False,
     ) -> None:
         self._tools = tools
         self._azure_session = azure_session
         self._listens = listens
+        self._leads = leads
         self._here = False
         self._batches: dict[str, CallBatch] = {}
         self._told = BoundedDict[str, None](_SEEN)  # keys whose outputs Azure has told of
-        self._seen = BoundedDict[tuple[str, str], None](_SEEN)  # calls by session and id
+        self._seen = BoundedDict[tuple[str, str], bool](_SEEN)  # calls by session and id: whether they are the client's
         self._names = BoundedDict[str, str](_SEEN)  # of calls under way, by item
         self._faults = BoundedDict[str, str](_SEEN)  # why calls are not made, by id
 
@@ -120,7 +126,8 @@ class OpenCalls:
     def ready(self) -> list[CallBatch]:
         """The batches from which the model is to be asked to go on. Forgets those that need nothing more."""
         for batch in self:
-            if batch.is_complete and (batch.cancelled or not batch.asks or not (batch.acts or not self._listens)):
+            is_ours = batch.acts or not self._listens or self._leads()
+            if batch.is_complete and (batch.cancelled or not batch.asks or not is_ours):
                 self.drop(batch)
         return [batch for batch in self if batch.is_complete and not batch.asked]
 
@@ -247,11 +254,11 @@ class OpenCalls:
         is_call = kind == "function_call" and item.get("status", "completed") == "completed"
         if not is_call or outside or identity in self._seen:
             return []
-        self._seen[identity] = None
         batch = self._batch(response_id, silent=silent)
         batch.functions += 1
         batch.asks = not batch.silent
         tool = self._tools().get(name)
+        self._seen[identity] = tool is not None and tool.by == "client"
         call = batch.open[call_id] = _OpenCall(call_id, name, now_s, tool)
         arguments = arguments if isinstance(arguments, str) else ""
         fault = self._faults.get(call_id) or self._fault(name, arguments, batch.functions, silent=batch.silent)
@@ -322,6 +329,10 @@ class OpenCalls:
     def was_seen(self, call_id: str) -> bool:
         """Whether this talk had such a call."""
         return any(seen == call_id for _, seen in self._seen)
+
+    def is_clients(self, call_id: str) -> bool:
+        """Whether this talk had such a call, and left it to the client."""
+        return any(seen == call_id and clients for (_, seen), clients in self._seen.items())
 
     def approved(self, key: str, *, approve: bool, now_s: float) -> bool:
         """Somebody decides about a call at an MCP server; False: nobody waits for that."""

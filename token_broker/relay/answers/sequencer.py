@@ -46,6 +46,7 @@ _CREATED_S = 35.0  # longer than a silent session is kept
 _CLIENTS_S = 10.0
 _BLOCKED_S = 10.0
 _OWED_S = 5.0  # official clients ask at once
+_NO_APPROVAL = "no such approval is awaited: yours is dropped"
 
 
 @dataclass(slots=True)
@@ -122,7 +123,7 @@ class AnswerSequencer:
 
     `holds`: the user's audio is not committed, and no turn detection commits it. `plays_until_s`: until then an answer
     may still be heard. `listens`: the client talks to Azure directly, over WebRTC, and asks itself for an answer to its
-    own outputs.
+    own outputs; unless the broker `leads`, since such a client has heard that it does: then it sends items alone.
     """
 
     def __init__(
@@ -133,12 +134,14 @@ class AnswerSequencer:
         holds: Callable[[], bool] = lambda: False,
         plays_until_s: Callable[[], float] = lambda: 0.0,
         listens: bool = False,
+        leads: Callable[[], bool] = lambda: False,
     ) -> None:
         self._facts = facts
         self._holds = holds
         self._plays_until_s = plays_until_s
         self._listens = listens
-        self.calls = OpenCalls(tools, lambda: facts.session_id, listens=listens)
+        self._leads = leads
+        self.calls = OpenCalls(tools, lambda: facts.session_id, listens=listens, leads=leads)
         self._here = False
         self._moved = False
         self._dialect: Dialect = "ga"
@@ -162,6 +165,12 @@ class AnswerSequencer:
         """Whether an answer is asked for or made, or a call of one has no output yet."""
         return bool(self._active or self._creates) or self.calls.is_acting
 
+    def reason_of(self, event: Event) -> Reason | None:
+        """Why the broker, or its client, asked for the answer that has just begun; None: nobody did, or none has."""
+        response = event.get("response")
+        answer = self._active.get(str(response.get("id"))) if isinstance(response, dict) else None
+        return None if answer is None or answer.create is None else answer.create.reason
+
     def due_s(self, now_s: float) -> float:
         """When `tick` has something to do next; infinity: nothing is known."""
         times = [*self.calls.times(), self._by_itself_s, self._blocked_s]
@@ -181,9 +190,14 @@ class AnswerSequencer:
     def want(self, reason: Reason, response: dict[str, Any] | None, now_s: float) -> list[Action]:
         """Asks for an answer as soon as nobody speaks; `response` as in `response.create`, None: as the session is.
 
-        A greeting is not wanted any more once the user has said something.
+        A greeting is not wanted any more once the user has said something, nor is a failed answer once they speak.
         """
-        if reason != "greeting" or not self._items:
+        waiting = [want for want in self._wants if want.reason == reason and want.is_plain == (not response)]
+        if waiting and not response:  # one answer serves both
+            return self._next(now_s)
+        if len(waiting) >= _WISHES_AT_MOST:
+            return [Refuse(ACTIVE_ALREADY, "too many answers are asked for at once")]
+        if not (reason == "greeting" and self._items) and not (reason == "retry" and self._speaking):
             self._wants.append(_Want(reason, response, items=self._items))
         return self._next(now_s)
 
@@ -199,6 +213,8 @@ class AnswerSequencer:
         `asked` are the `event_id`s of the `response.create` that it was sent for what the earlier one still owed.
         """
         self._here, self._dialect = True, dialect
+        if not self._leads():  # the page was told that we are gone, and asks by itself
+            self._wants = deque(want for want in self._wants if want.reason != "page")
         done = self.calls.begin() + self.calls.expire(now_s)
         asked_for = tuple(batch for batch in self.calls if batch.asked)
         if asked:
@@ -219,6 +235,7 @@ class AnswerSequencer:
         self._taken.clear()
         self._active.clear()
         self._by_itself_s = self._blocked_s = 0.0
+        self._wants = deque(want for want in self._wants if want.reason != "retry")  # the next one is asked anyhow
         self._untold.clear()
         self.calls.cut(lost=lost)
 
@@ -252,6 +269,9 @@ class AnswerSequencer:
         elif kind in {"input_audio_buffer.speech_stopped", "input_audio_buffer.committed"}:
             by_itself = self._facts.detects and self._facts.answers_by_itself
             self._speaking, self._by_itself_s = False, now_s + _BY_ITSELF_S if by_itself else 0.0
+            if kind == "input_audio_buffer.committed" and not self._facts.detects and self._listens and self._leads():
+                self._user_turn(spoken=True)
+                self._wants.append(_Want("page", items=self._items))
         elif kind == "input_audio_buffer.cleared":
             self._speaking, self._by_itself_s = False, 0.0
         elif kind == "response.created":
@@ -373,7 +393,9 @@ class AnswerSequencer:
         reason = None if answer.create is None else answer.create.reason
         if reason not in {"say", "greeting"}:  # a wish of the client's that has waited may be met
             self._wants = deque(
-                want for want in self._wants if not (want.event and want.is_plain and want.items <= answer.items)
+                want
+                for want in self._wants
+                if not ((want.event or want.reason == "page") and want.is_plain and want.items <= answer.items)
             )
         if reason == "tools":
             self._owed = 0
@@ -437,6 +459,11 @@ class AnswerSequencer:
         elif self._listens:  # typed by a page that talks to Azure directly
             self._user_turn(spoken=spoken)
             del self._untold[self._items]
+            is_question = isinstance(content, list) and any(
+                isinstance(part, dict) and part.get("type") == "input_text" for part in content
+            )
+            if is_question and self._leads():  # an image alone asks nothing
+                self._wants.append(_Want("page", items=self._items))
 
     def _user_turn(self, *, spoken: bool) -> None:
         self._rounds = self._owed = 0
@@ -444,7 +471,7 @@ class AnswerSequencer:
             self._untold = {number: by_voice for number, by_voice in self._untold.items() if not by_voice}
         self._items += 1
         self._untold[self._items] = spoken
-        self._wants = deque(want for want in self._wants if want.reason != "greeting")
+        self._wants = deque(want for want in self._wants if want.reason not in {"greeting", "retry"})
 
     def _client_item(self, item: Any, event: Event, now_s: float) -> tuple[bool, list[Action]]:
         item = item if isinstance(item, dict) else {}
@@ -454,17 +481,21 @@ class AnswerSequencer:
                 self._owed += 1
                 self._owed_s = now_s + _OWED_S
                 return True, [told]
-            if self.calls.was_seen(call_id):
-                return False, [Refuse("call_answered", "this call has its output: yours is dropped", _id(event))]
-            return False, [Refuse("unknown_call", "there is no such call: its output is dropped", _id(event))]
+            return False, [self._unwanted(call_id, event)]
         if item.get("type") == "mcp_approval_response":
             key = str(item.get("approval_request_id"))
             if self.calls.approved(key, approve=item.get("approve") is True, now_s=now_s):
                 return True, []
-            return False, [Refuse("unknown_approval", "no such approval is awaited: yours is dropped", _id(event))]
+            return False, [Refuse("unknown_approval", _NO_APPROVAL, _id(event))]
         if item.get("role") != "assistant":
             self._user_turn(spoken=False)
         return True, []
+
+    def _unwanted(self, call_id: str, event: Event) -> Refuse:
+        """What the client hears of an output that nobody waits for."""
+        if self.calls.was_seen(call_id):
+            return Refuse("call_answered", "this call has its output: yours is dropped", _id(event))
+        return Refuse("unknown_call", "there is no such call: its output is dropped", _id(event))
 
     def _client_wish(self, event: dict[str, Any], now_s: float) -> tuple[bool, list[Action]]:
         """The client's own `response.create`: it goes on, waits, or is part of what the broker asks anyhow."""
@@ -474,6 +505,13 @@ class AnswerSequencer:
             passes, actions = self._client_item(item, event, now_s)
             if not passes:
                 return False, actions
+        for item in [*(response.get("input") or ()), *(response.get("input_items") or ())]:
+            # What is read for this answer alone answers no call; a client may repeat the outputs of its own.
+            call_id = str(item.get("call_id"))
+            if item.get("type") == "function_call_output" and not self.calls.is_clients(call_id):
+                return False, [self._unwanted(call_id, event)]
+            if item.get("type") == "mcp_approval_response":
+                return False, [Refuse("unknown_approval", _NO_APPROVAL, _id(event))]
         outside = response.get("conversation") == "none" or response.get("commit") is False
         if self._owed and now_s < self._owed_s and not outside and not response.get("append_input_items"):
             self._owed -= 1

@@ -18,6 +18,7 @@ import structlog
 from aiohttp.abc import AbstractResolver
 from pydantic import SecretStr
 
+from strategies.base import SpecSupplier
 from strategies.credentials import Authorization, Credentials
 from strategies.errors import (
     KeysDisabledError,
@@ -31,7 +32,7 @@ from strategies.health import CircuitBreaker
 from strategies.hedging import Call, Hedger
 from strategies.outbound_proxy import OutboundProxy, ProxyFailedError
 from strategies.pool import Pool, PoolPermit
-from strategies.resources import Resource, SpecSupplier, Wanted
+from strategies.resources import Resource, Wanted
 from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.opening import (
@@ -41,7 +42,7 @@ from token_broker.relay.azure.opening import (
     handshake_error,
     take_session,
 )
-from token_broker.relay.azure.route import ConnectionHealth, Route, UpstreamConnection, make_routes
+from token_broker.relay.azure.route import ConnectionHealth, NoUpstreamError, Route, UpstreamConnection, make_routes
 from token_broker.relay.azure.socket import AzureSocket, connect
 from token_broker.relay.confirmation.settings_report import SettingsReport
 from token_broker.relay.guardrail.held import held_session
@@ -60,14 +61,6 @@ _UNFIT_S = 60.0  # for an agent whose session was refused there: an operator has
 _UNFIT_KEPT = 1_000
 
 _Candidate = tuple[Resource, Route]
-
-
-class NoUpstreamError(Exception):
-    """No upstream accepted the talk; `ending` is for the client."""
-
-    def __init__(self, ending: Ending) -> None:
-        super().__init__(ending.reason)
-        self.ending = ending
 
 
 class UpstreamConnector:

@@ -16,9 +16,10 @@ from strategies.errors import MintError, RateLimitedError, TransientError
 from strategies.pool import Pool, PoolPermit
 from strategies.session_model.session_fields import ga_realtime_session, voice_live_session
 from token_broker.relay.azure.socket import CLOSED_BY_BROKER, AzureSocket
+from token_broker.server.close_codes import Ending
 from token_broker.settings import UpstreamName
 
-__all__ = ["ConnectionHealth", "Route", "UpstreamConnection", "make_routes"]
+__all__ = ["ConnectionHealth", "NoUpstreamError", "Route", "UpstreamConnection", "make_routes"]
 
 _PROVEN_AFTER_S = 30.0
 _LIMIT_CODES = frozenset({"rate_limit_exceeded", "insufficient_quota", "too_many_requests"})
@@ -37,6 +38,14 @@ class Route:
     def url_of(self, model: str) -> str:
         """The URL for sessions with that deployment."""
         return f"{self.url}{quote(model, safe='')}"
+
+
+class NoUpstreamError(Exception):
+    """No upstream accepted the talk; `ending` is for the client."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending.reason)
+        self.ending = ending
 
 
 class ConnectionHealth:

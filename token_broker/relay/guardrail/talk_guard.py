@@ -23,7 +23,8 @@ from token_broker.relay.guardrail.word_checks import (
 )
 from token_broker.security.tokens import Owner
 from token_broker.sessions.agents import Agent
-from token_broker.tools.guardrail import GuardrailClient, Verdict, WordSource
+from token_broker.tools.guardrail import GuardrailClient, WordSource
+from token_broker.tools.verdict import Verdict
 
 __all__ = ["GuardHooks", "NoHook", "TalkGuard"]
 
@@ -95,7 +96,7 @@ class TalkGuard:
             self._checks.fails_open = guardrail.fail == "open"
             self._checks.hook_s = guardrail.timeout_ms / 1000
         elif was_on:
-            self._perform(self._checks.release(self._loop.time()))
+            self._perform(self._checks.release())
 
     def for_azure(self, event: Event, message: str) -> str:
         """A client's `session.update`, which is `message`, for a session that never answers by itself."""
@@ -139,7 +140,7 @@ class TalkGuard:
         self._is_over = True
         if self._timer is not None:
             self._timer.cancel()
-        for action in self._checks.release(self._loop.time()):
+        for action in self._checks.release():
             if isinstance(action, KeepTurn):
                 self._hooks.keep(action.event)
 

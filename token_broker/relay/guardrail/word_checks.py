@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from token_broker.relay.guardrail.client_words import has_words, with_words, words_of
 from token_broker.security.limits import BoundedDict
-from token_broker.tools.guardrail import Verdict
+from token_broker.tools.verdict import Verdict
 
 __all__ = [
     "GUARD_EVENTS",
@@ -181,7 +181,7 @@ class WordChecks:
         if kind == "input_audio_buffer.commit":
             self._commits.append(now_s + TRANSCRIPT_S)
         if kind == "conversation.item.delete" and (spoken := self._spoken.pop(str(event.get("item_id")), None)):
-            return True, [*_kept(spoken), *self._settle(now_s)]
+            return True, [*_kept(spoken), *self._settle()]
         if kind not in _HELD_BEHIND:
             return True, []
         item = event.get("item")
@@ -199,12 +199,12 @@ class WordChecks:
         self._held.append(held)
         self._held_chars += chars
         if not checked:
-            return False, self._advance(now_s)
+            return False, self._advance()
         words = words_of(event)
         if words is None:  # sound that nobody transcribes
-            return False, self._decide_typed(held, None, now_s)
+            return False, self._decide_typed(held, None)
         if not words:
-            return False, self._advance(now_s)
+            return False, self._advance()
         held.number = self._next_number()
         held.due_s = now_s + self.hook_s + _VERDICT_S
         return False, [AskHook(held.number, words, "typed")]
@@ -218,7 +218,7 @@ class WordChecks:
             self._say_later = None
         elif kind == "input_audio_buffer.cleared":
             self._speaking = False
-            return True, self._settle(now_s)
+            return True, self._settle()
         elif kind == _COMMITTED:
             return True, self._commit(item_id, now_s)
         elif kind in {_TRANSCRIBED, _NOT_TRANSCRIBED}:
@@ -230,7 +230,7 @@ class WordChecks:
                 return False, []
             return False, self._transcribed(spoken, event, now_s)
         elif kind == "conversation.item.deleted" and (spoken := self._spoken.get(item_id)) is not None:
-            return True, self._removed(spoken, now_s)
+            return True, self._removed(spoken)
         elif kind == "error":
             return True, self._note_error(event.get("error"), now_s)
         return True, []
@@ -242,7 +242,7 @@ class WordChecks:
                 return self._decide_spoken(spoken, verdict, now_s)
         for held in self._held:
             if held.number == number:
-                return self._decide_typed(held, verdict, now_s)
+                return self._decide_typed(held, verdict)
         return []
 
     def tick(self, now_s: float) -> list[GuardAction]:
@@ -257,8 +257,8 @@ class WordChecks:
                 del self._spoken[spoken.item_id]
                 done.append(DropEvent("answer_failed", "what was said could not be taken back: it gets no answer"))
         for held in [each for each in self._held if each.due_s <= now_s]:
-            done += self._decide_typed(held, None, now_s)
-        return done + self._settle(now_s)
+            done += self._decide_typed(held, None)
+        return done + self._settle()
 
     def cut(self) -> None:
         """The session is gone. What is checked stays so: the next one is told the words once more."""
@@ -274,22 +274,22 @@ class WordChecks:
         done: list[GuardAction] = []
         for spoken in list(self._spoken.values()):
             if spoken.replaced_by is not None:
-                done += self._removed(spoken, now_s)
+                done += self._removed(spoken)
             else:
                 spoken.due_s = now_s + (_REPLAYED_S if spoken.number is None else self.hook_s + _VERDICT_S)
-        return done + self._settle(now_s)
+        return done + self._settle()
 
-    def release(self, now_s: float) -> list[GuardAction]:
+    def release(self) -> list[GuardAction]:
         """Nothing is checked any more: another agent, without a guardrail, has the talk."""
         done: list[GuardAction] = []
-        for spoken in self._spoken.values():
-            done += _kept(spoken)
-        self._answer_due |= bool(self._spoken) and self.by_itself
-        self._spoken.clear()
         self._commits.clear()
         for held in self._held:
             held.number, held.due_s = None, math.inf
-        return done + self._settle(now_s)
+        for spoken in list(self._spoken.values()):
+            self._answer_due |= spoken.replaced_by is None and self.by_itself
+            if self._is_here or spoken.replaced_by is None:  # the next session gets what replaces the others
+                done += self._removed(spoken)
+        return done + self._settle()
 
     # --- what was said
 
@@ -322,7 +322,7 @@ class WordChecks:
         if action == "allow":
             del self._spoken[spoken.item_id]
             self._answer_due |= self.by_itself
-            return [*_kept(spoken), *self._settle(now_s)]
+            return [*_kept(spoken), *self._settle()]
         if action == "refuse":
             if self.by_itself:
                 self._say = say
@@ -336,10 +336,10 @@ class WordChecks:
         about = {"event_id": f"{OWN_IDS}delete_{self._next_number()}", "item_id": spoken.item_id}
         return [dropped, SendEvent({"type": "conversation.item.delete", **about})]
 
-    def _removed(self, spoken: _Utterance, now_s: float) -> list[GuardAction]:
+    def _removed(self, spoken: _Utterance) -> list[GuardAction]:
         del self._spoken[spoken.item_id]
         if spoken.replaced_by is None:  # the client has deleted it
-            return [*_kept(spoken), *self._settle(now_s)]
+            return [*_kept(spoken), *self._settle()]
         done: list[GuardAction] = []
         if spoken.replaced_by:
             content = [{"type": "input_text", "text": spoken.replaced_by}]
@@ -347,14 +347,14 @@ class WordChecks:
             event_id = f"{OWN_IDS}item_{self._next_number()}"
             done.append(SendEvent({"type": "conversation.item.create", "event_id": event_id, "item": item}))
             self._answer_due |= self.by_itself
-        return done + self._settle(now_s)
+        return done + self._settle()
 
     def _note_error(self, error: object, now_s: float) -> list[GuardAction]:
         if not isinstance(error, Mapping):
             return []
         if error.get("code") == "input_audio_buffer_commit_empty" and self._commits:
             self._commits.popleft()
-            return self._settle(now_s)
+            return self._settle()
         event_id = error.get("event_id")
         if isinstance(event_id, str) and event_id.startswith(f"{OWN_IDS}delete_"):
             # The item is not there any more, or Azure keeps it: the next tick gives it up.
@@ -366,7 +366,7 @@ class WordChecks:
 
     # --- what was typed, and what the client asks for
 
-    def _decide_typed(self, held: _HeldEvent, verdict: Verdict | None, now_s: float) -> list[GuardAction]:
+    def _decide_typed(self, held: _HeldEvent, verdict: Verdict | None) -> list[GuardAction]:
         action, words, say = self._read(verdict)
         held.number, held.due_s = None, math.inf
         if action == "replace":
@@ -375,9 +375,9 @@ class WordChecks:
             self._held.remove(held)
             self._held_chars -= held.chars
             if held.event.get("type") == "response.create":
-                return [WantAnswer(say), *self._advance(now_s)]
+                return [WantAnswer(say), *self._advance()]
             self._say_later = say
-        return self._advance(now_s)
+        return self._advance()
 
     def _own_request(self, event: Event) -> tuple[bool, list[GuardAction]]:
         """The client's own `response.create`. To words that were refused, the answer is what is said of that."""
@@ -388,9 +388,8 @@ class WordChecks:
         say, self._say_later = self._say_later, None
         return False, [WantAnswer(say)]
 
-    def _advance(self, now_s: float) -> list[GuardAction]:
+    def _advance(self) -> list[GuardAction]:
         """Lets the client's events go on, in their order, up to the first that still waits."""
-        del now_s
         done: list[GuardAction] = []
         while self._held and self._is_here:
             first = self._held[0]
@@ -407,9 +406,9 @@ class WordChecks:
                 done.append(ForwardEvent(first.event))
         return done
 
-    def _settle(self, now_s: float) -> list[GuardAction]:
+    def _settle(self) -> list[GuardAction]:
         """What becomes possible once every verdict is there."""
-        done = self._advance(now_s)
+        done = self._advance()
         if self.is_checking or not self._is_here:
             return done
         if self._answer_due:
@@ -434,7 +433,8 @@ class WordChecks:
 
 
 def _kept(spoken: _Utterance) -> list[GuardAction]:
-    return [] if spoken.told is None else [KeepTurn(spoken.told)]
+    """The turn of what was said, unless that goes."""
+    return [] if spoken.told is None or spoken.replaced_by is not None else [KeepTurn(spoken.told)]
 
 
 def _id_of(event: Event) -> str | None:

@@ -148,7 +148,7 @@ class TalkLedger:
     # --- what the client sends
 
     def client_sent(self, kind: str, text: str, event: Event) -> None:
-        """Takes an event that went to Azure, an append of audio excepted. `event` may be empty where it is an item."""
+        """Takes an event that went to Azure, an append of audio excepted."""
         if kind == "conversation.item.create":
             item = event.get("item")
             named = item if isinstance(item, dict) else {}
@@ -250,6 +250,15 @@ class TalkLedger:
             return False
         says = any(isinstance(item, dict) and item.get("type") == "message" for item in response.get("output") or ())
         return not says or not self._last_owed_sound or self._last_sounded
+
+    @property
+    def failed(self) -> OpenAnswer | None:
+        """The answer that has just failed, where nothing of it was heard: a new session is asked for it."""
+        return None if self._failed is None else self._failed[0]
+
+    def forget_failed(self) -> None:
+        """No session is to be asked for it."""
+        self._failed = None
 
     # --- the change of sessions
 

@@ -57,6 +57,11 @@ class OpenAnswer:
         return "audio" in (named if isinstance(named, list) else modalities)
 
     @property
+    def says_something(self) -> bool:
+        """Whether the client has got sound or words of it."""
+        return self.heard or any(item.kind == "assistant" and item.text for item in self.items)
+
+    @property
     def is_whole(self) -> bool:
         return bool(self.items) and all(item.finished for item in self.items)
 

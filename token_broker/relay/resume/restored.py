@@ -100,7 +100,8 @@ class Restored:
         return _BEHIND.sub(self._before, text) if self._notes and NOTE_IDS in text else text
 
     def _before(self, found: "re.Match[str]") -> str:
-        return found[1] + json.dumps(self._notes.get(found[2]))
+        # A client may name an item of its own so.
+        return found[1] + json.dumps(self._notes.get(found[2], found[2]))
 
     def for_azure(self, text: str) -> str:
         """The client's event with Azure's names."""

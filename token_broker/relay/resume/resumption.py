@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import structlog
 
+from strategies.base import SpecSupplier
 from strategies.errors import TimedOutError
-from strategies.resources import SpecSupplier, Wanted
+from strategies.resources import Wanted
 from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from strategies.pool import Pool
 from strategies.resources import Wanted
-from token_broker.relay.azure.connector import NoUpstreamError
+from token_broker.relay.azure.route import NoUpstreamError
 from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
 
 __all__ = ["SessionSearch"]

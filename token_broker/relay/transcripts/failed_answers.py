@@ -9,12 +9,15 @@ import structlog
 
 from token_broker.security.tokens import Owner
 
-__all__ = ["ANSWER_FAILED", "FailedAnswer", "failed_answer", "log_failed_answer"]
+__all__ = ["ANSWER_FAILED", "UNKNOWN", "FailedAnswer", "failed_answer", "log_failed_answer"]
 
 log = structlog.get_logger("token_broker.relay")
 
 ANSWER_FAILED = "answer_failed"
 """The code of the event that tells a client of it."""
+
+UNKNOWN = "unknown"
+"""The code of a failure for which Azure names none."""
 
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _FILTERED = "content_filter"
@@ -57,10 +60,10 @@ def failed_answer(event: Mapping[str, Any]) -> FailedAnswer | None:
     else:
         return None
     codes = [code for code in named if isinstance(code, str) and _CODE.fullmatch(code)]
-    return FailedAnswer(response_id if isinstance(response_id, str) else "", status, codes[0] if codes else "unknown")
+    return FailedAnswer(response_id if isinstance(response_id, str) else "", status, codes[0] if codes else UNKNOWN)
 
 
-def log_failed_answer(failed: FailedAnswer, owner: Owner, agent_id: str) -> None:
+def log_failed_answer(failed: FailedAnswer, owner: Owner, agent_id: str, *, asked_again: bool = False) -> None:
     """The line that tells an operator of it."""
     log.warning(
         ANSWER_FAILED,
@@ -69,4 +72,5 @@ def log_failed_answer(failed: FailedAnswer, owner: Owner, agent_id: str) -> None
         response_id=failed.response_id[:64],
         status=failed.status,
         code=failed.code,
+        asked_again=asked_again,
     )

@@ -45,5 +45,5 @@ def upgrade() -> None:
         sa.Column("ended", sa.Text),
         sa.PrimaryKeyConstraint("bucket", "talk_id", "part", "resource", "day"),
     )
-    op.create_index("usage_by_day", "usage", ["day", "principal"])
+    op.create_index("usage_by_principal", "usage", ["principal", "day"])
     op.create_index("usage_by_session", "usage", ["bucket", "session_id"])

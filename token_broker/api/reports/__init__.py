@@ -1,0 +1,1 @@
+"""What pages tell the broker about their talks."""
