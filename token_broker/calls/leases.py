@@ -106,6 +106,10 @@ class CallLeases:
     def __len__(self) -> int:
         return len(self._held)
 
+    def holds(self, name: CallName) -> bool:
+        """Whether this process holds the call."""
+        return name in self._held
+
     def made(self, row: CallRow) -> None:
         """Azure has named this call. If we die before its client has the answer, who takes it hangs it up."""
         self._held[row.name] = _LeasedCall(row)
