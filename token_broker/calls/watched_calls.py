@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import structlog
 
 from strategies.base import SessionSpec
-from token_broker.calls.call_row import MADE, CallName, FoundCall
+from token_broker.calls.call_row import MADE, CallName, TakenCall
 from token_broker.calls.leases import CallLeases
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.sideband import CALL_OVER, CallListener
@@ -145,6 +145,7 @@ class WatchedCalls:
             joined=joined,
             confirm=None if self._leases is None else self._leases.confirm,
             usage=usage,
+            transport=transport,
         )
         call = _Watched(owner, endpoint, listener, usage)
         self._calls[call_id] = call
@@ -215,7 +216,7 @@ class WatchedCalls:
         if self._leases is not None:
             self._leases.delivered(call)
 
-    def taken(self, found: FoundCall) -> None:
+    def taken(self, found: TakenCall) -> None:
         """A call of a process that is gone is ours now."""
         row = found.row
         log.info("call_taken", session_id=row.owner.session_id, epoch=found.epoch, left_s=round(row.lasts_s, 1))
@@ -235,7 +236,7 @@ class WatchedCalls:
             call.ending = _MOVED
             call.listener.end(_MOVED)
 
-    def end_wanted(self, found: FoundCall) -> None:
+    def end_wanted(self, found: TakenCall) -> None:
         """Somebody wants this call of ours to end, at another process."""
         row = found.row
         if row.call_id in self._calls:
@@ -243,7 +244,7 @@ class WatchedCalls:
         else:
             self._hang_up(row.endpoint, row.call_id, row.owner, why=found.ending or "it has ended")
 
-    def replaced(self, found: FoundCall) -> None:
+    def replaced(self, found: TakenCall) -> None:
         """A newer call of the same talk has its answer, here or elsewhere."""
         row = found.row
         if row.call_id in self._calls:
@@ -251,7 +252,7 @@ class WatchedCalls:
         else:
             self._hang_up(row.endpoint, row.call_id, row.owner, why=_REPLACED.reason)
 
-    async def _watch_taken(self, found: FoundCall, agent: Agent) -> None:
+    async def _watch_taken(self, found: TakenCall, agent: Agent) -> None:
         row, pool = found.row, self._parts.connector.pool
         if (resource := pool.by_name.get(row.resource)) is None:
             log.warning("call_without_resource", session_id=row.owner.session_id, resource=row.resource)
