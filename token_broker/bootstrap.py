@@ -27,6 +27,7 @@ from token_broker.azure import (
     watch_stalls,
 )
 from token_broker.calls.attach import CallAttacher
+from token_broker.calls.leases import CallLeases
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.running_calls import Calls
 from token_broker.calls.watched_calls import WatchedCalls
@@ -168,6 +169,8 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             blocklist=memory.blocklist,
             budgets=budgets,
         )
+        leases = CallLeases(memory.database, memory.switches.replica_id)
+        stack.push_async_callback(leases.aclose)
         calls = Calls(
             http,
             credentials_at(pool, credentials),
@@ -175,6 +178,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             max_talk_s=settings.max_talk_s,
             hang_up_timeout_s=settings.token_budget_s,
             goes_on=connector.has_call,
+            leases=leases,
         )
         stack.push_async_callback(calls.aclose)
         memory.blocklist.watch(calls.end_where)
@@ -222,8 +226,11 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             on_ended=on_ended,
             ledger=ledger,
             leash=budgets,
+            leases=leases,
         )
         stack.push_async_callback(watched.aclose)
+        leases.start()
+        drain.hand_overs.append(leases.hand_over)
         attacher = CallAttacher(
             join=connector.join_call,
             resources=pool.by_name,

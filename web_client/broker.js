@@ -172,6 +172,15 @@ export class Broker {
     await this.#ask("/api/v1/memory/enrich", init, POST_TIMEOUT_MS);
   }
 
+  /**
+   * Reports what the page has measured of a talk.
+   * @param {import("./talk-reporter.js").TalkReport} report
+   * @param {string} sessionToken
+   */
+  async reportTalk(report, sessionToken) {
+    await this.#ask("/api/v1/voice/realtime/report", { ...postJson(report, sessionToken), keepalive: true }, POST_TIMEOUT_MS);
+  }
+
   /** The broker's status: agents, strategies, backlog. */
   async status() {
     return readJson(await this.#ask("/api/v1/voice/status", { headers: { Accept: "application/json" } }, POST_TIMEOUT_MS));

@@ -18,7 +18,7 @@
  *   | {kind: "response_done", responseId: string, status: string}
  *   | {kind: "audio", responseId: string, itemId: string, contentIndex: number, base64: string}
  *   | {kind: "audio_done", itemId: string}
- *   | {kind: "playback_started"}
+ *   | {kind: "playback_started", responseId?: string}
  *   | {kind: "playback_stopped"}
  *   | {kind: "transcript_delta", speaker: Speaker, itemId: string, responseId: string | null, text: string}
  *   | {kind: "transcript_done", speaker: Speaker, itemId: string, responseId: string | null, text: string}
@@ -84,7 +84,10 @@ const READERS = {
       responseId,
       status: text(event.response.status) ?? "completed",
     })),
-  "output_audio_buffer.started": () => ({ kind: "playback_started" }),
+  "output_audio_buffer.started": (event) => {
+    const responseId = text(event.response_id);
+    return responseId === null ? { kind: "playback_started" } : { kind: "playback_started", responseId };
+  },
   "output_audio_buffer.stopped": () => ({ kind: "playback_stopped" }),
   "output_audio_buffer.cleared": () => ({ kind: "playback_stopped" }),
 

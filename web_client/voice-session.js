@@ -22,6 +22,7 @@ import { ConnectionFailure, failure } from "./transports/transport.js";
 import { WebRtcTransport } from "./transports/webrtc.js";
 import { WebSocketTransport } from "./transports/websocket.js";
 import { MAX_TEXT_BYTES, TypedTexts } from "./typed-texts.js";
+import { TalkReporter } from "./talk-reporter.js";
 import { TranscriptRecorder } from "./transcript-recorder.js";
 
 /**
@@ -48,6 +49,7 @@ import { TranscriptRecorder } from "./transcript-recorder.js";
  *   27 minutes, and never for a talk through the broker's proxy, which moves it by itself
  * @property {boolean} [microphone]  false: the talk is typed and heard, and no microphone is asked for
  * @property {boolean} [pushToTalk]  true: the microphone is sent between `startSpeaking` and `stopSpeaking` alone
+ * @property {boolean} [report]  false: what the page measures of the talk is not reported to the broker's metrics
  * @property {"interrupt" | "queue"} [whileAnswering]  what a typed text does to the answer that runs; `interrupt` by default
  *
  * @typedef {TalkOptions & import("./broker.js").BrokerOptions} VoiceSessionOptions
@@ -72,7 +74,7 @@ import { TranscriptRecorder } from "./transcript-recorder.js";
  */
 
 const OPTIONS = [
-  ...["brokerUrl", "agentId", "sessionId", "userId", "transports", "moveAfterMs", "microphone", "pushToTalk", "whileAnswering"],
+  ...["brokerUrl", "agentId", "sessionId", "userId", "transports", "moveAfterMs", "microphone", "pushToTalk", "whileAnswering", "report"],
   ...["getToken", "headers", "credentials", "fetch", "getPlan"],
 ];
 
@@ -107,6 +109,12 @@ export class VoiceSession extends EventTarget {
   #hearsEvents = false;
   /** When the user stopped speaking, and no sound of an answer has come since. @type {number | null} */
   #stoppedAtMs = null;
+  /** The answer that began last, and the one that the user spoke over: its sound may begin late. */
+  #answer = { latest: "", stale: "" };
+  /** Since when the user waits for the talk to be live; null once it was. @type {number | null} */
+  #wantedAtMs = null;
+  /** @type {TalkReporter | null} */
+  #reporter = null;
   /** @type {MachineState} */
   #machine = { name: "idle" };
   /** @type {string | undefined} */
@@ -169,6 +177,9 @@ export class VoiceSession extends EventTarget {
       },
       onState: (state) => this.#emit("tool", state),
     });
+    if (options.report !== false) {
+      this.#reporter = new TalkReporter({ post: (report, token) => this.#broker.reportTalk(report, token) });
+    }
     this.#recorder = new TranscriptRecorder(this.#broker, {
       onLine: (line) => this.#emit("transcript", line),
       onLost: () => this.#report("turn_lost", "Something that was said could not be kept. The talk goes on."),
@@ -268,6 +279,7 @@ export class VoiceSession extends EventTarget {
       connecting.promise.catch(ignore); // a page that listens to events alone need not catch it
       this.#connecting = connecting;
       this.#talk ??= this.#beginTalk();
+      this.#wantedAtMs = performance.now();
       this.#dispatch({ type: "talk" });
       return connecting.promise;
     }
@@ -504,6 +516,7 @@ export class VoiceSession extends EventTarget {
         this.#emitState();
         await engine.open().finally(() => (this.#prompting = false));
         if (!signal.aborted) this.#emitState();
+        if (this.#wantedAtMs !== null) this.#wantedAtMs = performance.now(); // a person's time does not count
       }
       signal.throwIfAborted();
       const [plan] = await Promise.all([this.#nextPlan(signal), engine.open()]);
@@ -541,6 +554,7 @@ export class VoiceSession extends EventTarget {
     }
     this.#sessionId = plan.sessionId;
     this.#sessionToken = plan.sessionToken;
+    this.#reporter?.about(plan.sessionId, plan.sessionToken);
     this.#agentId = plan.agentId || request.agentId;
     if (this.#wantedAgentId === this.#agentId) this.#wantedAgentId = undefined;
     return plan;
@@ -577,6 +591,7 @@ export class VoiceSession extends EventTarget {
     } catch (error) {
       transport?.close();
       if (signal.aborted) return;
+      this.#reporter?.failed(connection.transport, error instanceof ConnectionFailure ? error.failure.code : "other");
       this.#dispatch({ type: "failed", failure: error instanceof ConnectionFailure ? error.failure : pageFault(error) });
       return;
     }
@@ -592,6 +607,9 @@ export class VoiceSession extends EventTarget {
       reports: transport.reportsTurns,
     });
     if (transport.call) this.#followCall(transport.call);
+    const liveAfterMs = this.#wantedAtMs === null ? null : performance.now() - this.#wantedAtMs;
+    this.#wantedAtMs = null;
+    this.#reporter?.begin(connection.transport, liveAfterMs, transport.statistics && (() => transport.statistics?.() ?? Promise.resolve(null)));
     this.#dispatch({ type: "opened" });
     if (this.#options.pushToTalk) transport.send(pushToTalkEvent(connection.dialect));
     this.#texts.reconnected();
@@ -634,6 +652,7 @@ export class VoiceSession extends EventTarget {
 
   /** @param {Failure} reason */
   #dropped(reason) {
+    if (this.#transportName) this.#reporter?.failed(this.#transportName, reason.code);
     if (!reason.fatal) this.#report(reason.code, `${reason.message} Reconnecting.`);
     this.#dispatch({ type: "dropped", failure: reason });
   }
@@ -643,6 +662,7 @@ export class VoiceSession extends EventTarget {
     this.#attempt.abort();
     this.#callEvents?.close();
     this.#callEvents = null;
+    void this.#reporter?.end();
     this.#transport?.close();
     this.#transport = null;
     this.#recorder.end();
@@ -698,6 +718,7 @@ export class VoiceSession extends EventTarget {
 
   #pageHides() {
     this.#recorder.flushOnClose();
+    this.#reporter?.flushOnClose();
     this.#dispatch({ type: "hang_up", reason: "page_closed" });
   }
 
@@ -709,6 +730,7 @@ export class VoiceSession extends EventTarget {
     this.#connecting?.reject(error);
     this.#connecting = null;
     if (!this.#talk) return;
+    void this.#reporter?.end({ isLast: true });
     this.#wantedAgentId = undefined;
     if (this.#texts.end().length > 0 && reason !== "hung_up" && reason !== "page_closed") {
       this.#report("text_lost", "What you typed last was not answered.");
@@ -742,9 +764,11 @@ export class VoiceSession extends EventTarget {
         this.#does("listening");
         this.#quiet = false;
         this.#stoppedAtMs = null;
+        this.#answer.stale = this.#answer.latest;
         this.#transport?.yieldToUser().then((cuts) => this.#recorder.interrupted(cuts), ignore);
         break;
       case "response_started":
+        this.#answer.latest = signal.responseId;
         this.#quiet = false;
         if (this.#activity !== "speaking") this.#does("thinking");
         break;
@@ -754,7 +778,7 @@ export class VoiceSession extends EventTarget {
       case "playback_started":
         this.#does("speaking");
         this.#quiet = false;
-        this.#measure();
+        if (!signal.responseId || signal.responseId !== this.#answer.stale) this.#measure();
         break;
       case "response_done":
         if (signal.status !== "completed") this.#stoppedAtMs = null; // no answer to measure
@@ -792,8 +816,10 @@ export class VoiceSession extends EventTarget {
   /** The answer's first sound: tells how long the user waited for it. The proxy measures by itself. */
   #measure() {
     if (this.#stoppedAtMs === null || this.#transport?.switchesAgents) return;
-    this.#emit("latency", { turnMs: Math.round(performance.now() - this.#stoppedAtMs), from: "speech_stopped" });
+    const turnMs = Math.round(performance.now() - this.#stoppedAtMs);
     this.#stoppedAtMs = null;
+    this.#reporter?.turn(turnMs);
+    this.#emit("latency", { turnMs, from: this.#options.pushToTalk ? "commit" : "speech_stopped" });
   }
 
   /** @param {Extract<import("./events.js").Signal, {kind: "resumed"}>} signal */

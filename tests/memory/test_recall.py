@@ -14,10 +14,11 @@ from tests.support.machine import retry_if_host_busy
 from tests.support.waiting import eventually
 from token_broker.memory.context import TOLD_CHARS
 from token_broker.memory.drivers.database import Database, DialectName, PoolName
-from token_broker.memory.recall import BoundedRecall, RecallCache
+from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.service import Memory
 from token_broker.memory.store import tables
 from token_broker.memory.store_errors import StoreUnreachableError
+from token_broker.security.limits import RecallCache
 from token_broker.security.tokens import Owner
 
 
@@ -237,7 +238,7 @@ async def test_late_recall_is_not_cached() -> None:
 
 
 def test_cache_expires_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.memory.recall._CACHED_SESSIONS", 3)
+    monkeypatch.setattr("token_broker.security.limits._CACHED_SESSIONS", 3)
     now_s = 100.0
     cache: RecallCache[int] = RecallCache(keep_s=2, clock=lambda: now_s)
     for number in range(9):

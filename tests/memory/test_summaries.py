@@ -93,6 +93,26 @@ async def test_failed_hook_is_asked_again_a_few_times(make_settings: MakeSetting
         assert [webhook_id for _, webhook_id, _ in hook.posted] == ["summary_talk-1"] * 3
 
 
+async def test_session_erased_while_it_is_summed_up(make_settings: MakeSettings) -> None:
+    now_s = 1_000.0
+    async with Memory.open(make_settings(recall_budget_s=5)) as memory:
+
+        class Erasing(Hook):
+            async def post(self, url: str, payload: Mapping[str, Any], *, webhook_id: str, **more: Any) -> HookAnswer:
+                await memory.erase_session(SESSION, principal="ann")
+                return await super().post(url, payload, webhook_id=webhook_id, **more)
+
+        await memory.append([turn(by=ANN)])
+        hook = Erasing()
+        work = summaries(memory, hook, clock=lambda: now_s)
+        await ended(work)
+        now_s += 61
+        assert await work.make_due() == 1
+        assert len(hook.posted) == 1
+        kept = "SELECT count(*) FROM summaries UNION ALL SELECT count(*) FROM notices"
+        assert await memory._database.read(lambda c: list(c.exec_driver_sql(kept).scalars())) == [0, 0]
+
+
 @pytest.mark.parametrize("by", [ANN, owner("never-stored-0001")], ids=["other-agent", "no-session"])
 async def test_nothing_to_sum_up(make_settings: MakeSettings, by: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_broker.memory.talk_summaries._BETWEEN_S", 0)

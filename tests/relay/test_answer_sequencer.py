@@ -521,6 +521,18 @@ def test_wishes_are_bounded() -> None:
     assert scene.refused == [ACTIVE_ALREADY]
 
 
+def test_refusals_that_wait_are_bounded() -> None:
+    scene = Scene().azure("input_audio_buffer.speech_started")
+    for _ in range(20):
+        scene.do(scene.core.want("guardrail", {"instructions": "Say no."}, scene.now_s))
+        scene.do(scene.core.want("guardrail", None, scene.now_s))
+    assert scene.refused == [ACTIVE_ALREADY] * 12
+    scene.azure("input_audio_buffer.cleared")
+    for number in range(20):
+        scene.begins(f"r{number}").ends(f"r{number}")
+    assert len(scene.creates) == 9
+
+
 # --- others' wants ----------------------------------------------------------------------------------------------------
 
 

@@ -327,6 +327,27 @@ def test_agent_without_guardrail_lets_all_go() -> None:
     assert shown == ["keep", "forward conversation.item.create My card is 4111.", "answer"]
 
 
+@pytest.mark.parametrize(
+    ("verdict", "released"),
+    [(REFUSE, ["say Not that."]), (REPLACE, ["conversation.item.create My card is [removed].", "answer"])],
+)
+def test_words_that_go_are_no_turn(verdict: Verdict, released: list[str]) -> None:
+    talk = heard()
+    talk.judge(verdict)
+    assert talk.left()[1:] == ["drop i", "conversation.item.delete i"]
+    assert [_shown(each) for each in talk.checks.release()] == released
+    talk = heard()
+    talk.judge(verdict)
+    talk.left()
+    assert talk.client({"type": "conversation.item.delete", "item_id": "i"})
+    assert "keep" not in talk.left()
+    talk = heard()
+    talk.checks.cut()
+    talk.judge(verdict)
+    assert talk.checks.release() == []
+    assert [_shown(each) for each in talk.checks.begin(1.0)] == released
+
+
 # --- the words, and the sessions
 
 

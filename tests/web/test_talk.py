@@ -9,6 +9,7 @@ from tests.web.support.chromium import Browser
 from tests.web.support.fake_broker import DIRECT, PROXY, RELAY, WEBSOCKET, run_fake
 from tests.web.support.recorder import MICROPHONE_RATE, install_recorder, recording, without_processing
 from tests.web.support.speech import Samples, at_rate, best_match, first_words, pieces_match
+from token_broker.api.reports.page_reports import TalkReport
 
 USER_SAID = "document.querySelector('.line[data-speaker=user][data-final=true]')"
 AGENT_SAID = "document.querySelector('.line[data-speaker=assistant][data-final=true]')"
@@ -275,3 +276,23 @@ async def test_page_sends_items_alone_once_attached(quiet_browser: Browser) -> N
         await server.until(lambda: asked() == 1)  # the broker has gone without an answer
         items = [event["type"] for event in sent if event["type"] in {"conversation.item.create", "response.create"}]
         assert items == ["conversation.item.create", "response.create"]
+
+
+@retry_if_host_busy(tries=3, or_skipped=True)
+async def test_talks_measurements_are_reported(browser: Browser) -> None:
+    async with run_fake(transports=(DIRECT, RELAY), sdp_answers=[500]) as server, browser.page() as page:
+        await page.goto(server.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        await page.wait_for("/^[0-9]+ ms/.test(document.getElementById('latency').textContent)", 12)
+        await page.click("hangup")
+        await page.wait_for_text("state", "ended")
+        await server.until(lambda: bool(server.reports))
+        (report,) = server.reports
+    assert report["authorization"] == "Bearer session-1"
+    assert (report["session_id"], report["transport"]) == ("fake-session-000001", RELAY)
+    assert report["failures"] == [{"transport": DIRECT, "reason": "sdp_refused"}]
+    assert 0 < report["live_after_ms"] < 60_000
+    assert report["turns"]
+    assert report["rtc"].keys() == {"rtt_ms", "jitter_ms", "lost"}
+    TalkReport.model_validate({name: value for name, value in report.items() if name != "authorization"})

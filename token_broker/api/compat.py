@@ -131,7 +131,7 @@ async def _mint(
     agent = minting.find_agent(wanted.metadata.agent_id or (claims.agent_id if claims else None))
     if minting.budgets is not None:
         await minting.budgets.ensure_left(principal.limit_key)
-    session = (await _session(request, principal, claims, wanted.metadata)).narrowed(wanted.metadata.narrowing)
+    session = (await _session(request, principal, claims, wanted.metadata)).narrowed(wanted.metadata)
     owner = session.owner
     bind_ids(session_id=owner.session_id)
     ttl_s = _ttl_s(wanted.expires_after.seconds, claims)
@@ -177,6 +177,7 @@ async def create_compat_call(request: Request[CompatState]) -> Response:
             lease=lease,
             deadline_s=deadline_s,
             filtered=settings.compat_webrtc_filter == "on",
+            transport="compat",
         )
     headers = dict(_NO_STORE)
     if call.call_id is not None:

@@ -78,6 +78,7 @@ class PlacedCall:
     agent: Agent
     resource: str = ""
     limit_key: str = ""
+    transport: str = "webrtc_relay"
 
 
 def check_offer(offer: bytes) -> None:
@@ -102,8 +103,10 @@ class ListensToCalls(Protocol):
         call_id: str,
         spec: SessionSpec,
         resource: str,
+        transport: str = "webrtc_relay",
         limit_key: str = "",
     ) -> None: ...
+    def delivered(self, call: tuple[str, str]) -> None: ...
     def hung_up(self, call_id: str) -> None: ...
     def endpoint_of(self, call_id: str, owner: Owner) -> str | None: ...
 
@@ -130,6 +133,7 @@ class CallRelay:
         lease: SessionLease,
         deadline_s: float,
         filtered: bool,
+        transport: str = "webrtc_relay",
     ) -> PlacedCall:
         """Mints, and takes the offer to the host that minted; `lease` is kept for the call.
 
@@ -172,7 +176,7 @@ class CallRelay:
                 offered_s = offered_s or time.monotonic()
                 try:
                     accepted = await self._offer(
-                        grant, offer, wanted=wanted, filtered=filtered, owner=owner, lease=lease,
+                        grant, offer, wanted=wanted, filtered=filtered, owner=owner, lease=lease, transport=transport,
                         timeout_s=max(0.1, deadline_s - time.monotonic()), share_s=_OFFER_SHARE_S if left else None,
                     )  # fmt: skip
                 except MintError as error:
@@ -184,7 +188,7 @@ class CallRelay:
                     continue
                 placed = await self._placed(request, accepted, grant, owner=owner, agent=agent, supply=supply)
                 self.level.went_live(owner.talk_id, grant.resource)
-                return placed
+                return replace(placed, transport=transport)
             if refusal is not None:
                 log.warning("call_given_up", session_id=owner.session_id, resource=tried)
                 raise _refused(refusal, "offer", self._wait_s(permitted, wanted)) from None
@@ -227,7 +231,7 @@ class CallRelay:
         # The resource that is left last is asked in any case.
         permit = pool.admit(resource, CALLS_ROUTE, agent_id=wanted.agent_id, model=wanted.model, early=True)
         with pool.settle(permit) if permit else contextlib.nullcontext():
-            return await self.calls.offer(grant, offer, **options)
+            return await self.calls.offer(grant, offer, agent_id=wanted.agent_id, **options)
 
     async def _placed(
         self,
@@ -273,6 +277,7 @@ class CallRelay:
                 spec=call.spec,
                 resource=call.resource,
                 limit_key=call.limit_key,
+                transport=call.transport,
             )
         return _CallAnswer(self, call, headers)
 
@@ -318,6 +323,8 @@ class _CallAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._relay.hung_up_unless_delivered(self._call.endpoint, self._call.call_id, self._call.owner):
             await super().__call__(scope, receive, send)
+        if self._call.call_id is not None:
+            self._relay.watched.delivered((self._call.endpoint, self._call.call_id))
 
 
 def _audit_entry(request: Request[Any], grant: EphemeralGrant, owner: Owner, agent_id: str) -> AuditEntry:

@@ -167,7 +167,7 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
     if minting.budgets is not None:
         await minting.budgets.ensure_left(principal.limit_key)
     session = await callers.open_session(request, principal, session_id=wanted.session_id, user_id=wanted.user_id)
-    session = session.narrowed(wanted.narrowing)
+    session = session.narrowed(wanted)
     owner = trace.owner = session.owner
     bind_ids(session_id=owner.session_id)
     # An anonymous caller's new session has no past: there is nothing to recall, and the store is not asked.

@@ -19,8 +19,11 @@ from strategies.base import EphemeralGrant
 from strategies.credentials import Credentials
 from strategies.errors import MintError, MisconfiguredError, TimedOutError
 from strategies.single_flight import SingleFlight
+from token_broker.calls.call_row import CallName, CallRow
+from token_broker.calls.leases import CallLeases
 from token_broker.security.limits import BoundedDict, SessionLease, SessionLimits
 from token_broker.security.tokens import Owner
+from token_broker.web.requests import uuid7
 
 __all__ = ["Calls", "EndedCalls"]
 
@@ -33,9 +36,6 @@ _PLACE_KEPT_S = 600.0  # beyond the longest time of a call, whose end gives its 
 _FIRST_CHECK_S = 1.0  # Azure ends a call in the background
 _ENDED_KEPT_S = 300.0
 _ENDED_AT_MOST = 10_000
-
-CallName = tuple[str, str]
-"""The host of the call, and the call's id at that host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +84,14 @@ class Calls:
         max_talk_s: float,
         hang_up_timeout_s: float,
         goes_on: Callable[[str, str], Awaitable[bool]],
+        leases: CallLeases | None = None,
     ) -> None:
         self._azure = {endpoint: AzureCalls(http, credentials) for endpoint, credentials in credentials_at.items()}
         self._limits = limits
         self._max_talk_s = max_talk_s
         self._hang_up_timeout_s = hang_up_timeout_s
         self._goes_on = goes_on
+        self._leases = leases
         self._abandoned: set[asyncio.Task[AcceptedCall]] = set()
         self._running: dict[str, _Call] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
@@ -105,19 +107,40 @@ class Calls:
         filtered: bool,
         owner: Owner,
         lease: SessionLease,
+        agent_id: str,
+        transport: str,
         timeout_s: float,
         share_s: float | None = None,
     ) -> AcceptedCall:
         """Takes the SDP `offer` to the host that minted; `lease` is kept for the call. Raises MintError.
 
+        The call's row is written with the headers of Azure's answer: should we die before the client has it, another
+        process hangs the call up.
+
         A call that Azure made, but whose answer is of no use, is hung up. An offer that was not answered within
         `share_s` is followed to its end, since a call may come of it: that is hung up too.
         """
+
+        def made(call_id: str) -> None:
+            row = CallRow(
+                key=uuid7(),
+                owner=owner,
+                agent_id=agent_id,
+                limit_key=lease.key,
+                resource=grant.resource,
+                endpoint=grant.endpoint,
+                call_id=call_id,
+                transport=transport,
+                lasts_s=self._max_talk_s,
+            )
+            if self._leases is not None:
+                self._leases.made(row)
+
+        offering = partial(self._offer, grant, offer, filtered=filtered, owner=owner, on_made=made)
         if share_s is None or share_s >= timeout_s:
-            accepted = await self._offer(grant, offer, filtered=filtered, owner=owner, timeout_s=timeout_s)
+            accepted = await offering(timeout_s=timeout_s)
         else:
-            offering = self._offer(grant, offer, filtered=filtered, owner=owner, timeout_s=_FOLLOWED_S)
-            task = asyncio.create_task(offering, name="call-offer")
+            task = asyncio.create_task(offering(timeout_s=_FOLLOWED_S), name="call-offer")
             try:
                 await asyncio.wait({task}, timeout=share_s)
             except BaseException:
@@ -145,12 +168,24 @@ class Calls:
         self._running[call_id] = _Call(endpoint, owner)
 
     async def _offer(
-        self, grant: EphemeralGrant, offer: bytes, *, filtered: bool, owner: Owner, timeout_s: float
+        self,
+        grant: EphemeralGrant,
+        offer: bytes,
+        *,
+        filtered: bool,
+        owner: Owner,
+        on_made: Callable[[str], None],
+        timeout_s: float,
     ) -> AcceptedCall:
         made: list[str] = []
+
+        def named(call_id: str) -> None:
+            made.append(call_id)
+            on_made(call_id)
+
         azure = self._azure[grant.endpoint]
         try:
-            return await azure.offer(grant, offer, filtered=filtered, timeout_s=timeout_s, named=made.append)
+            return await azure.offer(grant, offer, filtered=filtered, timeout_s=timeout_s, named=named)
         except BaseException:
             for call_id in made:
                 self._ended.discard((grant.endpoint, call_id))
@@ -205,7 +240,11 @@ class Calls:
             raise MisconfiguredError("no resource has the endpoint of this call")
         is_over = await azure.hang_up(endpoint, call_id, timeout_s=self._hang_up_timeout_s)
         self._ended.add(call)
+        if self._leases is not None and is_over:
+            self._leases.over(call)
         if not is_over:
+            if self._leases is not None:
+                self._leases.want_end(call, "hung_up")
             task = asyncio.create_task(self._check_ended(azure, call), name="call-ended-check")
             self._checking.add(task)
             task.add_done_callback(self._checking.discard)
@@ -221,11 +260,13 @@ class Calls:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             with contextlib.suppress(MintError):
                 if not await self._goes_on(*call):
-                    return
+                    break
                 log.warning("call_lives_on", do="hung up again")
             with contextlib.suppress(MintError):
                 if await azure.hang_up(*call, timeout_s=self._hang_up_timeout_s):
-                    return
+                    break
+        if self._leases is not None:
+            self._leases.over(call)
 
     async def _end_surely(self, call_id: str, call: _Call, why: str) -> None:
         until_s = time.monotonic() + self._max_talk_s
@@ -241,6 +282,8 @@ class Calls:
                         "call_not_ended", session_id=call.owner.session_id, outcome=error.outcome, why=str(error)
                     )
                 if time.monotonic() + pause_s > until_s:
+                    if self._leases is not None:
+                        self._leases.over((call.endpoint, call_id))
                     return
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -18,7 +18,7 @@ last. The call is over when Azure says so, or when Azure repeatedly does not kno
 import asyncio
 import json
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -55,7 +55,7 @@ from token_broker.tools.guardrail import GuardrailClient, WordSource
 from token_broker.tools.runner import ToolOutput
 from token_broker.usage.talk_usage import TalkUsage
 
-__all__ = ["CallListener"]
+__all__ = ["CALL_OVER", "CallListener"]
 
 log = structlog.get_logger("token_broker.relay")
 
@@ -71,7 +71,8 @@ _HANDLED = TURN_EVENTS | SEQUENCER_EVENTS | {"session.updated"}
 _CHECKS_AT_MOST = 32  # at once; each has a bound of its own
 _SESSION_OVER = "session_expired"  # the code of the error that ends a session (docs/azure.md §8.1)
 _REMINDER = f"{OWN_EVENT_IDS}reminder_"
-_OVER = Ending(DONE, "the call has ended", by_client=True, outcome="lost")
+CALL_OVER = Ending(DONE, "the call has ended", by_client=True, outcome="lost")
+_NO_PLACE = Ending(DONE, "the call was ended elsewhere", by_client=True, outcome="lost")
 _NEVER_CONNECTED = Ending(DONE, "its client never connected", outcome="lost")
 _TOO_LONG = Ending(DONE, "the talk has reached its longest time", ends_talk=True, outcome="longest_time")
 _IDLE = Ending(DONE, "nobody said anything any more", ends_talk=True, outcome="idle")
@@ -85,6 +86,7 @@ class CallListener:
     `lasts_s` is the longest that the call may go on; `hang_up` ends it at Azure. `holds_place` says whether the call
     still has its place among the open talks; without one it was ended elsewhere. The guardrail sees the user's words,
     and holds nothing up: Azure answers them by itself. `greets` says whether the agent speaks first now.
+    `confirm` waits, after a time in which this process did not run, until it is known whether the call is still ours.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class CallListener:
         greets: Callable[[], bool] = lambda: False,
         page: PageEvents | None = None,
         joined: AzureSocket | None = None,
+        confirm: Callable[[], Awaitable[None]] | None = None,
         usage: TalkUsage | None = None,
     ) -> None:
         self.counters = TalkCounters()
@@ -124,6 +127,7 @@ class CallListener:
         self._deviation: dict[str, Any] | None = None  # what the last reminder was sent to correct
         self._now_s = asyncio.get_running_loop().time
         self._usage = usage
+        self._confirm = confirm
         self._idle = IdleClock(parts.settings.call_idle_s, self._now_s())
         self._until_s = self._now_s() + lasts_s
         self._is_ended = False  # by us, and Azure may not have done it yet
@@ -181,7 +185,7 @@ class CallListener:
                     pause_s = slots[min(failures, len(slots)) - 1] * random.uniform(0.67, 1)  # noqa: S311  # no secret
                     await asyncio.wait((self._over,), timeout=pause_s)
                 if not self._over.done() and not self._holds_place():
-                    return _OVER
+                    return _NO_PLACE
                 if self._now_s() >= self._until_s:
                     self._end_call(_TOO_LONG)
                 socket, self._first = self._first, None
@@ -222,7 +226,7 @@ class CallListener:
     def _note_unknown(self) -> Ending:
         """Azure does not know the call: it is over, or its client never connected."""
         if self._joins:
-            return _OVER
+            return CALL_OVER
         log.info("call_never_connected", session_id=self._owner.session_id)
         self._hang_up(_NEVER_CONNECTED)
         return _NEVER_CONNECTED
@@ -255,16 +259,20 @@ class CallListener:
         self._page.joined()
         pinged_s = self._now_s()
         while not self._over.done():
+            if self._confirm is not None:
+                await self._confirm()
+                if self._over.done():
+                    break
             now_s = self._now_s()
             self._turns.tell_due(now_s)
             if socket.frames:
                 self._handle(socket)
             elif self._session_over:
-                return _OVER
+                return CALL_OVER
             elif socket.failure is not None:
                 return None
             elif not self._holds_place():
-                return _OVER
+                return _NO_PLACE
             elif self._is_over(now_s):
                 self._farewell.take_back()
                 self._end_call(ENDED_BY_AGENT)

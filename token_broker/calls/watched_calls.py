@@ -1,29 +1,34 @@
 """The calls that this process listens to, from their answer to their end.
 
 Each is joined in the background: no answer waits for it. A plan has one live call: a newer one of the same talk
-replaces the older, which is hung up, and whose late events touch nothing else.
+replaces the older, which is hung up, and whose late events touch nothing else. Calls of a process that is gone are
+taken over, with what is left of their time.
 """
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
 from strategies.base import SessionSpec
+from token_broker.calls.call_row import MADE, CallName, FoundCall
+from token_broker.calls.leases import CallLeases
 from token_broker.calls.page_events import CallStreams
-from token_broker.calls.sideband import CallListener
+from token_broker.calls.sideband import CALL_OVER, CallListener
 from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.watchdog import BUDGET_USED
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import Owner
-from token_broker.server.close_codes import DONE, Ending
+from token_broker.server.close_codes import DONE, DRAINING, Ending
 from token_broker.server.drain import Drain
 from token_broker.sessions.agents import Agent
+from token_broker.sessions.plans import TalkSpecs
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.usage.budgets import Leash
 from token_broker.usage.ledger import UsageLedger
@@ -34,10 +39,14 @@ __all__ = ["HangUp", "WatchedCalls"]
 log = structlog.get_logger("token_broker.calls")
 
 _LEFT_ALONE = Ending(DONE, "nobody listens to it any more", outcome="lost")
+_MOVED = Ending(DONE, "another process holds it", outcome="moved")
 _REPLACED = Ending(DONE, "a newer call of its talk has replaced it", outcome="lost")
 _HUNG_UP = Ending(DONE, "its client hung up", ends_talk=True, by_client=True, outcome="hung_up")
 _ERASED = Ending(DONE, "its session was erased", ends_talk=True, outcome="blocked")
 _BLOCKED = Ending(DONE, "the operator has blocked its session or its user", ends_talk=True, outcome="blocked")
+_BY_OUTCOME = {ending.outcome: ending for ending in (_BLOCKED, _HUNG_UP, _REPLACED)}
+_PLACE_KEPT_S = 600.0  # beyond the longest time of a call, whose end gives its place back
+_LAST_HANG_UP_S = 4.0  # before the drain goes on
 
 
 class HangUp(Protocol):
@@ -71,6 +80,7 @@ class WatchedCalls:
         on_ended: Callable[[Owner, str], None] = lambda _owner, _agent_id: None,
         ledger: UsageLedger | None = None,
         leash: Leash | None = None,
+        leases: CallLeases | None = None,
     ) -> None:
         self._streams = CallStreams()
         self._parts = parts
@@ -82,6 +92,10 @@ class WatchedCalls:
         self._ledger = ledger or UsageLedger(None)
         self._leash = leash
         self._calls: dict[str, _Watched] = {}
+        self._leases = leases
+        self._tasks: set[asyncio.Task[None]] = set()
+        if leases is not None:
+            leases.watcher = self
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -103,11 +117,17 @@ class WatchedCalls:
         joined: AzureSocket | None = None,
         transport: str = "webrtc_relay",
         limit_key: str = "",
+        lasts_s: float | None = None,
     ) -> None:
-        """Joins the call with Azure's id `call_id`, unless it is `joined`; `spec` is the agent's session."""
+        """Joins the call with Azure's id `call_id`, unless it is `joined`; `spec` is the agent's session.
+
+        `lasts_s` is what is left of the longest time of a call that another process held before.
+        """
+        is_new = lasts_s is None
+        longest_s = min(self._parts.settings.max_talk_s, owner.narrowed.max_session_s or math.inf)
         for other_id, other in list(self._calls.items()):
             of_talk = other.owner.talk_id == owner.talk_id and other.owner.session_id == owner.session_id
-            if of_talk and other_id != call_id:
+            if is_new and of_talk and other_id != call_id:
                 self.end(other_id, _REPLACED)
         usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect="ga", seen=True)
         page = self.streams.of(owner.session_id, call_id)
@@ -117,12 +137,13 @@ class WatchedCalls:
             agent=agent,
             spec=spec,
             resource=resource,
-            lasts_s=min(self._parts.settings.max_talk_s, owner.narrowed.max_session_s or math.inf),
+            lasts_s=longest_s if lasts_s is None else lasts_s,
             hang_up=partial(self.end, call_id),
             holds_place=partial(self._limits.keeps, call_id),
-            greets=partial(self._level.greets, owner.talk_id),
+            greets=partial(self._level.greets, owner.talk_id) if is_new else lambda: False,
             page=page,
             joined=joined,
+            confirm=None if self._leases is None else self._leases.confirm,
             usage=usage,
         )
         call = _Watched(owner, endpoint, listener, usage)
@@ -143,6 +164,10 @@ class WatchedCalls:
                 holding = asyncio.create_task(hold, name="call-budget")
             try:
                 ending = await listener.run(endpoint, call_id)
+                if ending.code == DRAINING:
+                    await self._hang_up_now(call, call_id)
+                if ending is CALL_OVER and self._leases is not None:
+                    self._leases.over((endpoint, call_id))
                 if ending.code == DONE:  # otherwise the call may go on unheard, and keeps its place
                     self._limits.end(call_id)
                 ending = call.ending or ending
@@ -178,7 +203,85 @@ class WatchedCalls:
         """Hangs the call up at Azure, in the background; it is listened to until it is over."""
         if (call := self._calls.get(call_id)) is not None:
             call.ending = call.ending or ending
+            if self._leases is None:
+                self._hang_up(call.endpoint, call_id, call.owner, why=ending.reason)
+            else:
+                self._start(self._claim_and_hang_up(self._leases, call, call_id, ending), "call-end")
+
+    def delivered(self, call: CallName) -> None:
+        """The client has its answer."""
+        if self._leases is not None:
+            self._leases.delivered(call)
+
+    def taken(self, found: FoundCall) -> None:
+        """A call of a process that is gone is ours now."""
+        row = found.row
+        log.info("call_taken", session_id=row.owner.session_id, epoch=found.epoch, left_s=round(row.lasts_s, 1))
+        self._limits.hold(row.limit_key, row.call_id, for_s=max(0.0, row.lasts_s) + _PLACE_KEPT_S)
+        agent = self._parts.agents.get(row.agent_id)
+        if found.state == MADE or found.ending is not None or agent is None:
+            why = "its client never had its answer" if found.state == MADE else found.ending or "its agent is gone"
+            self._hang_up(row.endpoint, row.call_id, row.owner, why=why)
+        else:
+            self._start(self._watch_taken(found, agent), "call-taken")
+
+    def lost(self, name: CallName) -> None:
+        """Another process holds this call by now: it is left alone here."""
+        self._limits.end(name[1])
+        if (call := self._calls.get(name[1])) is not None:
+            log.info("call_left_to_another", session_id=call.owner.session_id)
+            call.ending = _MOVED
+            call.listener.end(_MOVED)
+
+    def end_wanted(self, found: FoundCall) -> None:
+        """Somebody wants this call of ours to end, at another process."""
+        row = found.row
+        if row.call_id in self._calls:
+            self.end(row.call_id, _BY_OUTCOME.get(found.ending or "", _HUNG_UP))
+        else:
+            self._hang_up(row.endpoint, row.call_id, row.owner, why=found.ending or "it has ended")
+
+    def replaced(self, found: FoundCall) -> None:
+        """A newer call of the same talk has its answer, here or elsewhere."""
+        row = found.row
+        if row.call_id in self._calls:
+            self.end(row.call_id, _REPLACED)
+        else:
+            self._hang_up(row.endpoint, row.call_id, row.owner, why=_REPLACED.reason)
+
+    async def _watch_taken(self, found: FoundCall, agent: Agent) -> None:
+        row, pool = found.row, self._parts.connector.pool
+        if (resource := pool.by_name.get(row.resource)) is None:
+            log.warning("call_without_resource", session_id=row.owner.session_id, resource=row.resource)
+            return
+        specs = TalkSpecs(self._parts.settings, row.owner, self._parts.recall)
+        self.watch(
+            row.owner,
+            agent,
+            endpoint=row.endpoint,
+            call_id=row.call_id,
+            spec=await specs.of(agent)(resource),
+            resource=row.resource,
+            transport=row.transport,
+            lasts_s=row.lasts_s,
+        )
+
+    async def _claim_and_hang_up(self, leases: CallLeases, call: _Watched, call_id: str, ending: Ending) -> None:
+        if await leases.claim_end((call.endpoint, call_id), ending.outcome):
             self._hang_up(call.endpoint, call_id, call.owner, why=ending.reason)
+
+    async def _hang_up_now(self, call: _Watched, call_id: str) -> None:
+        """Hangs up, and waits a moment for it: this process is about to end, and no other takes the call."""
+        self._hang_up(call.endpoint, call_id, call.owner, why="the broker is going away")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_HANG_UP_S):
+                while self._limits.keeps(call_id):  # noqa: ASYNC110  # it has no event
+                    await asyncio.sleep(0.05)
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def hung_up(self, call_id: str) -> None:
         """The client has hung this call up: its talk is over, unless it goes on over another connection."""
@@ -203,12 +306,14 @@ class WatchedCalls:
         if not call.is_told:
             call.is_told = True
             call.usage.end(ending.outcome)
+            if ending is _MOVED:
+                return  # the talk goes on, and its new holder says so
             # A call that ends without our doing may be a page that was reloaded: its talk goes on.
             self._level.end(call.owner, ends_talk=ending.ends_talk, has_left=ending.by_client)
 
     async def aclose(self) -> None:
         """Stops listening; the turns that were heard are kept."""
-        tasks = [call.task for call in self._calls.values() if call.task is not None]
+        tasks = [*self._tasks, *(call.task for call in self._calls.values() if call.task is not None)]
         for task in tasks:
             task.cancel()
         if tasks:

@@ -121,10 +121,13 @@ def forget(session_id: str | None, user: str | None, wait_s: float, *, as_json: 
         await maintenance.finish_erasures()  # what an earlier attempt has left
         scrubbed = await maintenance.scrub_files()
 
-        async def is_over() -> bool:
-            return all(one.state == "done" for one in await maintenance.receipt(**named))
+        settings = load_settings()
 
-        await erase_now(maintenance.database, load_settings(), is_over, wait_s=wait_s)
+        async def is_over() -> bool:
+            receipts = await maintenance.receipt(**named)
+            return all(one.state == "done" for one in receipts if one.sink in settings.sinks)
+
+        await erase_now(maintenance.database, settings, is_over, wait_s=wait_s)
         return erased, goes_on, await maintenance.receipt(**named), scrubbed
 
     erased, goes_on, receipts, scrubbed = run_on_store(work)

@@ -107,11 +107,15 @@ _SENTENCE_END = re.compile("[.!?…](?=\\s|$)|[\u3002\uff01\uff1f\u061f\u0964\u0
 
 
 def _lines(texts: Sequence[str], room_bytes: int, most_bytes: int | None = None) -> list[str]:
-    """The first lines that fit, each cut to whole sentences within `most_bytes`, and to the room that is left."""
+    """The first texts that fit, a line each, cut to whole sentences within `most_bytes` and the room that is left.
+
+    Control characters of any kind become blanks: they have their say about a fence.
+    """
     fitting = []
     for text in texts:
         left_bytes = max(_LEAST_LINE_BYTES, room_bytes - 1)
-        line = _cut(_one_line(text), min(most_bytes or left_bytes, left_bytes))
+        plain = "".join(" " if unicodedata.category(char) in _BREAKS else char for char in text)
+        line = _cut(" ".join(plain.split()), min(most_bytes or left_bytes, left_bytes))
         room_bytes -= len(line.encode()) + 1
         if room_bytes < 0:
             break
@@ -121,11 +125,6 @@ def _lines(texts: Sequence[str], room_bytes: int, most_bytes: int | None = None)
 
 def _size(lines: Sequence[str]) -> int:
     return sum(len(line.encode()) + 1 for line in lines)
-
-
-def _one_line(text: str) -> str:
-    """The text without line breaks and other control characters of any kind, which have their say about a fence."""
-    return " ".join("".join(" " if unicodedata.category(char) in _BREAKS else char for char in text).split())
 
 
 _BREAKS = frozenset({"Cc", "Zl", "Zp", "Cs"})

@@ -1,10 +1,9 @@
 """What the memory knows, for the agent's instructions: within its budget, or not at all."""
 
 import asyncio
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -20,79 +19,17 @@ from token_broker.memory.drivers.database import Database
 from token_broker.memory.store_errors import StoreBusyError, StoreError
 from token_broker.memory.turn_search import TurnSearch
 from token_broker.memory.types import LAST_TURNS, FactSource, Remembered, SinkError
-from token_broker.security.limits import BoundedDict
+from token_broker.security.limits import RecallCache
 from token_broker.security.tokens import ANONYMOUS, Owner
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["BoundedRecall", "RecallCache", "RecallCounts"]
+__all__ = ["BoundedRecall", "RecallCounts"]
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-V = TypeVar("V")
-
-_CACHED_S = 2.0
-_CACHED_SESSIONS = 1_000  # of a few kilobytes each
-
-
-@dataclass(frozen=True, slots=True)
-class _CacheEntry(Generic[V]):
-    principal: str
-    user_id: str | None
-    value: V
-    until_s: float
-
-
-class RecallCache(Generic[V]):
-    """What was recalled of a session, for two seconds: a caller that asks again and again costs one search.
-
-    It is out of date once a turn of the session is stored here, or anything is erased here. It learns of what another
-    replica stores or erases when the time is over. Call `ask`, then `keep` the value: it is dropped where the session
-    became out of date in between.
-    """
-
-    def __init__(self, *, keep_s: float = _CACHED_S, clock: Callable[[], float] = time.monotonic) -> None:
-        self._keep_s = keep_s
-        self._clock = clock
-        self._entries = BoundedDict[str, _CacheEntry[V]](_CACHED_SESSIONS)
-        self._asking: dict[str, object] = {}
-
-    def get(self, owner: Owner) -> V | None:
-        """The value for this owner, unless it is out of date."""
-        entry = self._entries.get(owner.session_id)
-        if entry is None or entry.until_s <= self._clock():
-            return None
-        return entry.value if (entry.principal, entry.user_id) == (owner.principal, owner.user_id) else None
-
-    def ask(self, owner: Owner) -> object:
-        """A ticket of this question, for `keep` and `done`."""
-        ticket = self._asking[owner.session_id] = object()
-        return ticket
-
-    def keep(self, owner: Owner, ticket: object, value: V) -> None:
-        """Keeps `value`, unless somebody asked later or the session became out of date."""
-        if self._asking.get(owner.session_id) is not ticket:
-            return
-        until_s = self._clock() + self._keep_s
-        self._entries[owner.session_id] = _CacheEntry(owner.principal, owner.user_id, value, until_s)
-
-    def done(self, owner: Owner, ticket: object) -> None:
-        """The question is over, with or without a value."""
-        if self._asking.get(owner.session_id) is ticket:
-            del self._asking[owner.session_id]
-
-    def invalidate(self, session_ids: Iterable[str]) -> None:
-        """Turns of these sessions were stored."""
-        for session_id in session_ids:
-            self._entries.pop(session_id, None)
-            self._asking.pop(session_id, None)
-
-    def clear(self) -> None:
-        """Something was erased: it may be part of what was found for any session of its user."""
-        self._entries.clear()
-        self._asking.clear()
 
 
 @dataclass(slots=True)

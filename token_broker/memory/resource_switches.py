@@ -36,7 +36,7 @@ class ResourceSwitches:
     def __init__(self, database: Database, *, every_s: float = _EVERY_S) -> None:
         self._database = database
         self._every_s = every_s
-        self._replica_id = secrets.token_hex(8)
+        self.replica_id = secrets.token_hex(8)
         self._on_switched: OnSwitched = lambda _disabled: None
         self._on_replicas: OnReplicas | None = None
         self._disabled: frozenset[str] = frozenset()
@@ -71,7 +71,7 @@ class ResourceSwitches:
             self._disabled = found
             self._on_switched(found)
         if self._on_replicas is not None and self._readings % _BEAT_EVERY == 0:
-            live, others = await self._database.write(partial(beat, replica_id=self._replica_id))
+            live, others = await self._database.write(partial(beat, replica_id=self.replica_id))
             if live != self._replicas:
                 is_fresh = self._replicas == 0 and others > 0
                 self._replicas = live

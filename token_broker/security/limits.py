@@ -6,6 +6,7 @@
 - `SessionLimits`: open talks.
 - `MemoryQuotas`: turns and bytes a minute, reads a minute, pages at once. Each has a limiter of its own: reading
   receipts, or sending turns, must not cost anybody a plan.
+- `RecallCache`: searches of the memory by a caller that asks again and again.
 """
 
 import asyncio
@@ -13,9 +14,10 @@ import contextlib
 import math
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from types import TracebackType
-from typing import NoReturn, Self, TypeVar
+from typing import Generic, NoReturn, Protocol, Self, TypeVar
 
 from token_broker.web.requests import Problem
 
@@ -25,6 +27,7 @@ __all__ = [
     "PageSlots",
     "RateLimit",
     "RateLimiter",
+    "RecallCache",
     "RefusalDelay",
     "SessionLease",
     "SessionLimits",
@@ -45,6 +48,8 @@ _PAGES_AT_ONCE = 32  # of 1 MiB: what a process may spend on answers that client
 _PAGES_AT_ONCE_PER_KEY = 4
 _PAGES_WAITING = 64
 _PAGE_WAIT_S = 5.0
+_CACHED_S = 2.0
+_CACHED_SESSIONS = 1_000  # of a few kilobytes each
 
 
 # Not cachetools.FIFOCache, which evicts in the same order: each of its reads and writes runs Python code, and these
@@ -212,6 +217,12 @@ class SessionLimits:
         self._active += 1
         self._open[key] = self._open.get(key, 0) + 1
         return SessionLease(self, key)
+
+    def hold(self, key: str, name: str, *, for_s: float) -> None:
+        """Keeps a place beyond the limits: for a talk that goes on already, and was another process's until now."""
+        self._active += 1
+        self._open[key] = self._open.get(key, 0) + 1
+        SessionLease(self, key).keep(name, for_s=for_s)
 
     def end(self, name: str) -> bool:
         """Releases a kept place. False where there is none of that name."""
@@ -404,3 +415,72 @@ class PageSlots:
 def _too_many_pages() -> Problem:
     detail = "Too many pages of turns are being read; read the last ones to their end, and ask again."
     return Problem(503, "store_busy", detail, headers={"Retry-After": "1"})
+
+
+class _Owner(Protocol):
+    """What the cache needs of an `Owner`."""
+
+    @property
+    def session_id(self) -> str: ...
+    @property
+    def principal(self) -> str: ...
+    @property
+    def user_id(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _CacheEntry(Generic[V]):
+    principal: str
+    user_id: str | None
+    value: V
+    until_s: float
+
+
+class RecallCache(Generic[V]):
+    """What was recalled of a session, for two seconds: a caller that asks again and again costs one search.
+
+    It is out of date once a turn of the session is stored here, or anything is erased here. It learns of what another
+    replica stores or erases when the time is over. Call `ask`, then `keep` the value: it is dropped where the session
+    became out of date in between.
+    """
+
+    def __init__(self, *, keep_s: float = _CACHED_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._keep_s = keep_s
+        self._clock = clock
+        self._entries = BoundedDict[str, _CacheEntry[V]](_CACHED_SESSIONS)
+        self._asking: dict[str, object] = {}
+
+    def get(self, owner: _Owner) -> V | None:
+        """The value for this owner, unless it is out of date."""
+        entry = self._entries.get(owner.session_id)
+        if entry is None or entry.until_s <= self._clock():
+            return None
+        return entry.value if (entry.principal, entry.user_id) == (owner.principal, owner.user_id) else None
+
+    def ask(self, owner: _Owner) -> object:
+        """A ticket of this question, for `keep` and `done`."""
+        ticket = self._asking[owner.session_id] = object()
+        return ticket
+
+    def keep(self, owner: _Owner, ticket: object, value: V) -> None:
+        """Keeps `value`, unless somebody asked later or the session became out of date."""
+        if self._asking.get(owner.session_id) is not ticket:
+            return
+        until_s = self._clock() + self._keep_s
+        self._entries[owner.session_id] = _CacheEntry(owner.principal, owner.user_id, value, until_s)
+
+    def done(self, owner: _Owner, ticket: object) -> None:
+        """The question is over, with or without a value."""
+        if self._asking.get(owner.session_id) is ticket:
+            del self._asking[owner.session_id]
+
+    def invalidate(self, session_ids: Iterable[str]) -> None:
+        """Turns of these sessions were stored."""
+        for session_id in session_ids:
+            self._entries.pop(session_id, None)
+            self._asking.pop(session_id, None)
+
+    def clear(self) -> None:
+        """Something was erased: it may be part of what was found for any session of its user."""
+        self._entries.clear()
+        self._asking.clear()

@@ -7,7 +7,7 @@ remaining talks are told to ask for a new plan. Uvicorn stops once the turns of 
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from types import FrameType
 from typing import Any, Protocol
 
@@ -33,11 +33,15 @@ class Endable(Protocol):
 
 
 class Drain:
-    """Whether the process shuts down, and the talks that still run."""
+    """Whether the process shuts down, and the talks that still run.
+
+    `hand_overs` give talks to other processes, first of all; each has a bound of its own.
+    """
 
     def __init__(self) -> None:
         self.draining = False
         self.talks: set[Endable] = set()
+        self.hand_overs: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._changed = asyncio.Event()
 
     def begin(self) -> None:
@@ -56,7 +60,11 @@ class Drain:
     async def finish(self, grace_s: float) -> None:
         """Returns when no talk runs. After `grace_s` the remaining ones are ended, and get 5 s for it."""
         self.begin()
+        moving = [asyncio.create_task(hand_over(), name="drain-hand-over") for hand_over in self.hand_overs]
         await self._wait_until_empty(grace_s)
+        for failed in await asyncio.gather(*moving, return_exceptions=True):
+            if failed is not None:
+                log.error("hand_over_failed", error=type(failed).__name__)
         if self.talks:
             log.warning("talks_ended", talks=len(self.talks), why="the grace period BROKER_DRAIN_S is over")
         for talk in list(self.talks):

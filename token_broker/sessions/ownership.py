@@ -29,6 +29,7 @@ from token_broker.security.tokens import (
     TokenSigner,
 )
 from token_broker.server.drain import Drain
+from token_broker.sessions.schemas import NarrowedRequest
 from token_broker.sessions.talk_level import LOST_KEPT_S, TalkLevelCounters
 from token_broker.settings import Settings
 from token_broker.web.requests import SESSION_TOKEN_HEADER, Problem, session_tokens, uuid7
@@ -62,13 +63,14 @@ class OpenedSession:
     # The caller chose an unused id. It is claimed before the answer, or two callers could both get it.
     is_new_name: bool
 
-    def narrowed(self, wanted: Narrowing) -> "OpenedSession":
+    def narrowed(self, wanted: NarrowedRequest) -> "OpenedSession":
         """The same for a credential that is narrowed so, within what the caller's own one permits.
 
         Raises Problem 422 where that is nothing.
         """
+        transports = None if wanted.transports is None else tuple(wanted.transports)
         try:
-            narrowed = self.owner.narrowed.within(wanted)
+            narrowed = self.owner.narrowed.within(Narrowing(wanted.max_session_s, transports, wanted.origin))
         except ValueError as error:
             raise Problem(422, "invalid_request", f"{error}.") from None
         return dataclasses.replace(self, owner=dataclasses.replace(self.owner, narrowed=narrowed))

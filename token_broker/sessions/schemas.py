@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from strategies.session_model.agent_settings import Dialect
-from token_broker.security.tokens import Narrowing
 from token_broker.web.requests import whole_number
 
 __all__ = [
@@ -18,6 +17,7 @@ __all__ = [
     "ClientSecret",
     "ClientSecretRequest",
     "Connection",
+    "NarrowedRequest",
     "Plan",
     "RelayConnection",
     "SecretMetadata",
@@ -44,7 +44,7 @@ UserId = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=
 Transport = Literal["webrtc", "webrtc_relay", "websocket", "websocket_proxy"]
 
 
-class _Narrowed(BaseModel):
+class NarrowedRequest(BaseModel):
     """What a request may narrow its credentials to; none of it widens anything."""
 
     max_session_s: Annotated[int, BeforeValidator(whole_number), Field(ge=10, le=86_400)] | None = Field(
@@ -57,14 +57,8 @@ class _Narrowed(BaseModel):
         None, description="The origin whose pages alone may use the credentials, such as https://app.example.com."
     )
 
-    @property
-    def narrowing(self) -> Narrowing:
-        """As credentials carry it."""
-        transports = None if self.transports is None else tuple(dict.fromkeys(self.transports))
-        return Narrowing(self.max_session_s, transports, self.origin)
 
-
-class TokenRequest(_Narrowed):
+class TokenRequest(NarrowedRequest):
     """A browser's request for a plan; every field is optional."""
 
     model_config = ConfigDict(
@@ -107,7 +101,7 @@ class _WantedSession(BaseModel):
     type: Literal["realtime"] = "realtime"
 
 
-class SecretMetadata(_Narrowed):
+class SecretMetadata(NarrowedRequest):
     """The broker's own members; others are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True)

@@ -33,7 +33,7 @@ const TABLE = [
   ["a function call is nobody's", { type: "conversation.item.created", item: { id: "i1", type: "function_call" } }, null],
   ["speech begins", { type: "input_audio_buffer.speech_started", item_id: "i1", audio_start_ms: 12 }, { kind: "speech_started" }],
   ["speech ends", { type: "input_audio_buffer.speech_stopped", item_id: "i1" }, { kind: "speech_stopped" }],
-  ["WebRTC: sound begins", { type: "output_audio_buffer.started", response_id: "r1" }, { kind: "playback_started" }],
+  ["WebRTC: sound begins", { type: "output_audio_buffer.started", response_id: "r1" }, { kind: "playback_started", responseId: "r1" }],
   ["WebRTC: sound ends", { type: "output_audio_buffer.stopped", response_id: "r1" }, { kind: "playback_stopped" }],
   ["WebRTC: sound cut", { type: "output_audio_buffer.cleared", response_id: "r1" }, { kind: "playback_stopped" }],
   ["a response begins", { type: "response.created", response: { id: "r1", status: "in_progress" } }, { kind: "response_started", responseId: "r1" }],

@@ -109,6 +109,17 @@ export class WebRtcTransport {
     return null;
   }
 
+  async statistics() {
+    /** @type {Record<string, any>[]} */
+    const found = [];
+    (await this.#peer.getStats()).forEach((/** @type {any} */ one) => found.push(one));
+    const pair = found.find(({ type, nominated, state }) => type === "candidate-pair" && nominated && state === "succeeded");
+    const inbound = found.find(({ type, kind }) => type === "inbound-rtp" && kind === "audio");
+    const inMs = (/** @type {unknown} */ seconds) => (typeof seconds === "number" && seconds >= 0 ? Math.round(seconds * 1e6) / 1000 : null);
+    const lost = Number.isInteger(inbound?.packetsLost) ? Math.max(0, inbound?.packetsLost) : null;
+    return { rttMs: inMs(pair?.currentRoundTripTime), jitterMs: inMs(inbound?.jitter), lost };
+  }
+
   close() {
     if (this.#closed) return;
     this.#closed = true;

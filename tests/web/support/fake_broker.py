@@ -49,6 +49,7 @@ class FakeBroker:
     plan_requests: list[dict[str, Any]] = field(default_factory=list)
     turns: list[dict[str, Any]] = field(default_factory=list)
     enriched: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[dict[str, Any]] = field(default_factory=list)
     sdp_offers: list[str] = field(default_factory=list)
     hang_ups: int = 0
     attached: list[dict[str, Any]] = field(default_factory=list)
@@ -145,6 +146,10 @@ class FakeBroker:
         self.enriched += (await request.json())["transcripts"]
         return JSONResponse({"success": True}, 202)
 
+    async def report(self, request: Request) -> Response:
+        self.reports.append({**await request.json(), "authorization": request.headers["authorization"]})
+        return Response(status_code=204)
+
     async def status(self, request: Request) -> Response:
         return JSONResponse(self.health, 200 if self.health else 500)
 
@@ -207,6 +212,7 @@ async def run_fake(**knobs: Any) -> AsyncIterator[FakeBroker]:
             Route(f"{api}/realtime/calls/attach", fake.attach, methods=["POST"]),
             Route(f"{api}/realtime/calls/{{call_id}}/events", fake.events),
             Route(f"{api}/conversation/turn", fake.turn, methods=["POST"]),
+            Route(f"{api}/realtime/report", fake.report, methods=["POST"]),
             Route(f"{api}/status", fake.status),
             Route("/api/v1/memory/enrich", fake.enrich, methods=["POST"]),
             Route("/extra", fake.extra),

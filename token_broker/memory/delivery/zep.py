@@ -178,7 +178,7 @@ class ZepMemory:
         self._known[session_id] = None
 
     async def _parts(self, session_id: str) -> set[tuple[str, str]]:
-        """All turns that Zep has of a session, and which parts of them; see `_part_of`."""
+        """All turns that Zep has of a session, and which parts of them; see `part_of`."""
         found: set[tuple[str, str]] = set()
         cursor = 0
         for _ in range(_PAGES):

@@ -102,13 +102,12 @@ def mark_erased(
     for sink in sorted({*sinks, *leases, *connection.scalars(named), *connection.scalars(refused)}):
         erasure = SinkErasure(sink, owner or ANONYMOUS, session_id, found.user_id, found.agent_id, before_us=now_us)
         request_erasure(connection, erasure, max(now_us, leases.get(sink, 0)))
-    for table in (outbox, notices):
+    for table in (outbox, notices, summaries):
         connection.execute(delete(table).where(is_session(table, session_id)))
     recent: Any = insert_for(connection.dialect.name, recent_erasures).values(
         bucket=bucket_of(session_id), session_id=session_id, principal=owner, at_us=now_us
     )
     connection.execute(recent.on_conflict_do_nothing())
-    connection.execute(delete(summaries).where(is_session(summaries, session_id)))
     hide_usage(connection, is_session(usage, session_id))
     tombstone = {
         "principal": ERASED_PRINCIPAL,
@@ -232,6 +231,6 @@ def delete_idle_sessions(connection: Connection, before_s: float, limit: int) ->
         .with_for_update(of=sessions, skip_locked=True)
     ).all()
     for session_id in idle:
-        connection.execute(delete(summaries).where(is_session(summaries, session_id)))
-        connection.execute(delete(sessions).where(is_session(sessions, session_id)))
+        for table in (summaries, sessions):
+            connection.execute(delete(table).where(is_session(table, session_id)))
     return len(idle)

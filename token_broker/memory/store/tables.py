@@ -48,6 +48,7 @@ __all__ = [
     "blocks",
     "budget_reservations",
     "by_bucket",
+    "calls",
     "dead_letters",
     "disabled_resources",
     "erased_users",
@@ -389,6 +390,34 @@ budget_reservations = Table(
     Column("until_us", BigInteger, nullable=False),  # what is held beyond is free
     PrimaryKeyConstraint("bucket", "budget_key", "day", "holder"),
     Index("budget_reservations_by_day", "day"),
+)
+
+# One row for each WebRTC call that a replica set up, from Azure's first word of it until an hour after its end.
+calls = Table(
+    "calls",
+    metadata,
+    Column("call_key", Text, primary_key=True),  # ours; Azure's id is unique at its host alone
+    Column("session_id", Text, nullable=False),
+    Column("talk_id", Text, nullable=False),
+    Column("principal", Text, nullable=False),
+    Column("user_id", Text),
+    Column("plan_epoch", BigInteger, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("limit_key", Text, nullable=False),
+    Column("resource", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("call_id", Text, nullable=False),
+    Column("transport", Text, nullable=False),
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("expires_at_us", BigInteger, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("ending", Text),  # the end that is wanted for it
+    Column("holder", Text),  # the replica that listens to it
+    Column("lease_until_us", BigInteger, nullable=False),  # from then on another may take it
+    Column("lease_epoch", BigInteger, nullable=False),
+    Index("calls_by_lease", "state", "lease_until_us"),
+    Index("calls_by_session", "session_id"),
+    Index("calls_by_name", "call_id"),
 )
 
 # Rows that an erased session takes with it, beside its turns. Each table has `bucket` and `session_id`.

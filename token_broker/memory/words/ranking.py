@@ -88,7 +88,12 @@ class Search:
 
     def compare(self) -> Iterator[None]:
         """Compares the words of the likeliest turns, a turn a step. Call `best` behind the last one."""
-        weights = [term.weight * self._rarity(number) for number, term in enumerate(self.terms)]
+        weights = []
+        for number, term in enumerate(self.terms):
+            # The rarity is 1 for a term that at most one turn has, and less the more turns have it.
+            count = max(1.0, self._counts[number] * self.turns / max(1, self._seen[number]))
+            rarity = (1 + math.log((self.turns + 2) / (count + 1))) / (1 + math.log((self.turns + 2) / 2))
+            weights.append(term.weight * rarity)
         whole = sum(weights)
         needed = max(min(_LEAST, _MOST_COVERED * whole), min(_COVERED * whole, _ENOUGH))
         common = sum(1 << number for number, count in enumerate(self._counts) if count >= _HITS_A_TERM)
@@ -111,12 +116,6 @@ class Search:
         least = _BESIDE_BEST * max(scores.values(), default=0.0)
         ranked = sorted(scores, key=lambda arrival: (round(scores[arrival], 2), arrival), reverse=True)
         return [arrival for arrival in ranked if scores[arrival] >= least][:limit]
-
-    def _rarity(self, number: int) -> float:
-        """From 1, of a term that at most one turn has, down with the number of turns that have it."""
-        count = max(1.0, self._counts[number] * self.turns / max(1, self._seen[number]))
-        most = 1 + math.log((self.turns + 2) / 2)
-        return (1 + math.log((self.turns + 2) / (count + 1))) / most
 
     def _score(self, found: _Found, hits: int, weights: list[float], needed: float) -> float:
         """The weight of what the turn has of the question; 0 where it is too little."""

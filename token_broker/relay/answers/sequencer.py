@@ -192,6 +192,11 @@ class AnswerSequencer:
 
         A greeting is not wanted any more once the user has said something, nor is a failed answer once they speak.
         """
+        waiting = [want for want in self._wants if want.reason == reason and want.is_plain == (not response)]
+        if waiting and not response:  # one answer serves both
+            return self._next(now_s)
+        if len(waiting) >= _WISHES_AT_MOST:
+            return [Refuse(ACTIVE_ALREADY, "too many answers are asked for at once")]
         if not (reason == "greeting" and self._items) and not (reason == "retry" and self._speaking):
             self._wants.append(_Want(reason, response, items=self._items))
         return self._next(now_s)

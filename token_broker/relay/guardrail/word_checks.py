@@ -282,13 +282,13 @@ class WordChecks:
     def release(self) -> list[GuardAction]:
         """Nothing is checked any more: another agent, without a guardrail, has the talk."""
         done: list[GuardAction] = []
-        for spoken in self._spoken.values():
-            done += _kept(spoken)
-        self._answer_due |= bool(self._spoken) and self.by_itself
-        self._spoken.clear()
         self._commits.clear()
         for held in self._held:
             held.number, held.due_s = None, math.inf
+        for spoken in list(self._spoken.values()):
+            self._answer_due |= spoken.replaced_by is None and self.by_itself
+            if self._is_here or spoken.replaced_by is None:  # the next session gets what replaces the others
+                done += self._removed(spoken)
         return done + self._settle()
 
     # --- what was said
@@ -433,7 +433,8 @@ class WordChecks:
 
 
 def _kept(spoken: _Utterance) -> list[GuardAction]:
-    return [] if spoken.told is None else [KeepTurn(spoken.told)]
+    """The turn of what was said, unless that goes."""
+    return [] if spoken.told is None or spoken.replaced_by is not None else [KeepTurn(spoken.told)]
 
 
 def _id_of(event: Event) -> str | None:

@@ -1,0 +1,286 @@
+"""Who holds a call: leases by the store's clock, epochs, takeovers and handovers, on both databases."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from sqlalchemy import select, update
+
+from tests.support.waiting import eventually
+from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, FoundCall
+from token_broker.calls.leases import CallLeases
+from token_broker.memory.drivers.database import Database
+from token_broker.memory.store.tables import calls
+from token_broker.memory.store_errors import StoreUnreachableError
+from token_broker.security.tokens import Owner
+
+OWNER = Owner("session-1", "alice", 7, "Alice", "talk-1")
+LEASE_US = 6_000_000
+
+
+def call_row(number: int = 1, *, owner: Owner = OWNER) -> CallRow:
+    return CallRow(
+        f"key-{number}", owner, "elena", "alice", "one", "https://azure.example", f"rtc_{number}", "compat", 600.0
+    )
+
+
+@dataclass
+class Clock:
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class Watcher:
+    took: list[FoundCall] = field(default_factory=list)
+    lost_calls: list[CallName] = field(default_factory=list)
+    wanted: list[FoundCall] = field(default_factory=list)
+    older: list[FoundCall] = field(default_factory=list)
+
+    def taken(self, found: FoundCall) -> None:
+        self.took.append(found)
+
+    def lost(self, name: CallName) -> None:
+        self.lost_calls.append(name)
+
+    def end_wanted(self, found: FoundCall) -> None:
+        self.wanted.append(found)
+
+    def replaced(self, found: FoundCall) -> None:
+        self.older.append(found)
+
+
+class Replica:
+    """One replica's leases, with a clock of its own; it has been up for longer than a lease lasts."""
+
+    def __init__(self, database: Database, name: str) -> None:
+        self.clock, self.watcher = Clock(), Watcher()
+        self.leases = CallLeases(database, name, clock=self.clock)
+        self.leases.watcher = self.watcher
+
+    async def start(self) -> "Replica":
+        await self.leases.refresh()
+        self.clock.now_s += 6
+        self.leases._ticked_s = self.clock.now_s
+        return self
+
+    async def holds(self, row: CallRow) -> "Replica":
+        self.leases.made(row)
+        self.leases.delivered(row.name)
+        await self.leases.refresh()
+        return self
+
+    def sleep(self, seconds: float) -> None:
+        """It is stopped for so long: nothing ticks."""
+        self.clock.now_s += seconds
+
+
+async def age(database: Database, seconds: float) -> None:
+    """The store's clock moves on."""
+    us = round(seconds * 1_000_000)
+    older = update(calls).values(
+        lease_until_us=calls.c.lease_until_us - us,
+        created_at_us=calls.c.created_at_us - us,
+        expires_at_us=calls.c.expires_at_us - us,
+    )
+    await database.write(lambda connection: connection.execute(older).rowcount)
+
+
+async def rows(database: Database) -> dict[str, tuple[int, str | None, int, str | None]]:
+    """State, holder, epoch and wanted end by key."""
+    found = await database.read(lambda connection: connection.execute(select(calls)).all())
+    return {row.call_key: (row.state, row.holder, row.lease_epoch, row.ending) for row in found}
+
+
+async def two(database: Database) -> tuple[Replica, Replica]:
+    one, other = await Replica(database, "one").start(), await Replica(database, "other").start()
+    other.leases._looks_at_s = one.leases._looks_at_s = 0  # on SQLite too
+    other.leases._is_alone = one.leases._is_alone = False
+    await other.leases.refresh()
+    return one, other
+
+
+async def test_dead_replicas_call_is_taken(database: Database) -> None:
+    one, other = await two(database)
+    await one.holds(call_row())
+    await other.leases.refresh()
+    assert other.watcher.took == [], "its holder lives"
+    await age(database, 7)
+    await other.leases.refresh()
+    (found,) = other.watcher.took
+    assert (found.row.owner, found.state, found.epoch, found.ending) == (OWNER, DELIVERED, 1, None)
+    assert 580 < found.row.lasts_s < 594, "the limits go on with what remains"
+    assert await rows(database) == {"key-1": (DELIVERED, "other", 1, None)}
+
+
+async def test_renewed_call_is_not_taken(database: Database) -> None:
+    one, other = await two(database)
+    await one.holds(call_row())
+    for _ in range(3):
+        await age(database, 4)
+        await one.leases.refresh()
+        await other.leases.refresh()
+    assert other.watcher.took == []
+    assert one.watcher.lost_calls == []
+
+
+async def test_paused_replica_does_no_harm(database: Database) -> None:
+    one, other = await two(database)
+    row = call_row()
+    await one.holds(row)
+    await age(database, 7)
+    await other.leases.refresh()
+    one.sleep(7)
+    assert not await one.leases.claim_end(row.name, "idle"), "it may not hang up"
+    assert one.watcher.lost_calls == [row.name]
+    assert (await rows(database))["key-1"] == (DELIVERED, "other", 1, None)
+
+
+async def test_paused_replica_asks_before_it_goes_on(database: Database) -> None:
+    one, other = await two(database)
+    row = call_row()
+    await one.holds(row)
+    await one.leases.confirm()
+    assert one.watcher.lost_calls == []
+    await age(database, 7)
+    await other.leases.refresh()
+    one.sleep(7)
+    await one.leases.confirm()
+    assert one.watcher.lost_calls == [row.name]
+
+
+async def test_pause_without_a_taker_costs_nothing(database: Database) -> None:
+    one, _ = await two(database)
+    row = call_row()
+    await one.holds(row)
+    await age(database, 60)
+    one.sleep(60)
+    await one.leases.confirm()
+    assert one.watcher.lost_calls == []
+    assert await one.leases.claim_end(row.name, "idle")
+
+
+async def test_undelivered_call_of_the_dead_is_known(database: Database) -> None:
+    """Its holder died after Azure's headers: who takes it has to hang it up."""
+    one, other = await two(database)
+    one.leases.made(call_row())
+    await one.leases.refresh()
+    await age(database, 7)
+    await other.leases.refresh()
+    assert [found.state for found in other.watcher.took] == [MADE]
+
+
+async def test_wanted_end_outlives_the_holder(database: Database) -> None:
+    one, other = await two(database)
+    row = call_row()
+    await one.holds(row)
+    assert await one.leases.claim_end(row.name, "budget")
+    await age(database, 7)
+    await other.leases.refresh()
+    assert [found.ending for found in other.watcher.took] == ["budget"]
+    await one.leases.refresh()
+    assert one.watcher.wanted == [], "its own"
+
+
+async def test_end_is_wanted_at_any_replica(database: Database) -> None:
+    one, other = await two(database)
+    row = call_row()
+    await one.holds(row)
+    other.leases.want_end(row.name, "hung_up")
+    await other.leases.refresh()
+    await one.leases.refresh()
+    await one.leases.refresh()
+    assert [found.ending for found in one.watcher.wanted] == ["hung_up"], "told once"
+    other.leases.over(row.name)
+    await other.leases.refresh()
+    assert (await rows(database))["key-1"][0] == ENDED
+    await age(database, 60)
+    await other.leases.refresh()
+    assert other.watcher.took == []
+
+
+async def test_older_calls_of_a_talk_are_replaced(database: Database) -> None:
+    one, other = await two(database)
+    await one.holds(call_row(1))
+    await one.holds(call_row(2, owner=Owner("session-1", "alice", 7, None, "talk-2")))
+    await age(database, 1)
+    await other.holds(call_row(3))
+    assert [found.row.key for found in other.watcher.older] == ["key-1"]
+    assert one.watcher.older == []
+
+
+class SilentAtTimes:
+    """A store that can be made silent."""
+
+    def __init__(self, database: Database) -> None:
+        self.dialect, self._database, self.is_silent = database.dialect, database, False
+
+    async def write(self, work: object, **options: object) -> object:
+        if self.is_silent:
+            raise StoreUnreachableError("silence")
+        return await self._database.write(work, **options)  # type: ignore[arg-type]
+
+
+async def test_silent_store_leaves_calls_with_their_process(database: Database) -> None:
+    store = SilentAtTimes(database)
+    one, other = await two(database)
+    one.leases._database = other.leases._database = store  # type: ignore[assignment]
+    row, late = call_row(1), call_row(2, owner=Owner("session-2", "bob", 1))
+    await one.holds(row)
+    store.is_silent = True
+    one.leases.made(late)
+    one.leases.delivered(late.name)
+    for replica in (one, other):
+        try:
+            await replica.leases.refresh()
+        except StoreUnreachableError:
+            continue
+        raise AssertionError
+    assert await one.leases.claim_end(row.name, "idle"), "nobody else can have taken it"
+    store.is_silent = False
+    await age(database, 60)
+    await other.leases.refresh()
+    assert other.watcher.took == [], "the others renew theirs first"
+    await one.leases.refresh()
+    assert {key: row[:2] for key, row in (await rows(database)).items()} == {
+        "key-1": (DELIVERED, "one"),
+        "key-2": (DELIVERED, "one"),
+    }, "its row follows"
+
+
+async def test_leaving_replica_hands_over(database: Database) -> None:
+    one, other = await two(database)
+    given = [call_row(number, owner=Owner(f"session-{number}", "alice", 1)) for number in range(3)]
+    for row in given:
+        await one.holds(row)
+
+    async def take() -> None:
+        while len(other.watcher.took) < 3:
+            await other.leases.refresh()
+            await asyncio.sleep(0.05)
+
+    await asyncio.wait_for(asyncio.gather(one.leases.hand_over(), take()), 30)
+    assert sorted(one.watcher.lost_calls) == sorted(row.name for row in given)
+    assert {holder for _, holder, _, _ in (await rows(database)).values()} == {"other"}
+
+
+async def test_call_that_nobody_takes_stays(database: Database) -> None:
+    one, _ = await two(database)
+    row = call_row()
+    await one.holds(row)
+    one.leases._is_alone = True
+    await one.leases.hand_over()
+    assert one.watcher.lost_calls == [], "there is nobody else"
+    one.leases._is_alone = False
+    handing = asyncio.create_task(one.leases.hand_over())
+
+    async def given_up() -> bool:
+        return (await rows(database))["key-1"][1] is None
+
+    await eventually(given_up)
+    one.sleep(10)
+    await asyncio.wait_for(handing, 20)
+    await one.leases.refresh()
+    assert one.watcher.lost_calls == []
+    assert (await rows(database))["key-1"][:2] == (DELIVERED, "one")

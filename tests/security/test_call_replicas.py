@@ -1,0 +1,163 @@
+"""Calls over two brokers on one PostgreSQL: a killed one loses none, a leaving one hands its own over."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from aiohttp import WSMsgType, web
+
+from tests.calls.test_relayed_calls import ANSWER, CallsAzure, calls_azure
+from tests.support.broker import BrokerProcess, environment, plain_client, run_process
+from tests.support.databases import PostgresServer
+from tests.support.offers import OFFER
+from tests.support.waiting import eventually
+
+WITHIN_S = 30  # 10 s, and the machine's load
+
+
+@dataclass
+class LiveCalls:
+    """Calls that live until they are hung up, and who has joined them."""
+
+    azure: CallsAzure | None = None
+    made: int = 0
+    joined: dict[str, int] | None = None  # sidebands now, by call
+    joins: int = 0
+
+    async def make(self, request: web.Request) -> web.StreamResponse:
+        name = f"rtc_{self.made}"
+        self.made += 1
+        return web.Response(status=201, text=ANSWER, headers={"Location": f"/v1/realtime/calls/{name}"})
+
+    @property
+    def hung_up(self) -> set[str]:
+        assert self.azure is not None
+        return {call for call, _ in self.azure.hung_up}
+
+    async def join(self, request: web.Request) -> web.StreamResponse:
+        call, joined = request.query["call_id"], self.joined
+        assert joined is not None
+        if call in self.hung_up:
+            return web.Response(status=404)
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        self.joins += 1
+        joined[call] = joined.get(call, 0) + 1
+        try:
+            while call not in self.hung_up:
+                try:
+                    message = await asyncio.wait_for(socket.receive(), 0.1)
+                except TimeoutError:
+                    continue
+                if message.type in {WSMsgType.CLOSE, WSMsgType.CLOSED, WSMsgType.CLOSING, WSMsgType.ERROR}:
+                    break
+        finally:
+            joined[call] -= 1
+        return socket
+
+
+@dataclass
+class Two:
+    live: LiveCalls
+    one: BrokerProcess
+    other: BrokerProcess
+
+    @contextlib.asynccontextmanager
+    async def client(self, broker: BrokerProcess) -> AsyncIterator[httpx.AsyncClient]:
+        async with plain_client(broker.base_url) as client:
+            yield client
+
+    async def call(self, broker: BrokerProcess) -> tuple[str, dict[str, str]]:
+        """A call of a talk of its own: its Location, and the headers of its client."""
+        async with plain_client(broker.base_url) as client:
+            plan: dict[str, Any] = (await client.post("/realtime/token", json={})).json()
+            mine = {"Authorization": f"Bearer {plan['session_token']}"}
+            placed = await client.post(
+                "/realtime/calls", content=OFFER, headers={**mine, "Content-Type": "application/sdp"}
+            )
+            assert placed.status_code == 201, placed.text
+            return placed.headers["location"], mine
+
+    async def all_joined(self) -> bool:
+        joined = self.live.joined or {}
+        alive = {f"rtc_{number}" for number in range(self.live.made)} - self.live.hung_up
+        return all(joined.get(call) == 1 for call in alive) and all(not joined.get(each) for each in self.live.hung_up)
+
+
+@pytest.fixture
+async def two(postgres: PostgresServer, tmp_path: Path) -> AsyncIterator[Two]:
+    live = LiveCalls(joined={})
+    async with postgres.lend() as url, calls_azure(live.join) as azure, contextlib.AsyncExitStack() as stack:
+        live.azure = azure
+        azure.take_offer = live.make
+
+        async def start() -> BrokerProcess:
+            env = environment(
+                tmp_path,
+                azure.url,
+                BROKER_DATABASE_URL=url,
+                BROKER_SIGNING_KEY="k" * 40,
+                AZURE_VOICELIVE_ENDPOINT_KIND="direct",
+                BROKER_DRAIN_S="20",
+                BROKER_AUTH="none",
+                BROKER_MAX_SESSIONS_PER_PRINCIPAL="0",
+            )
+            return await stack.enter_async_context(run_process("serve", env, tmp_path))
+
+        yield Two(live, await start(), await start())
+
+
+async def test_killed_replicas_calls_are_taken(two: Two) -> None:
+    locations = [await two.call(two.one) for _ in range(3)]
+    await eventually(two.all_joined, within_s=WITHIN_S)
+    before = two.live.joins
+    await asyncio.sleep(2)  # until the other lives long enough to take calls, the leases are renewed
+    two.one.process.send_signal(signal.SIGKILL)
+    await two.one.process.wait()
+
+    async def joined_again() -> bool:
+        return two.live.joins == before + 3 and await two.all_joined()
+
+    await eventually(joined_again, within_s=WITHIN_S)
+    assert not two.live.hung_up
+    location, mine = locations[0]
+    async with two.client(two.other) as client:
+        assert (await client.delete(location, headers=mine)).status_code == 204
+    assert two.live.hung_up == {"rtc_0"}
+    await eventually(two.all_joined)
+
+
+async def test_drain_moves_calls(two: Two) -> None:
+    for _ in range(20):
+        await two.call(two.one)
+    await eventually(two.all_joined, within_s=WITHIN_S)
+    await asyncio.sleep(6)  # a replica that has just come takes nothing yet
+    two.one.process.send_signal(signal.SIGTERM)
+    await asyncio.wait_for(two.one.process.wait(), WITHIN_S)
+
+    await eventually(two.all_joined, within_s=WITHIN_S)
+    assert two.live.joins == 40
+    assert not two.live.hung_up, two.one.log
+    two.other.process.send_signal(signal.SIGTERM)  # and now there is nobody else
+    await asyncio.wait_for(two.other.process.wait(), 60)
+    assert len(two.live.hung_up) == 20
+
+
+async def test_call_is_hung_up_at_the_other_replica(two: Two) -> None:
+    location, mine = await two.call(two.one)
+    await eventually(two.all_joined, within_s=WITHIN_S)
+    async with two.client(two.other) as client:
+        assert (await client.delete(location, headers=mine)).status_code == 204
+    assert two.live.hung_up == {"rtc_0"}
+    async with two.client(two.one) as client:
+
+        async def given_back() -> bool:
+            return "token_broker_open_talks 0.0" in (await client.get("/metrics")).text
+
+        await eventually(given_back)

@@ -1,0 +1,173 @@
+"""Calls as rows, as statements: who holds a call, until when, and what is to become of it. On SQLite and PostgreSQL.
+
+Leases go by the database's clock, since those of replicas differ. Each time a call changes hands its epoch grows, and
+what a former holder still writes finds no row.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, delete, func, or_, select, text, tuple_, update
+
+from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, FoundCall, HeldCall
+from token_broker.memory.store.tables import NOW_US, calls, insert_for
+from token_broker.security.tokens import Owner
+
+__all__ = [
+    "claim_end",
+    "end_calls",
+    "find_holders",
+    "insert_calls",
+    "older_calls",
+    "prune_calls",
+    "reclaim_calls",
+    "release_calls",
+    "renew_calls",
+    "take_calls",
+    "want_ends",
+]
+
+_KEPT_US = 3_600_000_000
+
+
+def insert_calls(
+    connection: Connection, rows: Iterable[tuple[CallRow, int, str | None]], holder: str, lease_us: int
+) -> None:
+    """Writes new calls, with their state and the end that is wanted; a row that is there stays as it is."""
+    now_us = _now_us(connection)
+    values = [
+        {
+            "call_key": row.key,
+            "session_id": row.owner.session_id,
+            "talk_id": row.owner.talk_id,
+            "principal": row.owner.principal,
+            "user_id": row.owner.user_id,
+            "plan_epoch": row.owner.epoch,
+            "agent_id": row.agent_id,
+            "limit_key": row.limit_key,
+            "resource": row.resource,
+            "endpoint": row.endpoint,
+            "call_id": row.call_id,
+            "transport": row.transport,
+            "created_at_us": now_us,
+            "expires_at_us": now_us + round(row.lasts_s * 1_000_000),
+            "state": state,
+            "ending": ending,
+            "holder": holder,
+            "lease_until_us": now_us + lease_us,
+            "lease_epoch": 0,
+        }
+        for row, state, ending in rows
+    ]
+    if values:
+        connection.execute(insert_for(connection.dialect.name, calls).values(values).on_conflict_do_nothing())
+
+
+def renew_calls(connection: Connection, holder: str, keys: Collection[str], lease_us: int) -> dict[str, FoundCall]:
+    """Renews the holder's leases; returns those of `keys` that it still holds, or that are over."""
+    if not keys:
+        return {}
+    is_holders = and_(calls.c.call_key.in_(keys), calls.c.holder == holder)
+    until_us = _now_us(connection) + lease_us
+    connection.execute(update(calls).where(is_holders, calls.c.state < ENDED).values(lease_until_us=until_us))
+    found = connection.execute(select(calls).where(is_holders))
+    return {row.call_key: _found(row, until_us - lease_us) for row in found}
+
+
+def take_calls(connection: Connection, holder: str, lease_us: int, limit: int) -> list[FoundCall]:
+    """Takes calls whose lease is over: of a replica that has died, or that leaves."""
+    now_us = _now_us(connection)
+    free = select(calls.c.call_key).where(calls.c.state < ENDED, calls.c.lease_until_us < now_us).limit(limit)
+    keys = list(connection.scalars(free.with_for_update(skip_locked=True)))
+    if not keys:
+        return []
+    taken = {"holder": holder, "lease_until_us": now_us + lease_us, "lease_epoch": calls.c.lease_epoch + 1}
+    connection.execute(update(calls).where(calls.c.call_key.in_(keys)).values(taken))
+    return [_found(row, now_us) for row in connection.execute(select(calls).where(calls.c.call_key.in_(keys)))]
+
+
+def claim_end(connection: Connection, holder: str, held: HeldCall, ending: str) -> bool:
+    """Notes the end that the holder is about to make; False where it holds the call no more."""
+    wanted = func.coalesce(calls.c.ending, ending)
+    return connection.execute(update(calls).where(_is_held(holder, held)).values(ending=wanted)).rowcount == 1
+
+
+def want_ends(connection: Connection, wanted: Iterable[tuple[CallName, str]]) -> None:
+    """Notes ends that were asked for at any replica; whoever holds the call makes them."""
+    for (endpoint, call_id), ending in wanted:
+        connection.execute(
+            update(calls)
+            .where(calls.c.call_id == call_id, calls.c.endpoint == endpoint, calls.c.state < ENDED)
+            .values(ending=func.coalesce(calls.c.ending, ending))
+        )
+
+
+def end_calls(connection: Connection, names: Collection[CallName]) -> None:
+    """Notes that Azure has ended these calls."""
+    if names:
+        is_one = tuple_(calls.c.endpoint, calls.c.call_id).in_(list(names))
+        over = {"state": ENDED, "lease_until_us": _now_us(connection)}
+        connection.execute(update(calls).where(is_one, calls.c.state < ENDED).values(over))
+
+
+def older_calls(connection: Connection, row: CallRow) -> list[FoundCall]:
+    """Notes that the client has its answer; returns the older calls of the same talk, which are replaced now."""
+    connection.execute(update(calls).where(calls.c.call_key == row.key, calls.c.state == MADE).values(state=DELIVERED))
+    of_talk = and_(calls.c.session_id == row.owner.session_id, calls.c.talk_id == row.owner.talk_id)
+    mine = select(calls.c.created_at_us).where(calls.c.call_key == row.key).scalar_subquery()
+    is_older = or_(calls.c.created_at_us < mine, and_(calls.c.created_at_us == mine, calls.c.call_key < row.key))
+    others = select(calls).where(of_talk, calls.c.state < ENDED, calls.c.call_key != row.key, is_older)
+    return [_found(each, 0) for each in connection.execute(others)]
+
+
+def release_calls(connection: Connection, holder: str, held: Sequence[HeldCall]) -> None:
+    """Gives leases up, so that another replica takes the calls."""
+    for each in held:
+        connection.execute(update(calls).where(_is_held(holder, each)).values(lease_until_us=0, holder=None))
+
+
+def reclaim_calls(connection: Connection, holder: str, keys: Collection[str], lease_us: int) -> None:
+    """Takes calls back that were given up, and that nobody took."""
+    until_us = _now_us(connection) + lease_us
+    is_free = and_(calls.c.call_key.in_(keys), calls.c.holder.is_(None), calls.c.state < ENDED)
+    connection.execute(update(calls).where(is_free).values(holder=holder, lease_until_us=until_us))
+
+
+def find_holders(connection: Connection, keys: Collection[str]) -> dict[str, str | None]:
+    """Who holds these calls; None: nobody. Calls that are over are left out."""
+    found = connection.execute(
+        select(calls.c.call_key, calls.c.holder).where(calls.c.call_key.in_(keys), calls.c.state < ENDED)
+    )
+    return {row.call_key: row.holder for row in found}
+
+
+def prune_calls(connection: Connection) -> None:
+    """Deletes calls that have been over for an hour."""
+    old = calls.c.lease_until_us < _now_us(connection) - _KEPT_US
+    connection.execute(delete(calls).where(calls.c.state == ENDED, old))
+
+
+def _is_held(holder: str, held: HeldCall) -> Any:
+    key, epoch = held
+    is_mine = and_(calls.c.call_key == key, calls.c.holder == holder, calls.c.lease_epoch == epoch)
+    return and_(is_mine, calls.c.state < ENDED)
+
+
+def _now_us(connection: Connection) -> int:
+    return int(connection.scalar(text(f"SELECT {NOW_US[connection.dialect.name]}")) or 0)
+
+
+def _found(row: Row[Any], now_us: int) -> FoundCall:
+    owner = Owner(row.session_id, row.principal, row.plan_epoch, row.user_id, row.talk_id)
+    call = CallRow(
+        key=row.call_key,
+        owner=owner,
+        agent_id=row.agent_id,
+        limit_key=row.limit_key,
+        resource=row.resource,
+        endpoint=row.endpoint,
+        call_id=row.call_id,
+        transport=row.transport,
+        lasts_s=(row.expires_at_us - now_us) / 1_000_000,
+    )
+    return FoundCall(call, row.state, row.lease_epoch, row.ending)

@@ -1,0 +1,341 @@
+"""Leases on calls: the replica that listens to a call holds it in the store, and another takes it when it falls silent.
+
+Talks never wait for the store. While it does not answer, a call is held by its process alone, and its row follows. What
+would do harm if another replica held the call by now, a hang-up, is claimed first.
+"""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, FoundCall
+from token_broker.memory.drivers.database import Database
+from token_broker.memory.store_errors import StoreError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+__all__ = ["CallLeases", "LeaseWatcher"]
+
+log = structlog.get_logger("token_broker.calls")
+
+_EVERY_S = 1.5
+_LEASE_S = 6.0
+_TAKEN_AT_ONCE = 500
+_CLAIM_S = 3.0
+_HAND_OVER_S = 10.0
+_LOOK_S = 0.3
+
+
+class LeaseWatcher(Protocol):
+    """What a lease's course leads to."""
+
+    def taken(self, found: FoundCall) -> None:
+        """A call of a replica that is gone is ours now."""
+        ...
+
+    def lost(self, name: CallName) -> None:
+        """Another replica holds this call by now: nothing more may be done to it here."""
+        ...
+
+    def end_wanted(self, found: FoundCall) -> None:
+        """Somebody wants this call of ours to end; at another replica, perhaps."""
+        ...
+
+    def replaced(self, found: FoundCall) -> None:
+        """A newer call of the same talk has its answer."""
+        ...
+
+
+@dataclass(slots=True)
+class _Held:
+    row: CallRow
+    state: int = MADE
+    epoch: int = 0
+    ending: str | None = None
+    is_stored: bool = False
+    is_told: bool = False  # to the watcher, that an end is wanted
+    is_new: bool = False  # its client has its answer, and the store does not know
+
+
+class CallLeases:
+    """The calls that this process holds. `run` it, beside a `watcher`.
+
+    A lease lasts 6 s and is renewed every 1.5 s, so that a dead replica's calls are taken within 8 s. After a time in
+    which the store was silent nothing is taken for as long as a lease lasts: the others have to renew theirs first.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        holder: str,
+        *,
+        every_s: float = _EVERY_S,
+        lease_s: float = _LEASE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.watcher: LeaseWatcher | None = None
+        self.others = 0  # live replicas
+        self._database = database
+        self._holder = holder
+        self._every_s = every_s
+        self._lease_s = lease_s
+        self._clock = clock
+        self._held: dict[CallName, _Held] = {}
+        self._over: set[CallName] = set()
+        self._wanted: dict[CallName, str] = {}
+        self._changed = asyncio.Event()
+        self._beat: asyncio.Lock = asyncio.Lock()
+        self._ticked_s = clock()
+        self._asked_s = clock() - _CLAIM_S
+        self._answers_since_s: float | None = None
+        self._was_paused = False
+        self._leaves = False
+        # SQLite has one process: what the one before it left is looked for once.
+        self._is_alone = database.dialect == "sqlite"
+        self._looks_at_s = clock() + lease_s
+        self._running: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def made(self, row: CallRow) -> None:
+        """Azure has named this call. If we die before its client has the answer, who takes it hangs it up."""
+        self._held[row.name] = _Held(row)
+        self._changed.set()
+
+    def delivered(self, name: CallName) -> None:
+        """The client has its answer."""
+        if (held := self._held.get(name)) is not None:
+            held.state, held.is_new = DELIVERED, True
+            self._changed.set()
+
+    def over(self, name: CallName) -> None:
+        """Azure has ended this call, whoever holds it."""
+        self._held.pop(name, None)
+        self._over.add(name)
+        self._changed.set()
+
+    def want_end(self, name: CallName, ending: str) -> None:
+        """The call is to end, whoever holds it: it was hung up here, and Azure may not have done it yet."""
+        if (held := self._held.get(name)) is not None:
+            held.ending, held.is_told = held.ending or ending, True
+        self._wanted[name] = ending
+        self._changed.set()
+
+    async def claim_end(self, name: CallName, ending: str) -> bool:
+        """Whether we may hang this call up. While the store is silent nobody else can have taken it."""
+        if (held := self._held.get(name)) is None:
+            return False
+        held.ending, held.is_told = held.ending or ending, True
+        if not held.is_stored:
+            return True
+        from token_broker.calls.lease_statements import claim_end
+
+        work = partial(claim_end, holder=self._holder, held=(held.row.key, held.epoch), ending=ending)
+        try:
+            async with asyncio.timeout(_CLAIM_S):
+                may = await self._database.write(work)
+        except (StoreError, TimeoutError):
+            return not self._is_unsure()
+        if not may:
+            self._lose(name)
+        return may
+
+    async def confirm(self) -> None:
+        """Returns at once while the leases were renewed in time; else once that was tried, or after 3 s.
+
+        A process that was stopped for a while goes on where it was, and another one may hold its calls by now.
+        """
+        if self._is_unsure() and self._clock() - self._asked_s >= _CLAIM_S:
+            self._asked_s = self._clock()
+            with contextlib.suppress(TimeoutError, StoreError):
+                async with asyncio.timeout(_CLAIM_S):
+                    await self.refresh()
+
+    def start(self) -> None:
+        """Runs in the background, until `aclose`."""
+        self._running = asyncio.create_task(self.run(), name="call-leases")
+
+    async def aclose(self) -> None:
+        """Writes what is left, for a moment, and takes nothing any more."""
+        self._leaves = True
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait((self._running,))
+        if self._held or self._over or self._wanted:
+            with contextlib.suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(_CLAIM_S):
+                    await self.refresh()
+
+    async def run(self) -> None:
+        """Renews and takes leases until it is cancelled; a store that is away is logged once."""
+        ticking = asyncio.create_task(self._tick(), name="call-leases-clock")
+        try:
+            await self._keep()
+        finally:
+            ticking.cancel()
+
+    async def _keep(self) -> None:
+        is_silent = False
+        while True:
+            try:
+                await self.refresh()
+                is_silent = False
+            except StoreError as error:
+                if not is_silent:
+                    log.warning("call_leases_unrenewed", reason=str(error), calls=len(self._held))
+                is_silent = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._every_s):
+                    await self._changed.wait()
+
+    async def refresh(self) -> None:
+        """Writes what has changed, renews, and takes what is free. Raises StoreError."""
+        async with self._beat:
+            self._changed.clear()
+            try:
+                found, taken, older = await self._write()
+            except StoreError:
+                self._answers_since_s = None
+                raise
+            self._ticked_s, self._was_paused = self._clock(), False
+            if self._answers_since_s is None:
+                self._answers_since_s = self._ticked_s
+            self._compare(found)
+        if self.watcher is None:
+            return
+        for each in older:
+            self.watcher.replaced(each)
+        for each in taken:
+            self._held[each.row.name] = _Held(
+                each.row, each.state, each.epoch, each.ending, is_stored=True, is_told=each.ending is not None
+            )
+            self.watcher.taken(each)
+        if len(taken) == _TAKEN_AT_ONCE:
+            self._changed.set()
+
+    async def hand_over(self) -> None:
+        """Leaves the calls to other replicas; those that nobody takes within 10 s stay ours."""
+        from token_broker.calls.lease_statements import find_holders, reclaim_calls, release_calls
+
+        self._leaves = True
+        with contextlib.suppress(StoreError):
+            await self.refresh()
+        leaving = {
+            held.row.key: name
+            for name, held in self._held.items()
+            if held.is_stored and held.state == DELIVERED and held.ending is None
+        }
+        if not leaving or not self.others:
+            return
+        epochs = [(held.row.key, held.epoch) for held in self._held.values() if held.row.key in leaving]
+        until_s = self._clock() + _HAND_OVER_S
+        try:
+            async with self._beat:  # what is given up must not be missed meanwhile
+                await self._database.write(partial(release_calls, holder=self._holder, held=epochs))
+                while leaving and self._clock() < until_s:
+                    await asyncio.sleep(_LOOK_S)
+                    holders = await self._database.read(partial(find_holders, keys=list(leaving)))
+                    for key, name in list(leaving.items()):
+                        if holders.get(key) is not None or key not in holders:
+                            del leaving[key]
+                            self._lose(name)
+                if leaving:
+                    lease_us = round(self._lease_s * 1_000_000)
+                    work = partial(reclaim_calls, holder=self._holder, keys=list(leaving), lease_us=lease_us)
+                    await self._database.write(work)
+        except StoreError as error:
+            log.warning("calls_not_handed_over", calls=len(leaving), reason=str(error))
+        if leaving:
+            log.warning("calls_not_taken", calls=len(leaving))
+
+    def _is_unsure(self) -> bool:
+        """Whether so much time has passed unseen that another replica may hold our calls."""
+        return self._was_paused or self._clock() - self._ticked_s > self._lease_s
+
+    async def _tick(self) -> None:
+        """Notes whether this process was stopped; a store that is slow stops nobody."""
+        while True:
+            self._was_paused = self._is_unsure()
+            self._ticked_s = self._clock()
+            await asyncio.sleep(min(1.0, self._lease_s / 4))
+
+    async def _write(self) -> tuple[dict[str, FoundCall], list[FoundCall], list[FoundCall]]:
+        """What the store has of our calls, the calls that were taken, and those that ours have replaced."""
+        from token_broker.calls.lease_statements import (
+            end_calls,
+            insert_calls,
+            older_calls,
+            prune_calls,
+            renew_calls,
+            take_calls,
+            want_ends,
+        )
+        from token_broker.memory.store.resource_rows import beat
+
+        lease_us = round(self._lease_s * 1_000_000)
+        held = list(self._held.values())
+        new = [(each.row, each.state, each.ending) for each in held if not each.is_stored]
+        told = [each for each in held if each.is_new]
+        keys = [each.row.key for each in held]
+        over, wanted = list(self._over), list(self._wanted.items())
+        if self._is_alone and not (held or over or wanted) and self._looks_at_s > self._clock():
+            return {}, [], []
+        now_s = self._clock()
+        takes = (
+            not self._leaves
+            and self._answers_since_s is not None
+            and now_s - self._answers_since_s >= self._lease_s
+            and self.watcher is not None
+        )
+        if takes:
+            self._looks_at_s = math.inf
+
+        def work(connection: "Connection") -> tuple[int, dict[str, FoundCall], list[FoundCall], list[FoundCall]]:
+            others = 0
+            if not self._is_alone:
+                others = beat(connection, self._holder)[0] - 1
+            insert_calls(connection, new, self._holder, lease_us)
+            end_calls(connection, over)
+            want_ends(connection, wanted)
+            older = [other for each in told for other in older_calls(connection, each.row)]
+            found = renew_calls(connection, self._holder, keys, lease_us)
+            taken = take_calls(connection, self._holder, lease_us, _TAKEN_AT_ONCE) if takes else []
+            prune_calls(connection)
+            return others, found, taken, older
+
+        self.others, found, taken, older = await self._database.write(work)
+        for each in held:
+            each.is_stored = True
+        for each in told:
+            each.is_new = False
+        self._over.difference_update(over)
+        for name, ending in wanted:
+            if self._wanted.get(name) == ending:
+                del self._wanted[name]
+        return found, taken, older
+
+    def _compare(self, found: dict[str, FoundCall]) -> None:
+        """Tells the watcher of calls that another replica holds, has ended, or wants to end."""
+        for name, held in list(self._held.items()):
+            stored = found.get(held.row.key)
+            if not held.is_stored:
+                continue  # it came while the store was asked
+            if stored is None or stored.epoch != held.epoch:
+                self._lose(name)
+            elif (stored.ending is not None or stored.state == ENDED) and not held.is_told:
+                held.is_told = True
+                if self.watcher is not None:
+                    self.watcher.end_wanted(stored)
+
+    def _lose(self, name: CallName) -> None:
+        if self._held.pop(name, None) is not None and self.watcher is not None:
+            self.watcher.lost(name)
