@@ -183,6 +183,7 @@ class CallAttacher:
                 resource=minted.resource,
                 joined=socket,
                 transport="webrtc",
+                limit_key=lease.key,
             )
             taken = True
             log.info("call_attached", session_id=owner.session_id, resource=minted.resource)

@@ -55,7 +55,7 @@ class LeaseWatcher(Protocol):
 
 
 @dataclass(slots=True)
-class _Held:
+class _LeasedCall:
     row: CallRow
     state: int = MADE
     epoch: int = 0
@@ -88,7 +88,7 @@ class CallLeases:
         self._every_s = every_s
         self._lease_s = lease_s
         self._clock = clock
-        self._held: dict[CallName, _Held] = {}
+        self._held: dict[CallName, _LeasedCall] = {}
         self._over: set[CallName] = set()
         self._wanted: dict[CallName, str] = {}
         self._changed = asyncio.Event()
@@ -106,9 +106,13 @@ class CallLeases:
     def __len__(self) -> int:
         return len(self._held)
 
+    def holds(self, name: CallName) -> bool:
+        """Whether this process holds the call."""
+        return name in self._held
+
     def made(self, row: CallRow) -> None:
         """Azure has named this call. If we die before its client has the answer, who takes it hangs it up."""
-        self._held[row.name] = _Held(row)
+        self._held[row.name] = _LeasedCall(row)
         self._changed.set()
 
     def delivered(self, name: CallName) -> None:
@@ -215,7 +219,7 @@ class CallLeases:
         for each in older:
             self.watcher.replaced(each)
         for each in taken:
-            self._held[each.row.name] = _Held(
+            self._held[each.row.name] = _LeasedCall(
                 each.row, each.state, each.epoch, each.ending, is_stored=True, is_told=each.ending is not None
             )
             self.watcher.taken(each)

@@ -131,7 +131,7 @@ class Calls:
                 endpoint=grant.endpoint,
                 call_id=call_id,
                 transport=transport,
-                lasts_s=self._max_talk_s,
+                lasts_s=min(self._max_talk_s, owner.narrowed.max_session_s or self._max_talk_s),
             )
             if self._leases is not None:
                 self._leases.made(row)

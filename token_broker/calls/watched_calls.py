@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import structlog
 
 from strategies.base import SessionSpec
-from token_broker.calls.call_row import MADE, CallName, FoundCall
+from token_broker.calls.call_row import MADE, CallName, CallRow, FoundCall
 from token_broker.calls.leases import CallLeases
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.sideband import CALL_OVER, CallListener
@@ -33,6 +33,7 @@ from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.usage.budgets import Leash
 from token_broker.usage.ledger import UsageLedger
 from token_broker.usage.talk_usage import TalkUsage
+from token_broker.web.requests import uuid7
 
 __all__ = ["HangUp", "WatchedCalls"]
 
@@ -44,7 +45,7 @@ _REPLACED = Ending(DONE, "a newer call of its talk has replaced it", outcome="lo
 _HUNG_UP = Ending(DONE, "its client hung up", ends_talk=True, by_client=True, outcome="hung_up")
 _ERASED = Ending(DONE, "its session was erased", ends_talk=True, outcome="blocked")
 _BLOCKED = Ending(DONE, "the operator has blocked its session or its user", ends_talk=True, outcome="blocked")
-_BY_OUTCOME = {ending.outcome: ending for ending in (_BLOCKED, _HUNG_UP, _REPLACED)}
+_BY_OUTCOME = {ending.outcome: ending for ending in (_BLOCKED, _HUNG_UP, _REPLACED, BUDGET_USED)}
 _PLACE_KEPT_S = 600.0  # beyond the longest time of a call, whose end gives its place back
 _LAST_HANG_UP_S = 4.0  # before the drain goes on
 
@@ -146,6 +147,21 @@ class WatchedCalls:
             confirm=None if self._leases is None else self._leases.confirm,
             usage=usage,
         )
+        if self._leases is not None and not self._leases.holds((endpoint, call_id)):
+            # Attached: the page set it up, and has its answer already.
+            row = CallRow(
+                key=uuid7(),
+                owner=owner,
+                agent_id=agent.id,
+                limit_key=limit_key or owner.principal,
+                resource=resource,
+                endpoint=endpoint,
+                call_id=call_id,
+                transport=transport,
+                lasts_s=longest_s,
+            )
+            self._leases.made(row)
+            self._leases.delivered(row.name)
         call = _Watched(owner, endpoint, listener, usage)
         self._calls[call_id] = call
         self._level.begin(owner)
@@ -252,7 +268,11 @@ class WatchedCalls:
     async def _watch_taken(self, found: FoundCall, agent: Agent) -> None:
         row, pool = found.row, self._parts.connector.pool
         if (resource := pool.by_name.get(row.resource)) is None:
+            # Nobody here can join it or hang it up.
             log.warning("call_without_resource", session_id=row.owner.session_id, resource=row.resource)
+            self._limits.end(row.call_id)
+            if self._leases is not None:
+                self._leases.over(row.name)
             return
         specs = TalkSpecs(self._parts.settings, row.owner, self._parts.recall)
         self.watch(
@@ -264,6 +284,7 @@ class WatchedCalls:
             resource=row.resource,
             transport=row.transport,
             lasts_s=row.lasts_s,
+            limit_key=row.limit_key,
         )
 
     async def _claim_and_hang_up(self, leases: CallLeases, call: _Watched, call_id: str, ending: Ending) -> None:
