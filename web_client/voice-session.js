@@ -10,11 +10,9 @@
 
 import { AudioEngine, listDevices } from "./audio/audio-engine.js";
 import { Broker, BrokerError } from "./broker.js";
-import { CallEvents } from "./call-events.js";
 import { approvalEvent, imageEvent, pushToTalkEvent } from "./events.js";
 import { errorWithCode, pageFault, planFailed, tooOld } from "./failures.js";
 import { isDegraded, isEphemeral, readPlan } from "./plan.js";
-import { shrunkImage } from "./images.js";
 import { PageTools } from "./page-tools.js";
 import { decide, publicName } from "./session-machine.js";
 import { watchOtherTabs } from "./tabs.js";
@@ -131,7 +129,7 @@ export class VoiceSession extends EventTarget {
   #attempt = new AbortController();
   /** @type {Transport | null} */
   #transport = null;
-  /** What the broker tells of the current call. @type {CallEvents | null} */
+  /** What the broker tells of the current call. @type {import("./call-events.js").CallEvents | null} */
   #callEvents = null;
   /** @type {TransportName | null} */
   #transportName = null;
@@ -392,6 +390,7 @@ export class VoiceSession extends EventTarget {
   async sendImage(image) {
     const transport = this.#transport;
     if (this.#machine.name !== "live" || !transport) throw new DOMException("The talk is not live.", "InvalidStateError");
+    const { shrunkImage } = await import("./images.js"); // few talks need it
     const url = await shrunkImage(image, transport.reportsTurns ? DATA_CHANNEL_IMAGE_BYTES : SOCKET_IMAGE_BYTES);
     transport.send(imageEvent(`msg_${randomHex(24)}`, url));
   }
@@ -606,7 +605,7 @@ export class VoiceSession extends EventTarget {
       agentId: this.#agentId ?? "",
       reports: transport.reportsTurns,
     });
-    if (transport.call) this.#followCall(transport.call);
+    if (transport.call) void this.#followCall(transport.call).catch(ignore); // the talk goes on without
     const liveAfterMs = this.#wantedAtMs === null ? null : performance.now() - this.#wantedAtMs;
     this.#wantedAtMs = null;
     this.#reporter?.begin(connection.transport, liveAfterMs, transport.statistics && (() => transport.statistics?.() ?? Promise.resolve(null)));
@@ -619,8 +618,11 @@ export class VoiceSession extends EventTarget {
   }
 
   /** @param {import("./call-events.js").CallName} call */
-  #followCall(call) {
+  async #followCall(call) {
     this.#callEvents?.close();
+    const { signal } = this.#attempt; // aborted when the connection closes
+    const { CallEvents } = await import("./call-events.js"); // while the talk is live already
+    if (signal.aborted) return;
     this.#callEvents = new CallEvents({
       request: (path, init) => this.#broker.request(this.#options.brokerUrl.replace(/\/+$/, "") + path, init),
       sessionId: this.#sessionId ?? "",
@@ -633,7 +635,7 @@ export class VoiceSession extends EventTarget {
         if (!leads) this.#texts.alone();
       },
     });
-    void this.#callEvents.follow(call);
+    await this.#callEvents.follow(call);
   }
 
   /** @param {Talk} talk */

@@ -29,7 +29,8 @@ LINES = (
 BUILD = """
 import { build } from "ESBUILD";
 await build({
-  ...{ entryPoints: ["page.jsx"], outfile: "out.js", bundle: true, minify: true, format: "esm", jsx: "automatic" },
+  ...{ entryPoints: ["page.jsx"], outdir: ".", entryNames: "out", splitting: SPLITTING },
+  ...{ bundle: true, minify: true, format: "esm", jsx: "automatic" },
   ...{ define: { "process.env.NODE_ENV": '"production"' }, logLevel: "error", platform: "PLATFORM" },
 });
 """
@@ -48,7 +49,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "package"
 
 
-async def bundle(package: Path, source: str, target: Path, *, platform: str = "browser") -> str:
+async def bundle(
+    package: Path, source: str, target: Path, *, platform: str = "browser", splitting: bool = False
+) -> str:
     """`source` and all that it imports, as one script for production; the worklets are beside it in `target`."""
     (target / "node_modules").mkdir(parents=True)
     for name in ("react", "react-dom", "scheduler"):
@@ -57,9 +60,9 @@ async def bundle(package: Path, source: str, target: Path, *, platform: str = "b
     (target / "page.jsx").write_text(source)
     script = target / "build.mjs"
     script.write_text(
-        BUILD.replace("PLATFORM", platform).replace(
-            "ESBUILD", (installed_modules(TOOLS) / "esbuild/lib/main.js").as_uri()
-        )
+        BUILD.replace("PLATFORM", platform)
+        .replace("SPLITTING", "true" if splitting else "false")
+        .replace("ESBUILD", (installed_modules(TOOLS) / "esbuild/lib/main.js").as_uri())
     )
     await run_node(script, cwd=target)
     return (target / "out.js").read_text()
@@ -201,6 +204,9 @@ async def test_package_is_whole_and_small(package: Path, tmp_path: Path) -> None
     assert not (package / "demo.js").exists()
     worklets = (package / "audio/worklets.js").read_text()
     assert re.search(r"^\s*import\b", worklets, re.MULTILINE) is None  # bundlers copy it alone
-    core = await bundle(package, 'export { VoiceSession } from "voice-session";', tmp_path / "core")
-    assert len(gzip.compress(core.encode())) < 20_000
+    # What a page loads at first; what few talks need comes when they need it.
+    core = await bundle(package, 'export { VoiceSession } from "voice-session";', tmp_path / "core", splitting=True)
+    chunks = re.findall(r'from"\./(chunk-\w+\.js)"', core)
+    at_first = core + "".join((tmp_path / "core" / chunk).read_text() for chunk in chunks)
+    assert len(gzip.compress(at_first.encode())) < 20_000
     assert len(gzip.compress((package / "bundle/voice-talk.js").read_bytes())) < 35_000
