@@ -60,6 +60,7 @@ class Watches(Protocol):
         resource: str,
         joined: AzureSocket | None,
         transport: str,
+        limit_key: str,
     ) -> None: ...
 
 
@@ -183,6 +184,7 @@ class CallAttacher:
                 resource=minted.resource,
                 joined=socket,
                 transport="webrtc",
+                limit_key=lease.key,
             )
             taken = True
             log.info("call_attached", session_id=owner.session_id, resource=minted.resource)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, FoundCall
+from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, TakenCall
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store_errors import StoreError
 
@@ -37,7 +37,7 @@ _LOOK_S = 0.3
 class LeaseWatcher(Protocol):
     """What a lease's course leads to."""
 
-    def taken(self, found: FoundCall) -> None:
+    def taken(self, found: TakenCall) -> None:
         """A call of a replica that is gone is ours now."""
         ...
 
@@ -45,17 +45,17 @@ class LeaseWatcher(Protocol):
         """Another replica holds this call by now: nothing more may be done to it here."""
         ...
 
-    def end_wanted(self, found: FoundCall) -> None:
+    def end_wanted(self, found: TakenCall) -> None:
         """Somebody wants this call of ours to end; at another replica, perhaps."""
         ...
 
-    def replaced(self, found: FoundCall) -> None:
+    def replaced(self, found: TakenCall) -> None:
         """A newer call of the same talk has its answer."""
         ...
 
 
 @dataclass(slots=True)
-class _Held:
+class _LeasedCall:
     row: CallRow
     state: int = MADE
     epoch: int = 0
@@ -88,7 +88,7 @@ class CallLeases:
         self._every_s = every_s
         self._lease_s = lease_s
         self._clock = clock
-        self._held: dict[CallName, _Held] = {}
+        self._held: dict[CallName, _LeasedCall] = {}
         self._over: set[CallName] = set()
         self._wanted: dict[CallName, str] = {}
         self._changed = asyncio.Event()
@@ -106,9 +106,13 @@ class CallLeases:
     def __len__(self) -> int:
         return len(self._held)
 
+    def holds(self, name: CallName) -> bool:
+        """Whether this process holds the call."""
+        return name in self._held
+
     def made(self, row: CallRow) -> None:
         """Azure has named this call. If we die before its client has the answer, who takes it hangs it up."""
-        self._held[row.name] = _Held(row)
+        self._held[row.name] = _LeasedCall(row)
         self._changed.set()
 
     def delivered(self, name: CallName) -> None:
@@ -215,7 +219,7 @@ class CallLeases:
         for each in older:
             self.watcher.replaced(each)
         for each in taken:
-            self._held[each.row.name] = _Held(
+            self._held[each.row.name] = _LeasedCall(
                 each.row, each.state, each.epoch, each.ending, is_stored=True, is_told=each.ending is not None
             )
             self.watcher.taken(each)
@@ -268,7 +272,7 @@ class CallLeases:
             self._ticked_s = self._clock()
             await asyncio.sleep(min(1.0, self._lease_s / 4))
 
-    async def _write(self) -> tuple[dict[str, FoundCall], list[FoundCall], list[FoundCall]]:
+    async def _write(self) -> tuple[dict[str, TakenCall], list[TakenCall], list[TakenCall]]:
         """What the store has of our calls, the calls that were taken, and those that ours have replaced."""
         from token_broker.calls.lease_statements import (
             end_calls,
@@ -299,7 +303,7 @@ class CallLeases:
         if takes:
             self._looks_at_s = math.inf
 
-        def work(connection: "Connection") -> tuple[int, dict[str, FoundCall], list[FoundCall], list[FoundCall]]:
+        def work(connection: "Connection") -> tuple[int, dict[str, TakenCall], list[TakenCall], list[TakenCall]]:
             others = 0
             if not self._is_alone:
                 others = beat(connection, self._holder)[0] - 1
@@ -323,7 +327,7 @@ class CallLeases:
                 del self._wanted[name]
         return found, taken, older
 
-    def _compare(self, found: dict[str, FoundCall]) -> None:
+    def _compare(self, found: dict[str, TakenCall]) -> None:
         """Tells the watcher of calls that another replica holds, has ended, or wants to end."""
         for name, held in list(self._held.items()):
             stored = found.get(held.row.key)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import structlog
 
 from strategies.base import SessionSpec
-from token_broker.calls.call_row import MADE, CallName, FoundCall
+from token_broker.calls.call_row import MADE, CallName, CallRow, TakenCall
 from token_broker.calls.leases import CallLeases
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.sideband import CALL_OVER, CallListener
@@ -33,6 +33,7 @@ from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.usage.budgets import Leash
 from token_broker.usage.ledger import UsageLedger
 from token_broker.usage.talk_usage import TalkUsage
+from token_broker.web.requests import uuid7
 
 __all__ = ["HangUp", "WatchedCalls"]
 
@@ -44,7 +45,7 @@ _REPLACED = Ending(DONE, "a newer call of its talk has replaced it", outcome="lo
 _HUNG_UP = Ending(DONE, "its client hung up", ends_talk=True, by_client=True, outcome="hung_up")
 _ERASED = Ending(DONE, "its session was erased", ends_talk=True, outcome="blocked")
 _BLOCKED = Ending(DONE, "the operator has blocked its session or its user", ends_talk=True, outcome="blocked")
-_BY_OUTCOME = {ending.outcome: ending for ending in (_BLOCKED, _HUNG_UP, _REPLACED)}
+_BY_OUTCOME = {ending.outcome: ending for ending in (_BLOCKED, _HUNG_UP, _REPLACED, BUDGET_USED)}
 _PLACE_KEPT_S = 600.0  # beyond the longest time of a call, whose end gives its place back
 _LAST_HANG_UP_S = 4.0  # before the drain goes on
 
@@ -145,7 +146,23 @@ class WatchedCalls:
             joined=joined,
             confirm=None if self._leases is None else self._leases.confirm,
             usage=usage,
+            transport=transport,
         )
+        if self._leases is not None and not self._leases.holds((endpoint, call_id)):
+            # Attached: the page set it up, and has its answer already.
+            row = CallRow(
+                key=uuid7(),
+                owner=owner,
+                agent_id=agent.id,
+                limit_key=limit_key or owner.principal,
+                resource=resource,
+                endpoint=endpoint,
+                call_id=call_id,
+                transport=transport,
+                lasts_s=longest_s,
+            )
+            self._leases.made(row)
+            self._leases.delivered(row.name)
         call = _Watched(owner, endpoint, listener, usage)
         self._calls[call_id] = call
         self._level.begin(owner)
@@ -160,7 +177,9 @@ class WatchedCalls:
             ending = _LEFT_ALONE
             holding: asyncio.Task[None] | None = None
             if self._leash is not None:
-                hold = self._leash.hold(usage, limit_key or owner.principal, warn=lambda: None, end=end_soon)
+                why = "the budget of today is nearly used up: the talk ends soon"
+                warn = partial(page.tell, "broker.error", code="budget_used", message=why, retryable=False)
+                hold = self._leash.hold(usage, limit_key or owner.principal, warn=warn, end=end_soon)
                 holding = asyncio.create_task(hold, name="call-budget")
             try:
                 ending = await listener.run(endpoint, call_id)
@@ -213,7 +232,7 @@ class WatchedCalls:
         if self._leases is not None:
             self._leases.delivered(call)
 
-    def taken(self, found: FoundCall) -> None:
+    def taken(self, found: TakenCall) -> None:
         """A call of a process that is gone is ours now."""
         row = found.row
         log.info("call_taken", session_id=row.owner.session_id, epoch=found.epoch, left_s=round(row.lasts_s, 1))
@@ -233,7 +252,7 @@ class WatchedCalls:
             call.ending = _MOVED
             call.listener.end(_MOVED)
 
-    def end_wanted(self, found: FoundCall) -> None:
+    def end_wanted(self, found: TakenCall) -> None:
         """Somebody wants this call of ours to end, at another process."""
         row = found.row
         if row.call_id in self._calls:
@@ -241,7 +260,7 @@ class WatchedCalls:
         else:
             self._hang_up(row.endpoint, row.call_id, row.owner, why=found.ending or "it has ended")
 
-    def replaced(self, found: FoundCall) -> None:
+    def replaced(self, found: TakenCall) -> None:
         """A newer call of the same talk has its answer, here or elsewhere."""
         row = found.row
         if row.call_id in self._calls:
@@ -249,10 +268,14 @@ class WatchedCalls:
         else:
             self._hang_up(row.endpoint, row.call_id, row.owner, why=_REPLACED.reason)
 
-    async def _watch_taken(self, found: FoundCall, agent: Agent) -> None:
+    async def _watch_taken(self, found: TakenCall, agent: Agent) -> None:
         row, pool = found.row, self._parts.connector.pool
         if (resource := pool.by_name.get(row.resource)) is None:
+            # Nobody here can join it or hang it up.
             log.warning("call_without_resource", session_id=row.owner.session_id, resource=row.resource)
+            self._limits.end(row.call_id)
+            if self._leases is not None:
+                self._leases.over(row.name)
             return
         specs = TalkSpecs(self._parts.settings, row.owner, self._parts.recall)
         self.watch(
@@ -263,6 +286,7 @@ class WatchedCalls:
             spec=await specs.of(agent)(resource),
             resource=row.resource,
             transport=row.transport,
+            limit_key=row.limit_key,
             lasts_s=row.lasts_s,
         )
 

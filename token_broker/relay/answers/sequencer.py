@@ -284,7 +284,8 @@ class AnswerSequencer:
                     self._creates.popleft()
                     self._taken.update(dict.fromkeys(create.event_ids, create))
                 self._by_itself_s = self._by_itself_s if outside else 0.0
-                answer = _AnswerUnderWay(self._told_items, self.calls.told(), outside, create)
+                told_items = min(self._untold, default=self._items + 1) - 1
+                answer = _AnswerUnderWay(told_items, self.calls.told(), outside, create)
                 self._active[str(stated.get("id"))] = answer
         elif kind == "response.output_item.added":
             self.calls.add_output(event, now_s, silent=silent)
@@ -444,11 +445,6 @@ class AnswerSequencer:
 
     # --- the client
 
-    @property
-    def _told_items(self) -> int:
-        """So many items of the user's the conversation has for certain."""
-        return min(self._untold, default=self._items + 1) - 1
-
     def _note_told(self, content: Any) -> None:
         spoken = isinstance(content, list) and any(
             isinstance(part, dict) and part.get("type") == "input_audio" for part in content
@@ -505,7 +501,8 @@ class AnswerSequencer:
             passes, actions = self._client_item(item, event, now_s)
             if not passes:
                 return False, actions
-        for item in [*(response.get("input") or ()), *(response.get("input_items") or ())]:
+        own = [*(response.get("input") or ()), *(response.get("input_items") or ())]
+        for item in own:
             # What is read for this answer alone answers no call; a client may repeat the outputs of its own.
             call_id = str(item.get("call_id"))
             if item.get("type") == "function_call_output" and not self.calls.is_clients(call_id):
@@ -513,7 +510,8 @@ class AnswerSequencer:
             if item.get("type") == "mcp_approval_response":
                 return False, [Refuse("unknown_approval", _NO_APPROVAL, _id(event))]
         outside = response.get("conversation") == "none" or response.get("commit") is False
-        if self._owed and now_s < self._owed_s and not outside and not response.get("append_input_items"):
+        goes_on = not outside and not own and not response.get("append_input_items")
+        if self._owed and now_s < self._owed_s and goes_on:
             self._owed -= 1
             for batch in self.calls:
                 if not batch.asked and not batch.cancelled:
