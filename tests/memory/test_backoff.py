@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_broker.memory.delivery.worker import UNAVAILABLE_AFTER, ConcurrencyLimiter, Verdict, after_failure
+from token_broker.memory.delivery.worker import UNAVAILABLE_AFTER, ConcurrencyLimiter, NextTry, after_failure
 from token_broker.memory.types import FULL_BATCH, Backlog, Failure, backoff_s
 
 NOW_US = 50_000_000_000_000
@@ -13,7 +13,7 @@ COUNTS = Failure("500", counts=True)
 PERMANENT = Failure("400", permanent=True)
 
 
-def decide(failure: Failure, together: int = 1, backlog: Backlog | None = None) -> Verdict:
+def decide(failure: Failure, together: int = 1, backlog: Backlog | None = None) -> NextTry:
     return after_failure(
         backlog or Backlog(),
         failure,
@@ -33,15 +33,15 @@ def test_backoff_doubles_up_to_five_minutes(failures: int, wait_s: float) -> Non
 
 def test_unavailable_sink_costs_no_attempt() -> None:
     verdict = decide(ILL, 30)
-    assert verdict == Verdict(False, 1, Backlog(0, 1, NOW_US, FULL_BATCH))
+    assert verdict == NextTry(False, 1, Backlog(0, 1, NOW_US, FULL_BATCH))
 
 
 def test_counted_failure_halves_batch() -> None:
-    assert decide(COUNTS, 30) == Verdict(False, 1, Backlog(1, 1, NOW_US, 15))
+    assert decide(COUNTS, 30) == NextTry(False, 1, Backlog(1, 1, NOW_US, 15))
 
 
 def test_refused_batch_is_retried_smaller() -> None:
-    assert decide(PERMANENT, 30) == Verdict(False, 0, Backlog(batch=7))
+    assert decide(PERMANENT, 30) == NextTry(False, 0, Backlog(batch=7))
     assert decide(PERMANENT, 7).backlog.batch == 1
 
 

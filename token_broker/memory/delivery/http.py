@@ -26,7 +26,6 @@ from token_broker.memory.types import (
     SinkErasure,
     SinkError,
     SinkName,
-    StoredTurn,
     arrived_us,
 )
 from token_broker.security.tokens import ANONYMOUS
@@ -72,7 +71,20 @@ class HttpSink:
 
     async def deliver(self, batch: DeliveryBatch) -> None:
         data = _ids(batch.session_id, batch.principal, batch.user_id, batch.turns[-1].agent_id or batch.agent_id)
-        data["turns"] = [_turn(turn) for turn in batch.turns]
+        data["turns"] = [
+            {
+                "turn_id": turn.turn_id,
+                "sequence": turn.sequence,
+                "agent_id": turn.agent_id or None,
+                "role": turn.role,
+                "content": turn.content,
+                "created_at": turn.created_at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+                "interrupted": turn.interrupted,
+                "source": turn.source,
+                "channel": turn.channel,
+            }
+            for turn in batch.turns
+        ]
         if batch.missing:
             data["missing"] = list(batch.missing)
         at_us = max(turn.arrived_us for turn in batch.turns)
@@ -142,20 +154,6 @@ def _ids(session_id: str, principal: str, user_id: str | None, agent_id: str | N
     """The user is the principal where callers sign in; else the label that the client sent, which proves nothing."""
     user = user_id if principal == ANONYMOUS else principal
     return {"session_id": session_id, "user_id": user, "agent_id": agent_id}
-
-
-def _turn(turn: StoredTurn) -> dict[str, Any]:
-    return {
-        "turn_id": turn.turn_id,
-        "sequence": turn.sequence,
-        "agent_id": turn.agent_id or None,
-        "role": turn.role,
-        "content": turn.content,
-        "created_at": turn.created_at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
-        "interrupted": turn.interrupted,
-        "source": turn.source,
-        "channel": turn.channel,
-    }
 
 
 def _time(at_us: int) -> str:

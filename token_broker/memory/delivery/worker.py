@@ -43,8 +43,8 @@ __all__ = [
     "DeliveryCounts",
     "DeliveryPolicy",
     "DeliveryWorker",
+    "NextTry",
     "Ready",
-    "Verdict",
     "after_failure",
     "fitting",
     "ready",
@@ -415,7 +415,7 @@ class DeliveryWorker:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class NextTry:
     """What happens to the session after a failure: whether its oldest turn is dead, and when it is due again.
 
     With `keeps` the same turns are delivered again, as they were.
@@ -437,7 +437,7 @@ def after_failure(
     max_age_s: float,
     keeps_batches: bool = False,
     jitter: Callable[[], float] = random.random,
-) -> Verdict:
+) -> NextTry:
     """Decides after `delivered_together` turns failed at once.
 
     A failure that one turn may have caused is tried again with fewer turns, down to one: only the poisoned turn dies.
@@ -449,11 +449,11 @@ def after_failure(
     alone = delivered_together <= 1
     since_us = backlog.failing_since_us if backlog.failing_since_us is not None else now_us
     if failure.permanent and not alone:
-        return Verdict(False, 0, replace(backlog, batch=max(1, delivered_together // 4)))
+        return NextTry(False, 0, replace(backlog, batch=max(1, delivered_together // 4)))
     attempts = backlog.attempts + failure.counts
     too_old = now_us - since_us > max_age_s * 1_000_000
     if alone and (failure.permanent or attempts >= max_attempts or too_old):
-        return Verdict(True, 0, Backlog(batch=backlog.batch))
+        return NextTry(True, 0, Backlog(batch=backlog.batch))
     failures = backlog.failures + 1
     fewer = failure.counts or too_old
     keeps = keeps_batches and not too_old and not failure.refused and (not failure.counts or attempts < _KEPT_TRIES)
@@ -461,7 +461,7 @@ def after_failure(
     if failure.refused and not alone:
         wait_s = failure.retry_after_s or 0
     batch = max(1, delivered_together // 2) if fewer and not keeps else backlog.batch
-    return Verdict(False, wait_s, Backlog(attempts, failures, since_us, batch), keeps)
+    return NextTry(False, wait_s, Backlog(attempts, failures, since_us, batch), keeps)
 
 
 @dataclass(frozen=True, slots=True)
