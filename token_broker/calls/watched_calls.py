@@ -168,6 +168,10 @@ class WatchedCalls:
         self._drain.add(listener)
         self._parts.counters.listened[call_id] = listener.counters
 
+        def warn() -> None:
+            why = "the budget of today is nearly used up: the talk ends soon"
+            page.tell("broker.error", code="budget_used", message=why, retryable=False)
+
         def end_soon(left_s: float, when_quiet: bool) -> None:  # what is being said may end within it
             del when_quiet
             asyncio.get_running_loop().call_later(left_s, self.end, call_id, BUDGET_USED)
@@ -176,7 +180,7 @@ class WatchedCalls:
             ending = _LEFT_ALONE
             holding: asyncio.Task[None] | None = None
             if self._leash is not None:
-                hold = self._leash.hold(usage, limit_key or owner.principal, warn=lambda: None, end=end_soon)
+                hold = self._leash.hold(usage, limit_key or owner.principal, warn=warn, end=end_soon)
                 holding = asyncio.create_task(hold, name="call-budget")
             try:
                 ending = await listener.run(endpoint, call_id)
