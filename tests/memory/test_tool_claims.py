@@ -13,7 +13,7 @@ from token_broker.memory.maintenance import Maintenance
 from token_broker.memory.store.claim_rows import claim_call
 from token_broker.memory.store.sessions import claim_session
 from token_broker.memory.store.tables import tool_claims
-from token_broker.memory.tool_claims import CallId, FoundCall, ToolClaims
+from token_broker.memory.tool_claims import CallId, ClaimedCall, ToolClaims
 
 CALL = CallId(SESSION, "talk-1", "sess_1", "call_1")
 OTHERS = (
@@ -41,7 +41,7 @@ async def test_call_is_claimed_once(database: Database) -> None:
     claims = ToolClaims(database)
     answers = await asyncio.gather(*(claims.claim(CALL, timeout_s=8) for _ in range(5)))
     assert sum(isinstance(answer, str) for answer in answers) == 1
-    assert [answer for answer in answers if not isinstance(answer, str)] == [FoundCall("running")] * 4
+    assert [answer for answer in answers if not isinstance(answer, str)] == [ClaimedCall("running")] * 4
     for other in OTHERS:
         assert isinstance(await claims.claim(other, timeout_s=8), str)
 
@@ -52,8 +52,8 @@ async def test_output_is_told_again(database: Database) -> None:
     assert isinstance(holder, str)
     await claims.finish(CALL, "somebody else", "wrong", ok=True)
     await claims.finish(CALL, holder, '{"état": "prêt 👋"}', ok=True)
-    assert await claims.claim(CALL, timeout_s=8) == FoundCall("done", '{"état": "prêt 👋"}', ok=True)
-    assert await claims.find(CALL) == FoundCall("done", '{"état": "prêt 👋"}', ok=True)
+    assert await claims.claim(CALL, timeout_s=8) == ClaimedCall("done", '{"état": "prêt 👋"}', ok=True)
+    assert await claims.find(CALL) == ClaimedCall("done", '{"état": "prêt 👋"}', ok=True)
 
 
 async def test_repeated_claim_is_the_holders(database: Database) -> None:
@@ -68,13 +68,13 @@ async def test_ended_process_leaves_unknown(database: Database) -> None:
     claims = ToolClaims(database, margin_s=5)
     await claims.claim(CALL, timeout_s=8)
     await age(database, 12)
-    assert await claims.find(CALL) == FoundCall("running")
+    assert await claims.find(CALL) == ClaimedCall("running")
     assert await claims.take_over(CALL, timeout_s=8) is None
     await age(database, 2)
-    assert await claims.find(CALL) == FoundCall("unknown")
+    assert await claims.find(CALL) == ClaimedCall("unknown")
     taken = await asyncio.gather(*(claims.take_over(CALL, timeout_s=8) for _ in range(3)))
     assert sum(holder is not None for holder in taken) == 1
-    assert await claims.find(CALL) == FoundCall("running")
+    assert await claims.find(CALL) == ClaimedCall("running")
 
 
 async def test_unknown_outcome_is_noted(database: Database) -> None:
@@ -82,7 +82,7 @@ async def test_unknown_outcome_is_noted(database: Database) -> None:
     holder = await claims.claim(CALL, timeout_s=8)
     assert isinstance(holder, str)
     await claims.finish(CALL, holder, None, ok=False)
-    assert await claims.claim(CALL, timeout_s=8) == FoundCall("unknown")
+    assert await claims.claim(CALL, timeout_s=8) == ClaimedCall("unknown")
 
 
 async def test_erased_session_keeps_no_output(database: Database) -> None:
@@ -93,9 +93,9 @@ async def test_erased_session_keeps_no_output(database: Database) -> None:
     assert isinstance(other, str)
     await erase_session(database, SESSION)
     await claims.finish(CALL, holder, "what was private", ok=True)
-    assert await claims.find(CALL) == FoundCall("erased")
-    assert await claims.claim(CALL, timeout_s=8) == FoundCall("erased")
-    assert await claims.claim(OTHERS[3], timeout_s=8) == FoundCall("erased")
+    assert await claims.find(CALL) == ClaimedCall("erased")
+    assert await claims.claim(CALL, timeout_s=8) == ClaimedCall("erased")
+    assert await claims.claim(OTHERS[3], timeout_s=8) == ClaimedCall("erased")
     assert await count(database) == 1
 
 

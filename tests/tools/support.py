@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.memory.support.turns import SESSION, owner
 from token_broker.memory.store_errors import StoreAwayError
-from token_broker.memory.tool_claims import CallId, FoundCall
+from token_broker.memory.tool_claims import CallId, ClaimedCall
 from token_broker.sessions.agent import Agent
 from token_broker.sessions.agent_tools import FunctionTool
 from token_broker.tools.runner import ToolCall
@@ -56,21 +56,21 @@ def call(by: Agent, arguments: str = '{"number": "7"}', *, name: str = "order_st
 class MemoryClaims:
     """Claims in memory. `away`: the store fails; `hangs`: it doesn't answer."""
 
-    found: dict[CallId, FoundCall] = field(default_factory=dict)
+    found: dict[CallId, ClaimedCall] = field(default_factory=dict)
     away: bool = False
     hangs: bool = False
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def claim(self, call: CallId, *, timeout_s: float) -> str | FoundCall:
+    async def claim(self, call: CallId, *, timeout_s: float) -> str | ClaimedCall:
         await self._answer()
         if call in self.found:
             return self.found[call]
-        self.found[call] = FoundCall("running")
+        self.found[call] = ClaimedCall("running")
         return "holder"
 
-    async def find(self, call: CallId) -> FoundCall:
+    async def find(self, call: CallId) -> ClaimedCall:
         await self._answer()
-        return self.found.get(call, FoundCall("erased"))
+        return self.found.get(call, ClaimedCall("erased"))
 
     async def take_over(self, call: CallId, *, timeout_s: float) -> str | None:
         await self._answer()
@@ -78,7 +78,7 @@ class MemoryClaims:
 
     async def finish(self, call: CallId, holder: str, output: str | None, *, ok: bool) -> None:
         await self._answer()
-        self.found[call] = FoundCall("unknown") if output is None else FoundCall("done", output, ok)
+        self.found[call] = ClaimedCall("unknown") if output is None else ClaimedCall("done", output, ok)
         self.finished.set()
 
     async def _answer(self) -> None:

@@ -17,7 +17,7 @@ from tests.support.sockets import refused_port
 from tests.tools.support import CALL_ID, MemoryClaims, agent, call, order_tool
 from token_broker.hooks.sender import HookAnswer, HookSender
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.tool_claims import FoundCall, ToolClaims
+from token_broker.memory.tool_claims import ClaimedCall, ToolClaims
 from token_broker.memory.types import Remembered
 from token_broker.observability.events import Event, ToolRan
 from token_broker.security.tokens import Owner
@@ -261,7 +261,7 @@ async def test_two_replicas_make_one_call(sender: HookSender, database: Database
 
 @pytest.mark.parametrize("idempotent", [False, True])
 async def test_call_of_an_ended_process(runner: HttpToolRunner, claims: MemoryClaims, *, idempotent: bool) -> None:
-    claims.found[CALL_ID] = FoundCall("unknown")
+    claims.found[CALL_ID] = ClaimedCall("unknown")
     async with raw_server(answered(b"done again")) as server:
         output = await runner.run(call(agent(order_tool(server.url, idempotent=idempotent))))
     assert len(server.received) == idempotent
@@ -269,7 +269,7 @@ async def test_call_of_an_ended_process(runner: HttpToolRunner, claims: MemoryCl
 
 
 async def test_call_that_another_replica_never_ends(runner: HttpToolRunner, claims: MemoryClaims) -> None:
-    claims.found[CALL_ID] = FoundCall("running")
+    claims.found[CALL_ID] = ClaimedCall("running")
     async with raw_server(answered()) as server:
         output = await runner.run(call(agent(order_tool(server.url, timeout_s=0.5))))
     assert "The tool was called before. It is unknown" in output.text
@@ -293,7 +293,7 @@ async def test_cancelled_call_is_unknown(runner: HttpToolRunner, claims: MemoryC
         with contextlib.suppress(asyncio.CancelledError):
             await task
         await asyncio.wait_for(claims.finished.wait(), 20)
-    assert claims.found == {CALL_ID: FoundCall("unknown")}
+    assert claims.found == {CALL_ID: ClaimedCall("unknown")}
     assert outcomes(events) == ["cancelled"]
 
 
@@ -329,7 +329,7 @@ async def test_end_of_the_process_leaves_unknown(sender: HookSender, database: D
         await runner.aclose()
         await asyncio.wait({task})
     assert task.cancelled()
-    assert await ToolClaims(database).find(CALL_ID) == FoundCall("unknown")
+    assert await ToolClaims(database).find(CALL_ID) == ClaimedCall("unknown")
 
 
 async def test_end_right_after_a_talk_leaves_unknown(sender: HookSender, claims: MemoryClaims) -> None:
@@ -342,7 +342,7 @@ async def test_end_right_after_a_talk_leaves_unknown(sender: HookSender, claims:
         with contextlib.suppress(asyncio.CancelledError):
             await task
         await runner.aclose()
-    assert claims.found == {CALL_ID: FoundCall("unknown")}
+    assert claims.found == {CALL_ID: ClaimedCall("unknown")}
 
 
 async def test_lost_note_does_not_cost_the_output(runner: HttpToolRunner, claims: MemoryClaims) -> None:

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from token_broker.memory.drivers.database import Database
 
-__all__ = ["CallId", "CallState", "FoundCall", "ToolClaims"]
+__all__ = ["CallId", "CallState", "ClaimedCall", "ToolClaims"]
 
 CallState = Literal["running", "done", "unknown", "erased"]
 _STATES: tuple[CallState, ...] = ("running", "done", "unknown")  # by their numbers in the store
@@ -29,7 +29,7 @@ class CallId:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundCall:
+class ClaimedCall:
     """A call that somebody claimed: what came of it, and what the model was told. `ok`: the tool's own word."""
 
     state: CallState
@@ -51,7 +51,7 @@ class ToolClaims:
         self._margin_s = margin_s
         self._new_holder = new_holder
 
-    async def claim(self, call: CallId, *, timeout_s: float) -> "str | FoundCall":
+    async def claim(self, call: CallId, *, timeout_s: float) -> "str | ClaimedCall":
         """The holder's name where the call is ours to make; else what is known of it."""
         from token_broker.memory.store.claim_rows import claim_call
 
@@ -59,12 +59,12 @@ class ToolClaims:
         work = partial(claim_call, key=call.key, holder=holder, lasts_us=self._lasts_us(timeout_s))
         return holder if await self._database.write(work) else await self.find(call)
 
-    async def find(self, call: CallId) -> FoundCall:
+    async def find(self, call: CallId) -> ClaimedCall:
         """What is known of a claimed call; `erased` where it is not there any more."""
         from token_broker.memory.store.claim_rows import find_call
 
         found = await self._database.read(partial(find_call, key=call.key))
-        return FoundCall("erased") if found is None else FoundCall(_STATES[found[0]], found[1], found[2])
+        return ClaimedCall("erased") if found is None else ClaimedCall(_STATES[found[0]], found[1], found[2])
 
     async def take_over(self, call: CallId, *, timeout_s: float) -> str | None:
         """The holder's name where the outcome was unknown and the call is ours to make again; else None."""

@@ -19,7 +19,7 @@ from pydantic_core import to_json
 from token_broker.hooks.sender import HookAnswer, HookFailure, HookSender
 from token_broker.memory.context import MAX_BLOCK_BYTES, fitting_lines
 from token_broker.memory.store_errors import StoreError
-from token_broker.memory.tool_claims import CallId, FoundCall
+from token_broker.memory.tool_claims import CallId, ClaimedCall
 from token_broker.memory.types import Remembered, replace_unstorable
 from token_broker.observability.events import Observer, ToolOutcome, ToolRan, null_observer
 from token_broker.security.tokens import Owner
@@ -64,8 +64,8 @@ _DONE = "Done."
 class Claims(Protocol):
     """`ToolClaims`, as far as it is needed here. Every method raises StoreError."""
 
-    async def claim(self, call: CallId, *, timeout_s: float) -> str | FoundCall: ...
-    async def find(self, call: CallId) -> FoundCall: ...
+    async def claim(self, call: CallId, *, timeout_s: float) -> str | ClaimedCall: ...
+    async def find(self, call: CallId) -> ClaimedCall: ...
     async def take_over(self, call: CallId, *, timeout_s: float) -> str | None: ...
     async def finish(self, call: CallId, holder: str, output: str | None, *, ok: bool) -> None: ...
 

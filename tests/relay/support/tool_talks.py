@@ -13,7 +13,7 @@ from tests.hooks.support import secrets
 from tests.relay.support.broker import Client, Running, broker
 from tests.support.tool_server import ToolServer, run_tool_server
 from token_broker.hooks.sender import HookSender, hook_client
-from token_broker.memory.tool_claims import CallId, FoundCall
+from token_broker.memory.tool_claims import CallId, ClaimedCall
 from token_broker.sessions.agents import load_agents
 from token_broker.simulator import RunningSimulator, SimulatorConfig, run_in_thread
 from token_broker.tools.http_runner import HttpToolRunner
@@ -45,16 +45,16 @@ _TOOL = '    {{ type = "function", name = "{name}", run = {{ url = "{url}", time
 class OnceClaims:
     """The claims of one process, without a store."""
 
-    found: dict[CallId, FoundCall] = field(default_factory=dict)
+    found: dict[CallId, ClaimedCall] = field(default_factory=dict)
 
-    async def claim(self, call: CallId, *, timeout_s: float) -> str | FoundCall:
+    async def claim(self, call: CallId, *, timeout_s: float) -> str | ClaimedCall:
         del timeout_s
         if call in self.found:
             return self.found[call]
-        self.found[call] = FoundCall("running")
+        self.found[call] = ClaimedCall("running")
         return "us"
 
-    async def find(self, call: CallId) -> FoundCall:
+    async def find(self, call: CallId) -> ClaimedCall:
         return self.found[call]
 
     async def take_over(self, call: CallId, *, timeout_s: float) -> str | None:
@@ -63,7 +63,7 @@ class OnceClaims:
 
     async def finish(self, call: CallId, holder: str, output: str | None, *, ok: bool) -> None:
         del holder
-        self.found[call] = FoundCall("unknown" if output is None else "done", output, ok)
+        self.found[call] = ClaimedCall("unknown" if output is None else "done", output, ok)
 
 
 @dataclass(slots=True)

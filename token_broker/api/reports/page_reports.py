@@ -20,6 +20,8 @@ __all__ = ["REPORT_OPERATIONS", "ReportState", "TalkReport", "report_talk"]
 
 _BODY_BYTES = 16_384
 _REASONS = frozenset(get_args(FailureReason))
+# A client may be newer than the broker.
+_newer_is_other = BeforeValidator(lambda value: "other" if isinstance(value, str) and value not in _REASONS else value)
 
 
 class ReportState(TypedDict):
@@ -28,11 +30,6 @@ class ReportState(TypedDict):
     callers: Callers
     quotas: MemoryQuotas
     metrics: Metrics
-
-
-def _known_reason(value: object) -> object:
-    """Any other text is `other`: a client may be newer than the broker."""
-    return value if not isinstance(value, str) or value in _REASONS else "other"
 
 
 class _Part(BaseModel):
@@ -57,7 +54,7 @@ class FailedTransport(_Part):
     """A transport that failed in this talk, and why; a reason that the broker does not know counts as `other`."""
 
     transport: PageTransport
-    reason: Annotated[FailureReason, BeforeValidator(_known_reason)]
+    reason: Annotated[FailureReason, _newer_is_other]
 
 
 class TalkReport(_Part):

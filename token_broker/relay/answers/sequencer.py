@@ -284,7 +284,8 @@ class AnswerSequencer:
                     self._creates.popleft()
                     self._taken.update(dict.fromkeys(create.event_ids, create))
                 self._by_itself_s = self._by_itself_s if outside else 0.0
-                answer = _AnswerUnderWay(self._told_items, self.calls.told(), outside, create)
+                told_items = min(self._untold, default=self._items + 1) - 1
+                answer = _AnswerUnderWay(told_items, self.calls.told(), outside, create)
                 self._active[str(stated.get("id"))] = answer
         elif kind == "response.output_item.added":
             self.calls.add_output(event, now_s, silent=silent)
@@ -443,11 +444,6 @@ class AnswerSequencer:
             self._wants.appendleft(want)
 
     # --- the client
-
-    @property
-    def _told_items(self) -> int:
-        """So many items of the user's the conversation has for certain."""
-        return min(self._untold, default=self._items + 1) - 1
 
     def _note_told(self, content: Any) -> None:
         spoken = isinstance(content, list) and any(
