@@ -115,13 +115,16 @@ async def test_stream_tells_numbered_events(tmp_path: Path) -> None:
                     got.append(line)
                     if "broker.tool" in line:
                         events.close()
-            again = await broker.client.get(path, headers=headers_of(session_id, Last_Event_ID="2"))
+            again = await broker.client.get(path, headers=headers_of(session_id, Last_Event_ID=f"{events.name}-2"))
+            anew = await broker.client.get(path, headers=headers_of(session_id, Last_Event_ID="another-2"))
         data: list[dict[str, Any]] = [json.loads(line[6:]) for line in got if line.startswith("data: ")]
         assert [each["type"] for each in data] == [ATTACHED, "broker.tool", DETACHED]
         assert data[0]["call_id"] == data[2]["call_id"] == shown_id
-        assert [line for line in got if line.startswith("id: ")] == ["id: 1", "id: 2", "id: 3"]
-        assert "id: 3" in again.text
-        assert "id: 2" not in again.text
+        assert [line for line in got if line.startswith("id: ")] == [
+            f"id: {events.name}-{number}" for number in (1, 2, 3)
+        ]
+        assert [line for line in again.text.splitlines() if line.startswith("id: ")] == [f"id: {events.name}-3"]
+        assert "broker.tool" in anew.text  # of another replica
 
 
 async def test_stream_is_its_sessions_alone(tmp_path: Path) -> None:

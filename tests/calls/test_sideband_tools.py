@@ -41,10 +41,10 @@ async def listened(talk: AzureTalk) -> None:
 
 
 @asynccontextmanager
-async def a_call(folder: Path) -> AsyncIterator[tuple[ScriptedAzure, Running, HeldRunner]]:
+async def a_call(folder: Path, agents: str = "") -> AsyncIterator[tuple[ScriptedAzure, Running, HeldRunner]]:
     runner = HeldRunner()
     file = folder / "agents.toml"
-    file.write_text(agents_with_tools(None))
+    file.write_text(agents or agents_with_tools(None))
     async with scripted_azure(listened) as azure, broker(azure.url, agents=load_agents(file), tools=runner) as running:
         agent = running.agents["elena"]
         lease = running.limits.acquire("anonymous")
@@ -143,3 +143,40 @@ async def test_tool_of_a_call_that_ends_is_cancelled(tmp_path: Path) -> None:
         running.limits.end("rtc_1")
         await running.quiet()
         assert sent(talk, "conversation.item.create") == []
+
+
+HANDS_OVER = """
+default = "elena"
+[agents.elena]
+name = "Elena"
+voices = { ga = "marin", preview = "ava" }
+instructions = "You are Elena."
+builtin_tools = ["handoff"]
+[agents.marcus]
+name = "Marcus"
+voices = { ga = "cedar", preview = "andrew" }
+instructions = "You are Marcus."
+"""
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_handoff_is_the_pages_to_do(tmp_path: Path, reads: bool) -> None:
+    async with a_call(tmp_path, HANDS_OVER) as (azure, running, _):
+        talk = await azure.talk()
+        await talk.next_event("session.update")
+        (page,) = running.calls.streams._open.values()
+        reading = page.read(0, silence_s=0.05)
+        if reads:
+            first = await anext(reading)
+            assert first is not None
+            assert first[1]["type"] == "broker.attached"
+            assert await anext(reading) is None
+        item = {"id": "item_1", "type": "function_call", "call_id": "call_1", "name": "handoff", "status": "completed"}
+        item["arguments"] = '{"agent_id":"marcus"}'
+        await talk.send({"type": "response.created", "response": {"id": "resp_1"}})
+        await talk.send({"type": "response.output_item.done", "response_id": "resp_1", "item": item})
+        output = await talk.next_event("conversation.item.create")
+        assert ("handed over" in output["item"]["output"]) is reads
+        told = [event for _, event in page._kept if event["type"] == "broker.agent.switch"]
+        assert [event["agent_id"] for event in told] == (["marcus"] if reads else [])
+        await reading.aclose()

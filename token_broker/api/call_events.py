@@ -129,8 +129,9 @@ async def stream_events(request: Request[EventsState]) -> Response:
     if not events.has_room:
         detail = "This call's events are read too often at once: end another stream of it."
         raise Problem(429, "too_many_streams", detail, headers={"Retry-After": "5"})
-    last = request.headers.get("last-event-id", "")
-    after = int(last) if last.isascii() and last.isdigit() and len(last) <= _NUMBER_CHARS else 0
+    told_by, _, last = request.headers.get("last-event-id", "").partition("-")
+    is_number = last.isascii() and last.isdigit() and len(last) <= _NUMBER_CHARS
+    after = int(last) if told_by == events.name and is_number else 0
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(_stream(events, after, shown_id), headers=headers, media_type="text/event-stream")
 
@@ -144,7 +145,8 @@ async def _stream(events: PageEvents, after: int, shown_id: str) -> AsyncIterato
         number, event = numbered
         if event["type"] in _OF_THE_CALL:
             event = {**event, "call_id": shown_id}
-        yield b"%sdata: %s\n\n" % (b"id: %d\n" % number if number else b"", to_json(event))
+        name = f"id: {events.name}-{number}\n" if number else ""
+        yield b"%sdata: %s\n\n" % (name.encode(), to_json(event))
 
 
 def _unknown_call() -> Problem:
@@ -199,14 +201,14 @@ CALL_EVENT_OPERATIONS = (
         parameters=(
             Parameter("call_id", "path", "The end of the call's `Location`, or what attaching it answered."),
             SESSION_PARAMETER,
-            Parameter("Last-Event-ID", "header", "The number of the last event that was read."),
+            Parameter("Last-Event-ID", "header", "The `id` of the last event that was read."),
         ),
         answers=(
             ResponseSpec(
                 200,
                 "The events, as they come.",
                 media_type="text/event-stream",
-                example='id: 1\ndata: {"type":"broker.attached","event_id":"event_1","call_id":"eyJ…"}\n\n',
+                example='id: 5f0c9a1e-1\ndata: {"type":"broker.attached","event_id":"event_1","call_id":"eyJ…"}\n\n',
             ),
         ),
         problems={

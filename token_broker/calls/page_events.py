@@ -6,6 +6,7 @@ seconds. Between the two the broker alone asks Azure for answers, as long as the
 """
 
 import asyncio
+import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
@@ -31,6 +32,7 @@ class PageEvents:
     """One call's. `tell` never waits: a reader that is too slow misses the oldest events."""
 
     def __init__(self) -> None:
+        self.name = secrets.token_hex(4)  # another process numbers the same call's events anew
         self.is_attached = False
         self.is_closed = False
         self._loop = asyncio.get_running_loop()

@@ -42,7 +42,7 @@ from token_broker.relay.confirmation.paths import Path
 from token_broker.relay.confirmation.refused_field import field_to_leave_out, shown_path, without
 from token_broker.relay.counters import USAGE_EVENTS, TalkCounters
 from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
-from token_broker.relay.event_text import compact, event_type
+from token_broker.relay.event_text import compact, event_of, event_type
 from token_broker.relay.guardrail.client_words import words_of
 from token_broker.relay.resume.session_facts import SessionFacts
 from token_broker.relay.talk_parts import TalkParts
@@ -376,7 +376,11 @@ class CallListener:
             log.warning("guardrail_not_enforced", **about, action=verdict.action, source=source)
 
     async def _run_builtin(self, name: str, arguments: str, call_id: str) -> ToolOutput:
-        del arguments
+        agent_id = (event_of(arguments) or {}).get("agent_id")
+        if name == "handoff" and agent_id in self._agent.handoff_ids and self._page.is_heard:
+            # A voice can't change in a call: the page takes a new plan, with the other agent.
+            self._page.tell("broker.agent.switch", agent_id=agent_id)
+            return ToolOutput("The talk is being handed over. Say one short sentence about it, and no more.", ok=True)
         if name != "end_talk":
             return ToolOutput("This can't be done in this call. Go on yourself.", ok=False)
         self._farewell.ask(call_id)
