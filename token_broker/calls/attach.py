@@ -60,6 +60,7 @@ class Watches(Protocol):
         resource: str,
         joined: AzureSocket | None,
         transport: str,
+        limit_key: str,
     ) -> None: ...
 
 
