@@ -8,6 +8,9 @@
  *   | {kind: "resuming", reason: string, retryAfterMs: number | null}
  *   | {kind: "resumed", dialect: string | null, upstream: string | null, resource: string | null}
  *   | {kind: "agent_switched", agentId: string}
+ *   | {kind: "attached"}
+ *   | {kind: "detached"}
+ *   | {kind: "switch_agent", agentId: string}
  *   | {kind: "item", itemId: string, previousItemId: string | null, role: "user" | "assistant"}
  *   | {kind: "speech_started"}
  *   | {kind: "speech_stopped"}
@@ -45,6 +48,9 @@ const READERS = {
   "broker.resumed": (event) => ({ kind: "resumed", ...upstream(event) }),
   "broker.agent.switched": (event) => withText(event.agent_id, (agentId) => ({ kind: "agent_switched", agentId })),
   "broker.error": (event) => errorSignal(event, event.retryable === true),
+  "broker.attached": () => ({ kind: "attached" }),
+  "broker.detached": () => ({ kind: "detached" }),
+  "broker.agent.switch": (event) => withText(event.agent_id, (agentId) => ({ kind: "switch_agent", agentId })),
   "session.created": () => ({ kind: "ready", dialect: null, upstream: null, resource: null }),
 
   "input_audio_buffer.speech_started": () => ({ kind: "speech_started" }),

@@ -128,15 +128,22 @@ function isFull(status) {
 /** @param {any} status */
 function figures(status) {
   const { slo = {}, outbox = {} } = status;
+  const wait = status.relay?.turn_latency_ms;
   const talks = figure("Talks open", count(status.active_sessions), "");
   if (!isFull(status)) return [talks];
   return [
     figure("Usable plans", percent(slo.ratio), slo.aim ? `aim ${percent(slo.aim)}` : ""),
     ...(slo.talks ? [figure("Talks connected", percent(slo.talks.ratio), slo.talks.asked ? `of ${count(slo.talks.asked)}` : "")] : []),
     talks,
+    ...(typeof wait?.p50 === "number" ? [figure("First sound of an answer", latencyText(wait.p50, null), waitText(wait.p95))] : []),
     figure("Turns waiting", count(outbox.queued), age(outbox.oldest_age_s)),
     figure("Turns kept", count(outbox.delivered), outbox.dead ? `${count(outbox.dead)} dead letters` : ""),
   ];
+}
+
+/** @param {unknown} p95 */
+function waitText(p95) {
+  return typeof p95 === "number" ? `p95 ${latencyText(p95, null)}, once the user stops` : "";
 }
 
 /**

@@ -17,12 +17,16 @@ export const MAX_TEXT_BYTES = 60_000;
 const ANSWERING = "conversation_already_has_active_response";
 /** After so long Azure has ended an answer that was cancelled, or whose transcript is complete. */
 const ENDING_MS = 400;
+/** After so long without an answer, a text is asked about here although the broker should have done that. */
+const UNANSWERED_MS = 8_000;
 
 export class TypedTexts {
   #send;
   #interrupt;
   #interrupts;
   #later;
+  #isLed;
+  #questions = 0;
   /** The events of this connection tell of the start and the end of answers. */
   #toldOfEnds = false;
   /** What has no answer yet, by item. @type {Map<string, string>} */
@@ -38,12 +42,14 @@ export class TypedTexts {
    * @param {(event: object) => void} options.send
    * @param {() => void} options.interrupt  stops the answer that runs
    * @param {"interrupt" | "queue"} options.whileAnswering  what a text does to the answer that runs
+   * @param {() => boolean} [options.isLed]  the broker asks for answers, and the page sends items alone
    * @param {(work: () => void, ms: number) => void} [options.later]
    */
-  constructor({ send, interrupt, whileAnswering, later = (work, ms) => void setTimeout(work, ms) }) {
+  constructor({ send, interrupt, whileAnswering, isLed = () => false, later = (work, ms) => void setTimeout(work, ms) }) {
     this.#send = send;
     this.#interrupt = interrupt;
     this.#interrupts = whileAnswering === "interrupt";
+    this.#isLed = isLed;
     this.#later = later;
   }
 
@@ -121,6 +127,13 @@ export class TypedTexts {
     this.#ask();
   }
 
+  /** The broker asks no more: what it has not had answered is asked about here. */
+  alone() {
+    if (this.#open.size === 0 || this.#answering) return;
+    this.#waits = true;
+    this.#ask();
+  }
+
   /** The talk is over. Returns the texts that were never answered, and forgets them. */
   end() {
     const texts = [...this.#open.values()];
@@ -138,6 +151,10 @@ export class TypedTexts {
     if (!this.#waits) return;
     this.#waits = false;
     this.#asked = true;
-    this.#send({ type: "response.create" });
+    const question = ++this.#questions;
+    if (!this.#isLed()) return this.#send({ type: "response.create" });
+    this.#later(() => {
+      if (question === this.#questions && this.#asked && !this.#answering) this.#send({ type: "response.create" });
+    }, UNANSWERED_MS);
   }
 }

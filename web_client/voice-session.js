@@ -10,6 +10,7 @@
 
 import { AudioEngine, listDevices } from "./audio/audio-engine.js";
 import { Broker, BrokerError } from "./broker.js";
+import { CallEvents } from "./call-events.js";
 import { approvalEvent, imageEvent, pushToTalkEvent } from "./events.js";
 import { errorWithCode, pageFault, planFailed, tooOld } from "./failures.js";
 import { isDegraded, isEphemeral, readPlan } from "./plan.js";
@@ -130,6 +131,8 @@ export class VoiceSession extends EventTarget {
   #attempt = new AbortController();
   /** @type {Transport | null} */
   #transport = null;
+  /** What the broker tells of the current call. @type {CallEvents | null} */
+  #callEvents = null;
   /** @type {TransportName | null} */
   #transportName = null;
   /** The timer of the next attempt, or of the move to a new connection. @type {ReturnType<typeof setTimeout> | undefined} */
@@ -165,6 +168,7 @@ export class VoiceSession extends EventTarget {
       send: (event) => this.#transport?.send(event),
       interrupt: () => this.interrupt(),
       whileAnswering: options.whileAnswering ?? "interrupt",
+      isLed: () => this.#callEvents?.leads === true,
     });
     this.#tools = new PageTools({
       send: (event) => this.#transport?.send(event),
@@ -605,12 +609,31 @@ export class VoiceSession extends EventTarget {
     const liveAfterMs = this.#wantedAtMs === null ? null : performance.now() - this.#wantedAtMs;
     this.#wantedAtMs = null;
     this.#reporter?.begin(connection.transport, liveAfterMs, transport.statistics && (() => transport.statistics?.() ?? Promise.resolve(null)));
+    if (transport.call) this.#followCall(transport.call);
     this.#dispatch({ type: "opened" });
     if (this.#options.pushToTalk) transport.send(pushToTalkEvent(connection.dialect));
     this.#texts.reconnected();
     this.#connecting?.resolve();
     this.#connecting = null;
     this.#lookForOtherTabs(talk);
+  }
+
+  /** @param {import("./call-events.js").CallName} call */
+  #followCall(call) {
+    this.#callEvents?.close();
+    this.#callEvents = new CallEvents({
+      request: (path, init) => this.#broker.request(this.#options.brokerUrl.replace(/\/+$/, "") + path, init),
+      sessionId: this.#sessionId ?? "",
+      sessionToken: this.#sessionToken,
+      onSignal: (signal) => this.#handle(signal),
+      onEvent: (event) => {
+        if (this.#hearsEvents) this.#emit("event", event);
+      },
+      onLead: (leads) => {
+        if (!leads) this.#texts.alone();
+      },
+    });
+    void this.#callEvents.follow(call);
   }
 
   /** @param {Talk} talk */
@@ -638,6 +661,8 @@ export class VoiceSession extends EventTarget {
     clearTimeout(this.#timer);
     this.#attempt.abort();
     void this.#reporter?.end();
+    this.#callEvents?.close();
+    this.#callEvents = null;
     this.#transport?.close();
     this.#transport = null;
     this.#recorder.end();
@@ -759,6 +784,8 @@ export class VoiceSession extends EventTarget {
         if (signal.status !== "completed") this.#stoppedAtMs = null; // no answer to measure
         if (this.#activity === "thinking") this.#does("listening"); // a text, or a call of a tool
         break;
+      case "switch_agent":
+        return this.switchAgent(signal.agentId);
       case "agent_switched":
         this.#agentId = signal.agentId;
         break;

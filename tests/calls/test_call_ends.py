@@ -1,5 +1,6 @@
 """Each end of a call is Azure's to make: the call is hung up until Azure has done it, and its place comes back."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from tests.calls.test_sideband import call, listen
 from tests.relay.support.azure import AzureTalk
 from tests.relay.support.broker import Running, broker
 from tests.support.waiting import eventually
+from token_broker.relay.watchdog import BUDGET_USED
 from token_broker.security.tokens import Owner
 from token_broker.sessions.plans import session_spec
+from token_broker.usage.budgets import EndTalk
+from token_broker.usage.talk_usage import TalkUsage
 from token_broker.web.requests import uuid7
 
 
@@ -102,6 +106,29 @@ async def test_refused_hang_up_says_call_is_over(status: int, tmp_path: Path) ->
         assert (await browser.hang_up(location, session)).status_code == 204
         assert not browser.state["calls"].calls._checking
         await settled(browser, azure, "rtc_abc")
+
+
+async def test_used_up_budget_hangs_up() -> None:
+    class UsedUp:
+        """A budget of which nothing is left soon."""
+
+        async def hold(self, usage: TalkUsage, key: str, *, warn: Callable[[], None], end: EndTalk) -> None:
+            held.append((usage.transport, key))
+            warn()
+            end(0.05, False)
+
+    async def script(talk: AzureTalk) -> None:
+        await talk.hear("item_1", "Hello?")
+        await talk.connection.wait_closed()
+
+    held: list[tuple[str, str]] = []
+    async with call(script) as azure, broker(azure.url) as running:
+        running.calls._leash = UsedUp()
+        ends = ends_of(running)
+        listen(running, azure)
+        await running.quiet()
+        assert ends == [BUDGET_USED.reason]
+        assert held == [("webrtc_relay", "anonymous")]
 
 
 async def test_call_that_a_page_made_is_ended(tmp_path: Path) -> None:

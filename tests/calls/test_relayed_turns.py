@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.observability.scrape import scrape
 from tests.simulator.phone import Phone
 from tests.simulator.support import silence, speech
 from tests.support.broker import RunningBroker, make_settings, run_broker
@@ -43,6 +44,8 @@ async def test_reported_turn_is_kept_once(tmp_path: Path) -> None:
             return len(await turns_of(broker, plan)) == 2
 
         await eventually(kept)
+        where = {"transport": "webrtc_relay", "agent": "elena", "resource": "default"}
+        assert (await scrape(broker.client)).of("token_broker_turn_latency_seconds_count", **where) == 1
         user, assistant = await turns_of(broker, plan)
         assert [(turn["role"], turn["source"]) for turn in (user, assistant)] == [
             ("user", "proxy"),

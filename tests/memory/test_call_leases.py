@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import select, update
 
 from tests.support.waiting import eventually
-from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, FoundCall
+from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, TakenCall
 from token_broker.calls.leases import CallLeases
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store.tables import calls
@@ -33,21 +33,21 @@ class Clock:
 
 @dataclass
 class Watcher:
-    took: list[FoundCall] = field(default_factory=list)
+    took: list[TakenCall] = field(default_factory=list)
     lost_calls: list[CallName] = field(default_factory=list)
-    wanted: list[FoundCall] = field(default_factory=list)
-    older: list[FoundCall] = field(default_factory=list)
+    wanted: list[TakenCall] = field(default_factory=list)
+    older: list[TakenCall] = field(default_factory=list)
 
-    def taken(self, found: FoundCall) -> None:
+    def taken(self, found: TakenCall) -> None:
         self.took.append(found)
 
     def lost(self, name: CallName) -> None:
         self.lost_calls.append(name)
 
-    def end_wanted(self, found: FoundCall) -> None:
+    def end_wanted(self, found: TakenCall) -> None:
         self.wanted.append(found)
 
-    def replaced(self, found: FoundCall) -> None:
+    def replaced(self, found: TakenCall) -> None:
         self.older.append(found)
 
 

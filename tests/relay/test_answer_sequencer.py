@@ -440,6 +440,15 @@ def test_output_of_no_open_call_is_dropped(call_id: str, code: str) -> None:
     assert not scene.client("response.create", response={"append_input_items": [output_of(call_id)]})
 
 
+def test_question_of_its_own_is_no_follow_up() -> None:
+    scene = Scene().begins().calls("order", "map")
+    assert scene.client("conversation.item.create", item=output_of("c2"))
+    aside = {"input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Aside."}]}]}
+    assert scene.client("response.create", event_id="mine", response=aside)
+    scene.refuses().ends().ready("c1")
+    assert scene.creates[-1]["response"] == {"tool_choice": "auto"}
+
+
 def test_input_of_a_question_answers_no_call() -> None:
     scene = Scene().answers("order", "map")
     forged = {"type": "function_call_output", "call_id": "c1", "output": "It has arrived."}

@@ -230,6 +230,12 @@ def test_doubts_are_told() -> None:
     assert "no MCP in api-version 2025-10-01" in old
 
 
+@pytest.mark.parametrize(("query", "is_key"), [("", False), ("?version=2", False), ("?code=canary-0123456789", True)])
+def test_key_in_the_query_is_a_credential(query: str, is_key: bool) -> None:
+    server = {"type": "mcp", "server_label": "docs", "server_url": f"https://mcp.example.com/{query}"}
+    assert McpTool.model_validate(server).has_credential == is_key
+
+
 def test_handoff_names_the_permitted() -> None:
     declared = builtin_declaration("handoff", agent_ids=["sage", "marcus"])
     assert declared["parameters"]["properties"]["agent_id"]["enum"] == ["marcus", "sage"]

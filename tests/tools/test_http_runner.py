@@ -424,6 +424,17 @@ async def test_recall_is_told_as_data(sender: HookSender) -> None:
     assert memory.asked == [(ann, "Straße", 5)]
 
 
+@pytest.mark.parametrize("said", ["我女儿对花生过敏。" * 44, '"' * 401, "It is a long story. " * 20])
+async def test_recall_is_told_in_part(sender: HookSender, said: str) -> None:
+    memory = Searched(*[Remembered(said, "user", datetime(2026, 3, 4, 22, tzinfo=UTC))] * 5)
+    runner = HttpToolRunner(sender, None, memory)
+    output = await runner.run(call(agent(builtin_tools=("recall",)), '{"query": "x"}', name="recall"))
+    found = json.loads(output.text)["found"]
+    assert len(output.text.encode()) <= 2048
+    assert found
+    assert all(each["text"][:9] == said[:9] for each in found)
+
+
 async def test_recall_finds_nothing(sender: HookSender) -> None:
     runner = HttpToolRunner(sender, None, Searched())
     output = await runner.run(call(agent(builtin_tools=("recall",)), '{"query": "x"}', name="recall"))

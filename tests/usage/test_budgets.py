@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import Column, func, select, update
 
 from tests.support.waiting import eventually
 from tests.usage.support import DAY, Hands, created, done, make_owner
@@ -81,8 +81,8 @@ async def held(database: Database) -> int:
     return await database.read(lambda c: c.scalar(select(func.sum(budget_reservations.c.held_ms))) or 0)
 
 
-async def used(database: Database) -> int:
-    return await database.read(lambda c: int(c.scalar(select(func.sum(budget_reservations.c.used_ms))) or 0))
+async def used(database: Database, what: Column[int] = budget_reservations.c.used_ms) -> int:
+    return await database.read(lambda c: int(c.scalar(select(func.sum(what))) or 0))
 
 
 async def is_left(replica: Replica) -> str:
@@ -180,17 +180,18 @@ async def test_tokens_are_overdrawn_by_one_answer(database: Database) -> None:
     time, told = VirtualTime(Hands()), list[tuple[str, float]]()
     replica = Replica(database, time, tokens=20_000)
     usage = replica.open()
-    holding = asyncio.create_task(replica.talk(usage, told))
-    moving = asyncio.create_task(time.run([holding]))
-    for number in range(5):
+    talk = asyncio.create_task(replica.talk(usage, told))
+    await eventually(lambda: held(database))
+    moving = asyncio.create_task(time.run([talk]))
+
+    async def is_noticed() -> bool:
+        is_over = any(what == "end" for what, _ in told)
+        return is_over or await used(database, budget_reservations.c.used_tokens) == usage.spent(DAY)[1]
+
+    while not any(what == "end" for what, _ in told):
         answer = {"input_tokens": 3000, "output_tokens": 3000, "total_tokens": 6000}
-        usage.azure_sent(done(f"r{number}", answer), resource="one", dialect="ga")
-        for _ in range(50):
-            await asyncio.sleep(0.01)
-            if told:
-                break
-        if ("end", time.hands.s) in told or any(what == "end" for what, _ in told):
-            break
+        usage.azure_sent(done(f"r{usage.spent(DAY)[1]}", answer), resource="one", dialect="ga")
+        await eventually(is_noticed)
     await asyncio.wait_for(moving, 20)
     usage.end("budget")
     assert [what for what, _ in told] == ["warn", "end"]

@@ -184,3 +184,12 @@ async def test_writing_again_does_not_undo_it(database: Database) -> None:
     ((_, principal, session),) = await rows(database)
     assert principal.startswith("erased:")
     assert session == ""
+
+
+async def test_export_has_a_sessions_usage(database: Database) -> None:
+    await fill(database, ("t1", "ann", "session-of-ann-0001"), ("t2", "bob", "session-of-bob-0001"))
+    owner = make_owner("t1", "ann", "session-of-ann-0001")
+    await database.write(partial(claim_session, owner=owner, agent_id="elena", now_s=1.0))
+    maintenance = Maintenance(database, sinks=(), lease_s=1, session_token_s=60)
+    lines = [line async for line in maintenance.export(user="ann")]
+    assert [(line["type"], line.get("talk_id")) for line in lines][1:] == [("usage", "t1")]

@@ -32,6 +32,7 @@ HEALTH = {
         {"name": "eastus2", "enabled": True, "health": "failing", "why": "the connection is refused", "zone": "us"},
         {"name": "swedencentral", "enabled": False, "health": "good", "load": {"mints_per_minute": 0.4}, "zone": "eu"},
     ],
+    "relay": {"turn_latency_ms": {"p50": 620.0, "p95": 1_140.0, "p99": 1_900.0}},
     "outbox": {"queued": 7, "oldest_age_s": 3.2, "delivered": 1_204, "dead": 1},
     "slo": {
         "aim": 0.9999, "requests": 41, "usable_plans": 41, "degraded_plans": 2, "ratio": 1.0,
@@ -160,6 +161,8 @@ async def test_health_tab_shows_status(quiet_browser: Browser) -> None:
         for shown in [
             *figures,
             *of_resources,
+            "620 ms",
+            "p95 1140 ms",
             "1,204",
             "oldest 3 s",
             "1 dead letters",

@@ -264,3 +264,35 @@ async def test_talks_measurements_are_reported(browser: Browser) -> None:
     assert report["turns"]
     assert report["rtc"].keys() == {"rtt_ms", "jitter_ms", "lost"}
     TalkReport.model_validate({name: value for name, value in report.items() if name != "authorization"})
+
+
+async def test_page_sends_items_alone_once_attached(quiet_browser: Browser) -> None:
+    async with run_fake(transports=(DIRECT,)) as server, quiet_browser.page() as page:
+        await page.goto(server.base_url)
+        await page.run(
+            """import("/client/voice-session.js").then(({ VoiceSession }) => {
+                const session = (window.session = new VoiceSession({ brokerUrl: location.origin }));
+                window.told = [];
+                session.addEventListener("tool", ({ detail }) => told.push(detail.name));
+                session.addEventListener("event", ({ detail }) => told.push(detail.type));
+                return session.connect();
+            })"""
+        )
+        await server.until(lambda: bool(server.attached))
+        assert server.attached == [{"session_id": server.plans[0]["session_id"], "call_id": "1"}]
+        sent = server.partners[0].from_client
+
+        def asked() -> int:
+            return sum(event["type"] == "response.create" for event in sent)
+
+        server.call_events.put_nowait({"type": "broker.attached", "call_id": "attached-1"})
+        server.call_events.put_nowait({"type": "broker.tool", "name": "look_up", "call_id": "c1", "state": "done"})
+        await page.wait_for("told.includes('look_up')")
+        assert await page.run("told.includes('broker.attached')")
+        await page.run("session.sendText('Hello?')")
+        await server.until(lambda: any(event["type"] == "conversation.item.create" for event in sent))
+        server.call_events.put_nowait({"type": "broker.detached", "call_id": "attached-1"})
+        await page.wait_for("told.includes('broker.detached')")
+        await server.until(lambda: asked() == 1)  # the broker has gone without an answer
+        items = [event["type"] for event in sent if event["type"] in {"conversation.item.create", "response.create"}]
+        assert items == ["conversation.item.create", "response.create"]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from token_broker.security.tokens import Owner
 
-__all__ = ["DELIVERED", "ENDED", "MADE", "CallName", "CallRow", "FoundCall", "HeldCall"]
+__all__ = ["DELIVERED", "ENDED", "MADE", "CallName", "CallRow", "HeldCall", "TakenCall"]
 
 MADE, DELIVERED, ENDED = 0, 1, 2
 """Azure has named it; its client has the answer; it is over."""
@@ -33,7 +33,7 @@ class CallRow:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundCall:
+class TakenCall:
     """What the store says of a call. `ending` is the end that somebody wants for it."""
 
     row: CallRow

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, delete, func, or_, select, text, tuple_, update
 
-from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, FoundCall, HeldCall
+from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, HeldCall, TakenCall
 from token_broker.memory.store.tables import NOW_US, calls, insert_for
 from token_broker.security.tokens import Owner
 
@@ -63,7 +63,7 @@ def insert_calls(
         connection.execute(insert_for(connection.dialect.name, calls).values(values).on_conflict_do_nothing())
 
 
-def renew_calls(connection: Connection, holder: str, keys: Collection[str], lease_us: int) -> dict[str, FoundCall]:
+def renew_calls(connection: Connection, holder: str, keys: Collection[str], lease_us: int) -> dict[str, TakenCall]:
     """Renews the holder's leases; returns those of `keys` that it still holds, or that are over."""
     if not keys:
         return {}
@@ -74,7 +74,7 @@ def renew_calls(connection: Connection, holder: str, keys: Collection[str], leas
     return {row.call_key: _found(row, until_us - lease_us) for row in found}
 
 
-def take_calls(connection: Connection, holder: str, lease_us: int, limit: int) -> list[FoundCall]:
+def take_calls(connection: Connection, holder: str, lease_us: int, limit: int) -> list[TakenCall]:
     """Takes calls whose lease is over: of a replica that has died, or that leaves."""
     now_us = _now_us(connection)
     free = select(calls.c.call_key).where(calls.c.state < ENDED, calls.c.lease_until_us < now_us).limit(limit)
@@ -110,7 +110,7 @@ def end_calls(connection: Connection, names: Collection[CallName]) -> None:
         connection.execute(update(calls).where(is_one, calls.c.state < ENDED).values(over))
 
 
-def older_calls(connection: Connection, row: CallRow) -> list[FoundCall]:
+def older_calls(connection: Connection, row: CallRow) -> list[TakenCall]:
     """Notes that the client has its answer; returns the older calls of the same talk, which are replaced now."""
     connection.execute(update(calls).where(calls.c.call_key == row.key, calls.c.state == MADE).values(state=DELIVERED))
     of_talk = and_(calls.c.session_id == row.owner.session_id, calls.c.talk_id == row.owner.talk_id)
@@ -157,7 +157,7 @@ def _now_us(connection: Connection) -> int:
     return int(connection.scalar(text(f"SELECT {NOW_US[connection.dialect.name]}")) or 0)
 
 
-def _found(row: Row[Any], now_us: int) -> FoundCall:
+def _found(row: Row[Any], now_us: int) -> TakenCall:
     owner = Owner(row.session_id, row.principal, row.plan_epoch, row.user_id, row.talk_id)
     call = CallRow(
         key=row.call_key,
@@ -170,4 +170,4 @@ def _found(row: Row[Any], now_us: int) -> FoundCall:
         transport=row.transport,
         lasts_s=(row.expires_at_us - now_us) / 1_000_000,
     )
-    return FoundCall(call, row.state, row.lease_epoch, row.ending)
+    return TakenCall(call, row.state, row.lease_epoch, row.ending)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, FoundCall
+from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, TakenCall
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store_errors import StoreError
 
@@ -37,7 +37,7 @@ _LOOK_S = 0.3
 class LeaseWatcher(Protocol):
     """What a lease's course leads to."""
 
-    def taken(self, found: FoundCall) -> None:
+    def taken(self, found: TakenCall) -> None:
         """A call of a replica that is gone is ours now."""
         ...
 
@@ -45,11 +45,11 @@ class LeaseWatcher(Protocol):
         """Another replica holds this call by now: nothing more may be done to it here."""
         ...
 
-    def end_wanted(self, found: FoundCall) -> None:
+    def end_wanted(self, found: TakenCall) -> None:
         """Somebody wants this call of ours to end; at another replica, perhaps."""
         ...
 
-    def replaced(self, found: FoundCall) -> None:
+    def replaced(self, found: TakenCall) -> None:
         """A newer call of the same talk has its answer."""
         ...
 
@@ -272,7 +272,7 @@ class CallLeases:
             self._ticked_s = self._clock()
             await asyncio.sleep(min(1.0, self._lease_s / 4))
 
-    async def _write(self) -> tuple[dict[str, FoundCall], list[FoundCall], list[FoundCall]]:
+    async def _write(self) -> tuple[dict[str, TakenCall], list[TakenCall], list[TakenCall]]:
         """What the store has of our calls, the calls that were taken, and those that ours have replaced."""
         from token_broker.calls.lease_statements import (
             end_calls,
@@ -303,7 +303,7 @@ class CallLeases:
         if takes:
             self._looks_at_s = math.inf
 
-        def work(connection: "Connection") -> tuple[int, dict[str, FoundCall], list[FoundCall], list[FoundCall]]:
+        def work(connection: "Connection") -> tuple[int, dict[str, TakenCall], list[TakenCall], list[TakenCall]]:
             others = 0
             if not self._is_alone:
                 others = beat(connection, self._holder)[0] - 1
@@ -327,7 +327,7 @@ class CallLeases:
                 del self._wanted[name]
         return found, taken, older
 
-    def _compare(self, found: dict[str, FoundCall]) -> None:
+    def _compare(self, found: dict[str, TakenCall]) -> None:
         """Tells the watcher of calls that another replica holds, has ended, or wants to end."""
         for name, held in list(self._held.items()):
             stored = found.get(held.row.key)

@@ -6,6 +6,7 @@ Media does not pass the broker. So it sees a call's end only where it causes the
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ class Calls:
                 endpoint=grant.endpoint,
                 call_id=call_id,
                 transport=transport,
-                lasts_s=min(self._max_talk_s, owner.narrowed.max_session_s or self._max_talk_s),
+                lasts_s=min(self._max_talk_s, owner.narrowed.max_session_s or math.inf),
             )
             if self._leases is not None:
                 self._leases.made(row)

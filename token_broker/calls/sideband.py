@@ -35,6 +35,7 @@ from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_
 from token_broker.relay.answers.greeting import greeting_response
 from token_broker.relay.answers.sequencer import SEQUENCER_EVENTS, AnswerSequencer
 from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
+from token_broker.relay.answers.turn_clock import TurnClock
 from token_broker.relay.azure.connector import NO_SUCH_CALL
 from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.confirmation.paths import Path
@@ -105,8 +106,12 @@ class CallListener:
         joined: AzureSocket | None = None,
         confirm: Callable[[], Awaitable[None]] | None = None,
         usage: TalkUsage | None = None,
+        transport: str = "webrtc_relay",
     ) -> None:
         self.counters = TalkCounters()
+        self._parts = parts
+        self._transport = transport
+        self._clock = TurnClock()
         self._settings = parts.settings
         self._connector = parts.connector
         self._relay = parts.counters
@@ -209,6 +214,7 @@ class CallListener:
                     self._page.left()
                     self._idle.leave(self._now_s())
                     self._answers.cut(lost=False)
+                    self._clock = TurnClock()  # what happens meanwhile is not seen
                     await socket.aclose()
                 if ending is not None:
                     return ending
@@ -314,6 +320,12 @@ class CallListener:
             return
         self._note_words(kind, event)
         self._answers.azure_sent(event)
+        self._clock.azure_sent(event, self._now_s(), reason=self._answers.sequencer.reason_of(event))
+        if kind == "output_audio_buffer.started":
+            turn = self._clock.began_to_sound(str(event.get("response_id")), self._now_s())
+            if turn is not None:
+                about = {"agent_id": self._agent.id, "resource": self._resource}
+                self._parts.note_answer(turn, transport=self._transport, **about)
         if kind == "session.updated":
             session = event.get("session")
             self._facts.note({**session, "id": self._facts.session_id} if isinstance(session, dict) else None)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import structlog
 
 from strategies.base import SessionSpec
-from token_broker.calls.call_row import MADE, CallName, CallRow, FoundCall
+from token_broker.calls.call_row import MADE, CallName, CallRow, TakenCall
 from token_broker.calls.leases import CallLeases
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.sideband import CALL_OVER, CallListener
@@ -146,6 +146,7 @@ class WatchedCalls:
             joined=joined,
             confirm=None if self._leases is None else self._leases.confirm,
             usage=usage,
+            transport=transport,
         )
         if self._leases is not None and not self._leases.holds((endpoint, call_id)):
             # Attached: the page set it up, and has its answer already.
@@ -176,7 +177,9 @@ class WatchedCalls:
             ending = _LEFT_ALONE
             holding: asyncio.Task[None] | None = None
             if self._leash is not None:
-                hold = self._leash.hold(usage, limit_key or owner.principal, warn=lambda: None, end=end_soon)
+                why = "the budget of today is nearly used up: the talk ends soon"
+                warn = partial(page.tell, "broker.error", code="budget_used", message=why, retryable=False)
+                hold = self._leash.hold(usage, limit_key or owner.principal, warn=warn, end=end_soon)
                 holding = asyncio.create_task(hold, name="call-budget")
             try:
                 ending = await listener.run(endpoint, call_id)
@@ -229,7 +232,7 @@ class WatchedCalls:
         if self._leases is not None:
             self._leases.delivered(call)
 
-    def taken(self, found: FoundCall) -> None:
+    def taken(self, found: TakenCall) -> None:
         """A call of a process that is gone is ours now."""
         row = found.row
         log.info("call_taken", session_id=row.owner.session_id, epoch=found.epoch, left_s=round(row.lasts_s, 1))
@@ -249,7 +252,7 @@ class WatchedCalls:
             call.ending = _MOVED
             call.listener.end(_MOVED)
 
-    def end_wanted(self, found: FoundCall) -> None:
+    def end_wanted(self, found: TakenCall) -> None:
         """Somebody wants this call of ours to end, at another process."""
         row = found.row
         if row.call_id in self._calls:
@@ -257,7 +260,7 @@ class WatchedCalls:
         else:
             self._hang_up(row.endpoint, row.call_id, row.owner, why=found.ending or "it has ended")
 
-    def replaced(self, found: FoundCall) -> None:
+    def replaced(self, found: TakenCall) -> None:
         """A newer call of the same talk has its answer, here or elsewhere."""
         row = found.row
         if row.call_id in self._calls:
@@ -265,7 +268,7 @@ class WatchedCalls:
         else:
             self._hang_up(row.endpoint, row.call_id, row.owner, why=_REPLACED.reason)
 
-    async def _watch_taken(self, found: FoundCall, agent: Agent) -> None:
+    async def _watch_taken(self, found: TakenCall, agent: Agent) -> None:
         row, pool = found.row, self._parts.connector.pool
         if (resource := pool.by_name.get(row.resource)) is None:
             # Nobody here can join it or hang it up.
@@ -283,8 +286,8 @@ class WatchedCalls:
             spec=await specs.of(agent)(resource),
             resource=row.resource,
             transport=row.transport,
-            lasts_s=row.lasts_s,
             limit_key=row.limit_key,
+            lasts_s=row.lasts_s,
         )
 
     async def _claim_and_hang_up(self, leases: CallLeases, call: _Watched, call_id: str, ending: Ending) -> None:

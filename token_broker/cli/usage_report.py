@@ -12,6 +12,7 @@ __all__ = ["usage"]
 
 _WIDTH_IN_A_PIPE = 200
 _GROUPS = ("principal", "agent", "resource", "day", "session")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _SHOWN = ("talks", "seconds", "responses", "input_tokens", "output_tokens", "transcription_seconds", "tools_run")
 
 
@@ -36,14 +37,11 @@ def usage(by: str | None, since: str | None, *, as_json: bool, as_csv: bool) -> 
         writer = csv.writer(sys.stdout)
         writer.writerow(UsageEntry.model_fields)
         for entry in report.usage:
-            writer.writerow([_safe(value) for value in entry.model_dump(mode="json").values()])
+            # No cell that a spreadsheet takes for a formula: a principal's name is not ours to choose.
+            cells = entry.model_dump(mode="json").values()
+            writer.writerow([f"'{cell}" if str(cell).startswith(_FORMULA) else cell for cell in cells])
     else:
         _print(report)
-
-
-def _safe(value: object) -> object:
-    """A cell that no spreadsheet takes for a formula: a principal's name is its owner's to choose."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _print(report: UsageReport) -> None:

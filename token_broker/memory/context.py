@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "MAX_BLOCK_BYTES",
     "TOLD_CHARS",
     "EnterpriseContext",
     "EpisodicLayer",
@@ -19,9 +20,10 @@ __all__ = [
     "SecurityLayer",
     "SemanticLayer",
     "Utterance",
+    "fitting_lines",
 ]
 
-MAX_BLOCK_BYTES = 2048
+MAX_BLOCK_BYTES = 2048  # of all that is told at once
 _FENCE_BYTES = 9  # 72 bits: nobody guesses the mark
 
 
@@ -86,15 +88,17 @@ class EnterpriseContext(_Layer):
         )
         frame = [head, f"<<<{mark}", f"{mark}>>>"]
         room_bytes = limit_bytes - sum(len(line.encode()) + 1 for line in frame)
-        summary = _lines([f"summary: {self.semantic.summary}"] if self.semantic.summary else [], room_bytes // 3)
+        summary = fitting_lines([f"summary: {self.semantic.summary}"] if self.semantic.summary else [], room_bytes // 3)
         room_bytes -= _size(summary)
         said = [f"{turn.role}: {turn.content}" for turn in reversed(self.episodic.last_turns)]
         share_bytes = room_bytes * 2 // 3 if self.semantic.facts else room_bytes
-        newest = _lines(said[:_TURNS_TOLD], share_bytes)
+        newest = fitting_lines(said[:_TURNS_TOLD], share_bytes)
         if len(newest) < min(len(said), _TURNS_TOLD):  # long ones: a part of each
-            newest = _lines(said[:_TURNS_TOLD], room_bytes, max(_LEAST_LINE_BYTES, share_bytes // _TURNS_TOLD - 1))
-        facts = _lines([f"known: {fact}" for fact in self.semantic.facts], room_bytes - _size(newest))
-        older = _lines(said[len(newest) :], room_bytes - _size(newest) - _size(facts))
+            newest = fitting_lines(
+                said[:_TURNS_TOLD], room_bytes, max(_LEAST_LINE_BYTES, share_bytes // _TURNS_TOLD - 1)
+            )
+        facts = fitting_lines([f"known: {fact}" for fact in self.semantic.facts], room_bytes - _size(newest))
+        older = fitting_lines(said[len(newest) :], room_bytes - _size(newest) - _size(facts))
         lines = [*summary, *facts, *newest, *(older if len(newest) >= min(len(said), _TURNS_TOLD) else [])]
         return "\n".join([*frame[:2], *lines, frame[2]]) if lines else ""
 
@@ -106,7 +110,7 @@ _LEAST_LINE_BYTES = 90
 _SENTENCE_END = re.compile("[.!?…](?=\\s|$)|[\u3002\uff01\uff1f\u061f\u0964\u06d4]")  # and those of other scripts
 
 
-def _lines(texts: Sequence[str], room_bytes: int, most_bytes: int | None = None) -> list[str]:
+def fitting_lines(texts: Sequence[str], room_bytes: int, most_bytes: int | None = None) -> list[str]:
     """The first texts that fit, a line each, cut to whole sentences within `most_bytes` and the room that is left.
 
     Control characters of any kind become blanks: they have their say about a fence.

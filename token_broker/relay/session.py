@@ -18,7 +18,6 @@ import structlog
 from strategies.base import SessionSpec, SpecSupplier
 from strategies.errors import MalformedError
 from strategies.resources import Resource
-from token_broker.observability.events import TurnAnswered
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
@@ -478,12 +477,10 @@ class Talk:
         self._farewell.take_back()
 
     def _note_answer(self, turn: TurnLatency, upstream: UpstreamConnection) -> None:
-        latency_ms = round(turn.wait_s * 1000, 1)
-        self.turn_latencies_ms.append(latency_ms)
-        self._parts.counters.turn_latencies_ms.append(latency_ms)
-        self._parts.observe(
-            TurnAnswered(self._adapter.transport, self._handoff.agent.id, upstream.resource, turn.wait_s)
+        latency_ms = self._parts.note_answer(
+            turn, transport=self._adapter.transport, agent_id=self._handoff.agent.id, resource=upstream.resource
         )
+        self.turn_latencies_ms.append(latency_ms)
 
     def _holds_answers(self) -> bool:
         """Whether no answer may be asked for now, whatever is due."""

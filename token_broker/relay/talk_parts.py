@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from token_broker.memory.types import Recall, TurnIngest
-from token_broker.observability.events import Observer, null_observer
+from token_broker.observability.events import Observer, TurnAnswered, null_observer
+from token_broker.relay.answers.turn_clock import TurnLatency
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.counters import RelayCounters
 from token_broker.sessions.agents import AgentRegistry
@@ -29,3 +30,10 @@ class TalkParts:
     tools: ToolRunner | None = None
     guardrail: GuardrailClient | None = None
     observe: Observer = null_observer
+
+    def note_answer(self, turn: TurnLatency, *, transport: str, agent_id: str, resource: str) -> float:
+        """Counts how long a user waited for an answer; returns it in milliseconds."""
+        latency_ms = round(turn.wait_s * 1000, 1)
+        self.counters.turn_latencies_ms.append(latency_ms)
+        self.observe(TurnAnswered(transport, agent_id, resource, turn.wait_s))
+        return latency_ms

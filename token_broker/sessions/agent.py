@@ -157,7 +157,7 @@ class Agent(AgentKeys):
         to Azure. So such an agent is part of no mint and of no call.
         """
         if any(isinstance(tool, McpTool) and tool.has_credential for tool in self.tools):
-            return "a tool of its has a credential"
+            return "one of its tools has a credential"
         if self.guardrail is not None and self.guardrail.fail == "closed":
             return "its guardrail is closed"
         return ""

@@ -250,7 +250,7 @@ class McpTool(_Checked):
     @property
     def has_credential(self) -> bool:
         """Whether Azure's session has to carry a secret: such a session is shown to no page."""
-        return self.authorization is not None or bool(self.headers)
+        return self.authorization is not None or bool(self.headers or _keys_of(self.server_url))
 
     def declared(self, *, with_secrets: bool) -> dict[str, Any]:
         """The entry as Azure's session gets it; `with_secrets` only on a way that the broker alone sees."""
@@ -386,8 +386,10 @@ def tool_doubts(tools: Iterable[FunctionTool | McpTool], *, voice_live_versions:
 
 def _query_secrets(url: str) -> tuple[SecretStr, ...]:
     """The query of a URL, whole, and its values that may be keys: a short word may stand in any log line."""
-    parsed = httpx.URL(url)
-    if not parsed.query:
-        return ()
-    values = [value for _, value in parsed.params.multi_items() if len(value) >= _MIN_KEY_CHARS]
-    return tuple(SecretStr(text) for text in (parsed.query.decode("ascii", "replace"), *values))
+    query = httpx.URL(url).query.decode("ascii", "replace")
+    return tuple(map(SecretStr, (query, *_keys_of(url)))) if query else ()
+
+
+def _keys_of(url: str) -> list[str]:
+    """The values in the query of a URL that may be keys."""
+    return [value for _, value in httpx.URL(url).params.multi_items() if len(value) >= _MIN_KEY_CHARS]

@@ -17,6 +17,7 @@ import structlog
 from pydantic_core import to_json
 
 from token_broker.hooks.sender import HookAnswer, HookFailure, HookSender
+from token_broker.memory.context import MAX_BLOCK_BYTES, fitting_lines
 from token_broker.memory.store_errors import StoreError
 from token_broker.memory.tool_claims import CallId, FoundCall
 from token_broker.memory.types import Remembered, replace_unstorable
@@ -39,6 +40,7 @@ _POLL_S = 0.2  # for the output of a call that another replica makes
 _NOTE_S = 10.0
 _CLOSE_S = 3.0
 _RECALLED = 5
+_FRAME_BYTES = 64  # of each: its speaker, its day, and the marks of JSON
 _PASSING = frozenset({408, 425, 429})  # the other 4xx are final
 
 _REASONS: Mapping[HookFailure, tuple[ToolOutcome, str]] = {
@@ -205,7 +207,13 @@ class HttpToolRunner:
         if self._memory is None:
             return _Result("error", _NO_MEMORY)
         found = await self._memory.search(call.owner, asked["query"], limit=_RECALLED)
-        remembered = [{"said_by": each.role, "when": each.when.date().isoformat(), "text": each.text} for each in found]
+        texts = fitting_lines([each.text for each in found], MAX_BLOCK_BYTES - _RECALLED * _FRAME_BYTES)
+        remembered = [
+            {"said_by": each.role, "when": each.when.date().isoformat(), "text": text}
+            for each, text in zip(found, texts, strict=False)
+        ]
+        while len(to_json(remembered)) > MAX_BLOCK_BYTES - _FRAME_BYTES:  # quotation marks take two bytes in JSON
+            remembered.pop()
         return _Result("done", to_json({"found": remembered}).decode())
 
     async def _function(self, tool: FunctionTool, call: ToolCall, call_id: CallId) -> _Result:

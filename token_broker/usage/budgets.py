@@ -24,7 +24,7 @@ from token_broker.web.requests import Problem
 if TYPE_CHECKING:
     from token_broker.usage.budget_rows import Reserved
 
-__all__ = ["PLAYOUT_S", "Budgets", "EndTalk", "HoldState", "Leash", "Step"]
+__all__ = ["PLAYOUT_S", "Budgets", "EndTalk", "HoldState", "Leash", "LeashStep"]
 
 log = structlog.get_logger("token_broker.usage")
 
@@ -61,7 +61,7 @@ class Leash(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LeashStep:
     """What a talk does now, and in how many seconds it asks again at the latest.
 
     `left_s`, `when_quiet`: as `EndTalk` gets them.
@@ -81,7 +81,7 @@ class HoldState:
     until_s: float
     warned: bool = False
 
-    def step(self, reserved: "Reserved | None", asked_s: float, now_s: float, *, answer_tokens: int) -> Step:
+    def step(self, reserved: "Reserved | None", asked_s: float, now_s: float, *, answer_tokens: int) -> LeashStep:
         """What follows from a reservation that was asked for at `asked_s`; None: the store was silent.
 
         While it is silent the talk goes on for a minute behind what it holds.
@@ -97,12 +97,12 @@ class HoldState:
         warns = is_last and not self.warned and (is_scarce or now_s >= end_s - WARN_S)
         self.warned = is_last and (self.warned or warns)
         if not is_last:
-            return Step(warns=False, ends=False, wait_s=_RENEW_S)
+            return LeashStep(warns=False, ends=False, wait_s=_RENEW_S)
         until_next_s = min((at_s - now_s for at_s in (end_s - WARN_S, end_s - PLAYOUT_S) if at_s > now_s), default=0.0)
         ends = now_s >= end_s - PLAYOUT_S
         wait_s = min(_LAST_LOOKS_S, max(0.05, until_next_s))
         is_out_of_tokens = reserved is not None and not reserved.tokens_fit
-        return Step(warns, ends, wait_s, max(0.0, end_s - now_s), is_out_of_tokens)
+        return LeashStep(warns, ends, wait_s, max(0.0, end_s - now_s), is_out_of_tokens)
 
 
 async def _pause(event: asyncio.Event, timeout_s: float) -> None:

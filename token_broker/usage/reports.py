@@ -51,6 +51,19 @@ class UsageEntry(BaseModel):
     complete: bool = Field(description="All of it has ended, and nothing is known to be missing.")
     end: str | None = Field(None, description="How the talk ended; null while it goes on.")
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "UsageEntry":
+        """The entry for a sum of the store's."""
+        times = {
+            name: row[key] for name, key in (("seconds", "live_ms"), ("transcription_seconds", "transcription_ms"))
+        }
+        return cls(
+            **{key: row[key] for key in row.keys() & cls.model_fields.keys() - {"day"}},
+            **{name: None if ms is None else ms / 1000 for name, ms in times.items()},
+            day=_EPOCH + timedelta(days=row["day"]) if "day" in row else None,
+            end=row.get("ended"),
+        )
+
 
 class UsageReport(BaseModel):
     """What was used since a day; `truncated` where there is more than is shown."""
@@ -74,7 +87,7 @@ async def read_usage(
     return UsageReport(
         since=None if since is None else _EPOCH + timedelta(days=since),
         by=by,
-        usage=[_entry(row) for row in found[:limit]],
+        usage=[UsageEntry.of(row) for row in found[:limit]],
         truncated=limit is not None and len(found) > limit,
     )
 
@@ -87,13 +100,3 @@ def since_day(text: str, *, now: datetime | None = None) -> int:
         return (date.fromisoformat(text) - _EPOCH).days
     except ValueError:
         raise ValueError(f"no date and no number of days: {text!r}") from None
-
-
-def _entry(row: Mapping[str, Any]) -> UsageEntry:
-    times = {name: row[key] for name, key in (("seconds", "live_ms"), ("transcription_seconds", "transcription_ms"))}
-    return UsageEntry(
-        **{key: row[key] for key in row.keys() & UsageEntry.model_fields.keys() - {"day"}},
-        **{name: None if ms is None else ms / 1000 for name, ms in times.items()},
-        day=_EPOCH + timedelta(days=row["day"]) if "day" in row else None,
-        end=row.get("ended"),
-    )

@@ -42,6 +42,16 @@ class UsageRow:
             if count is not None:
                 self.counts[name] = (self.counts[name] or 0) + count
 
+    def add_answer(self, counts: Counts | None) -> int:
+        """Adds an answer, whose tokens it returns as far as they are known; None: nothing is known of it."""
+        self.responses += 1
+        self.is_dirty = True
+        if counts is None or counts["input_tokens"] is None or counts["output_tokens"] is None:
+            self.unmeasured += 1
+            self.is_exact = False
+        self.add(counts or {})
+        return 0 if counts is None else (counts["input_tokens"] or 0) + (counts["output_tokens"] or 0)
+
     @property
     def tokens(self) -> int:
         """Of the model's answers, in and out."""
@@ -100,7 +110,9 @@ class TalkUsage:
                 row = self._begun.pop(key or "", None)
                 if self._is_new(key):
                     used = response.get("usage") if isinstance(response, Mapping) else None
-                    self._count(row or self._row(resource, dialect), answer_counts(used))
+                    answer = (row or self._row(resource, dialect)).add_answer(answer_counts(used))
+                    self.largest_answer = max(self.largest_answer, answer)
+                    self.on_answer()
             case "conversation.item.input_audio_transcription.completed":
                 key = _id_of(event, "item_id")
                 if self._is_new(key and f"{key} {event.get('content_index')}"):
@@ -145,9 +157,7 @@ class TalkUsage:
         if self.observers <= 0 and self._resource is not None:
             self._resource = None
             for row in self._begun.values():  # they were abandoned: they cost something, and nobody knows what
-                row.responses += 1
-                row.unmeasured += 1
-                row.is_exact = False
+                row.add_answer(None)
             self._begun.clear()
         if self.observers <= 0:
             self.on_closed()
@@ -181,18 +191,6 @@ class TalkUsage:
             "complete": self.seen and row.is_exact and self.ended is not None and self.observers <= 0,
             "ended": self.ended if self.observers <= 0 else None,
         }
-
-    def _count(self, row: UsageRow, counts: Counts | None) -> None:
-        row.responses += 1
-        row.is_dirty = True
-        if counts is None or counts["input_tokens"] is None or counts["output_tokens"] is None:
-            row.unmeasured += 1
-            row.is_exact = False
-        row.add(counts or {})
-        if counts is not None:
-            answer = (counts["input_tokens"] or 0) + (counts["output_tokens"] or 0)
-            self.largest_answer = max(self.largest_answer, answer)
-        self.on_answer()
 
     def _is_new(self, key: str | None) -> bool:
         if key is None:

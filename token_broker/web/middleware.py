@@ -56,7 +56,7 @@ _CLIENT_LEFT = 499  # nginx's code for a client that closed before the response
 EXPOSED_HEADERS = "Location, Retry-After, X-Request-ID"
 ALLOWED_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 ALLOWED_HEADERS = (
-    "Authorization, Content-Type, X-Session-Token, X-Request-ID, traceparent, tracestate, "
+    "Authorization, Content-Type, Last-Event-ID, X-Session-Token, X-Request-ID, traceparent, tracestate, "
     # The official clients send these in a browser.
     "api-key, OpenAI-Beta, OpenAI-Organization, OpenAI-Project, User-Agent, X-OpenAI-Agents-SDK"
 )

@@ -20,6 +20,28 @@ const DONE = { kind: "response_done", responseId: "r", status: "completed" };
 const WORDS = { kind: "transcript_delta", speaker: "assistant", itemId: "a", responseId: "r", text: "Hello" };
 const BUSY = { kind: "error", code: "conversation_already_has_active_response", message: "", retryable: true };
 
+test("the broker asks about a text where it leads, and the page where it does not", () => {
+  let isLed = true;
+  const sent = [];
+  const later = [];
+  const send = (event) => sent.push(event.type === "response.create" ? "ask" : event.item.id);
+  const later_ = (work) => later.push(work);
+  const texts = new TypedTexts({ send, interrupt: () => {}, whileAnswering: "interrupt", isLed: () => isLed, later: later_ });
+  texts.say("one", "Hello");
+  assert.deepEqual(sent, ["one"]);
+  texts.handle(STARTED);
+  texts.handle(WORDS);
+  texts.handle(DONE);
+  later.splice(0).forEach((work) => work());
+  assert.deepEqual(sent, ["one"]);
+  texts.say("two", "And?");
+  later.splice(0).forEach((work) => work()); // nobody has answered
+  assert.deepEqual(sent, ["one", "two", "ask"]);
+  isLed = false;
+  texts.alone();
+  assert.deepEqual(sent, ["one", "two", "ask", "ask"]);
+});
+
 test("a text is asked about at once where no answer runs", () => {
   const { texts, sent } = made();
   texts.say("one", "Hello");

@@ -12,7 +12,7 @@ import { failure } from "./transport.js";
  * @typedef {import("./transport.js").TransportContext} TransportContext
  * @typedef {import("./transport.js").Transport} Transport
  *
- * @typedef {(offer: string, signal: AbortSignal) => Promise<{answer: string, hangUp: () => void}>} Exchange
+ * @typedef {(offer: string, signal: AbortSignal) => Promise<{answer: string, hangUp: () => void, callId: string}>} Exchange
  *   Sends an SDP offer to Azure. Rejects with a `ConnectionFailure`.
  */
 
@@ -38,6 +38,8 @@ export class WebRtcTransport {
   #open = false;
   #closed = false;
   #hangUp = () => {};
+  /** The call's name, where the answer to the offer told it. @type {import("../call-events.js").CallName | null} */
+  call = null;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #graceTimer;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -70,8 +72,9 @@ export class WebRtcTransport {
     const slow = () => failure("sdp_timeout", "Azure took too long to take the call.");
     await within(this.#peer.setLocalDescription(), SDP_TIMEOUT_MS, signal, slow);
     const offer = this.#peer.localDescription?.sdp ?? "";
-    const { answer, hangUp } = await within(this.#exchange(offer, signal), SDP_TIMEOUT_MS, signal, slow);
+    const { answer, hangUp, callId } = await within(this.#exchange(offer, signal), SDP_TIMEOUT_MS, signal, slow);
     this.#hangUp = hangUp;
+    if (callId) this.call = { id: callId, isOurs: this.#context.connection.transport === "webrtc_relay" };
     if (this.#closed) return this.#hangUp(); // closed meanwhile
     try {
       await within(this.#peer.setRemoteDescription({ type: "answer", sdp: answer }), SDP_TIMEOUT_MS, signal);
@@ -196,7 +199,8 @@ function directExchange({ connection: { url, token } }) {
       throw failure("sdp_refused", "Azure can't be reached directly.");
     }
     if (!answer.ok) throw failure("sdp_refused", `Azure refused the call (${answer.status}).`);
-    return { answer: await answer.text(), hangUp: () => {} }; // a page may not hang up at Azure: closing the peer ends the call
+    const callId = lastPart(answer.headers.get("Location")); // null where the answer does not expose it
+    return { answer: await answer.text(), callId, hangUp: () => {} }; // a page may not hang up at Azure: closing the peer ends the call
   };
 }
 
@@ -224,6 +228,11 @@ function relayExchange({ connection: { url, token }, request }) {
       // Best effort: a call whose media has stopped also ends by itself.
       request(call, { method: "DELETE", headers: authorization, keepalive: true }).catch(() => undefined);
     };
-    return { answer: await answer.text(), hangUp };
+    return { answer: await answer.text(), hangUp, callId: lastPart(location) };
   };
+}
+
+/** @param {string | null} location */
+function lastPart(location) {
+  return location?.split(/[?#]/)[0].replace(/\/+$/, "").split("/").pop() ?? "";
 }

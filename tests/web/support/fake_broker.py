@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -52,6 +52,8 @@ class FakeBroker:
     reports: list[dict[str, Any]] = field(default_factory=list)
     sdp_offers: list[str] = field(default_factory=list)
     hang_ups: int = 0
+    attached: list[dict[str, Any]] = field(default_factory=list)
+    call_events: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)  # what the page of a call is told
     calls: list[Call] = field(default_factory=list)
     sockets: list[WebSocket] = field(default_factory=list)
     partners: list[Partner] = field(default_factory=list)
@@ -116,6 +118,18 @@ class FakeBroker:
         location = f"/relay/calls/{len(self.calls)}"
         headers = {"Location": location, "Access-Control-Allow-Origin": "*"}
         return Response(answer, 201, headers, media_type="application/sdp")
+
+    async def attach(self, request: Request) -> Response:
+        self.attached.append(await request.json())
+        return JSONResponse({"call_id": "attached-1"}, 202)
+
+    async def events(self, request: Request) -> Response:
+        async def told() -> AsyncIterator[str]:
+            yield "retry: 100\n\n"
+            while True:
+                yield f"data: {json.dumps(await self.call_events.get())}\n\n"
+
+        return StreamingResponse(told(), media_type="text/event-stream")
 
     async def hang_up(self, request: Request) -> Response:
         self.hang_ups += 1
@@ -195,6 +209,8 @@ async def run_fake(**knobs: Any) -> AsyncIterator[FakeBroker]:
         routes=[
             *client_routes(("http://127.0.0.1:*", "ws://127.0.0.1:*")),
             Route(f"{api}/realtime/token", fake.token, methods=["POST"]),
+            Route(f"{api}/realtime/calls/attach", fake.attach, methods=["POST"]),
+            Route(f"{api}/realtime/calls/{{call_id}}/events", fake.events),
             Route(f"{api}/conversation/turn", fake.turn, methods=["POST"]),
             Route(f"{api}/realtime/report", fake.report, methods=["POST"]),
             Route(f"{api}/status", fake.status),

@@ -15,6 +15,7 @@ from token_broker.memory.store.tables import (
     stored_turn,
     turn_words,
     turns,
+    usage,
 )
 from token_broker.memory.types import ERASED_PRINCIPAL, StoredTurn
 from token_broker.security.tokens import ANONYMOUS
@@ -62,7 +63,7 @@ def export_turns(connection: Connection, session_id: str, after: tuple[int, int,
 
 def export_rows(connection: Connection, session_id: str) -> Iterator[Line]:
     """What is stored of a session beside its turns."""
-    for table in SESSION_TABLES:
+    for table in (*SESSION_TABLES, usage):
         if table in (outbox, turn_words):  # a position, and words that the turns have
             continue
         for row in connection.execute(select(table).where(is_session(table, session_id))).mappings():

@@ -505,7 +505,8 @@ class AnswerSequencer:
             passes, actions = self._client_item(item, event, now_s)
             if not passes:
                 return False, actions
-        for item in [*(response.get("input") or ()), *(response.get("input_items") or ())]:
+        own = [*(response.get("input") or ()), *(response.get("input_items") or ())]
+        for item in own:
             # What is read for this answer alone answers no call; a client may repeat the outputs of its own.
             call_id = str(item.get("call_id"))
             if item.get("type") == "function_call_output" and not self.calls.is_clients(call_id):
@@ -513,7 +514,8 @@ class AnswerSequencer:
             if item.get("type") == "mcp_approval_response":
                 return False, [Refuse("unknown_approval", _NO_APPROVAL, _id(event))]
         outside = response.get("conversation") == "none" or response.get("commit") is False
-        if self._owed and now_s < self._owed_s and not outside and not response.get("append_input_items"):
+        goes_on = not outside and not own and not response.get("append_input_items")
+        if self._owed and now_s < self._owed_s and goes_on:
             self._owed -= 1
             for batch in self.calls:
                 if not batch.asked and not batch.cancelled:
