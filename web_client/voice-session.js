@@ -606,10 +606,10 @@ export class VoiceSession extends EventTarget {
       agentId: this.#agentId ?? "",
       reports: transport.reportsTurns,
     });
+    if (transport.call) this.#followCall(transport.call);
     const liveAfterMs = this.#wantedAtMs === null ? null : performance.now() - this.#wantedAtMs;
     this.#wantedAtMs = null;
     this.#reporter?.begin(connection.transport, liveAfterMs, transport.statistics && (() => transport.statistics?.() ?? Promise.resolve(null)));
-    if (transport.call) this.#followCall(transport.call);
     this.#dispatch({ type: "opened" });
     if (this.#options.pushToTalk) transport.send(pushToTalkEvent(connection.dialect));
     this.#texts.reconnected();
@@ -660,9 +660,9 @@ export class VoiceSession extends EventTarget {
   #closeConnection() {
     clearTimeout(this.#timer);
     this.#attempt.abort();
-    void this.#reporter?.end();
     this.#callEvents?.close();
     this.#callEvents = null;
+    void this.#reporter?.end();
     this.#transport?.close();
     this.#transport = null;
     this.#recorder.end();

@@ -246,26 +246,6 @@ async def test_refused_turns_arrive_later_in_order(quiet_browser: Browser) -> No
         assert [turn["content"] for turn in server.turns if turn["role"] == "user"] == ["One", "Two"]
 
 
-@retry_if_host_busy(tries=3, or_skipped=True)
-async def test_talks_measurements_are_reported(browser: Browser) -> None:
-    async with run_fake(transports=(DIRECT, RELAY), sdp_answers=[500]) as server, browser.page() as page:
-        await page.goto(server.base_url)
-        await page.click("talk")
-        await page.wait_for_text("state", "live")
-        await page.wait_for("/^[0-9]+ ms/.test(document.getElementById('latency').textContent)", 12)
-        await page.click("hangup")
-        await page.wait_for_text("state", "ended")
-        await server.until(lambda: bool(server.reports))
-        (report,) = server.reports
-    assert report["authorization"] == "Bearer session-1"
-    assert (report["session_id"], report["transport"]) == ("fake-session-000001", RELAY)
-    assert report["failures"] == [{"transport": DIRECT, "reason": "sdp_refused"}]
-    assert 0 < report["live_after_ms"] < 60_000
-    assert report["turns"]
-    assert report["rtc"].keys() == {"rtt_ms", "jitter_ms", "lost"}
-    TalkReport.model_validate({name: value for name, value in report.items() if name != "authorization"})
-
-
 async def test_page_sends_items_alone_once_attached(quiet_browser: Browser) -> None:
     async with run_fake(transports=(DIRECT,)) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
@@ -296,3 +276,23 @@ async def test_page_sends_items_alone_once_attached(quiet_browser: Browser) -> N
         await server.until(lambda: asked() == 1)  # the broker has gone without an answer
         items = [event["type"] for event in sent if event["type"] in {"conversation.item.create", "response.create"}]
         assert items == ["conversation.item.create", "response.create"]
+
+
+@retry_if_host_busy(tries=3, or_skipped=True)
+async def test_talks_measurements_are_reported(browser: Browser) -> None:
+    async with run_fake(transports=(DIRECT, RELAY), sdp_answers=[500]) as server, browser.page() as page:
+        await page.goto(server.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        await page.wait_for("/^[0-9]+ ms/.test(document.getElementById('latency').textContent)", 12)
+        await page.click("hangup")
+        await page.wait_for_text("state", "ended")
+        await server.until(lambda: bool(server.reports))
+        (report,) = server.reports
+    assert report["authorization"] == "Bearer session-1"
+    assert (report["session_id"], report["transport"]) == ("fake-session-000001", RELAY)
+    assert report["failures"] == [{"transport": DIRECT, "reason": "sdp_refused"}]
+    assert 0 < report["live_after_ms"] < 60_000
+    assert report["turns"]
+    assert report["rtc"].keys() == {"rtt_ms", "jitter_ms", "lost"}
+    TalkReport.model_validate({name: value for name, value in report.items() if name != "authorization"})

@@ -44,8 +44,8 @@ _KEEP_PLANS = """
 """
 
 
-# The broker does not hear the call. Turns fail until the page closes; then only `keepalive` requests arrive, as on a
-# network that is slow.
+# The broker does not hear the call, and turns fail until the page closes. Then only `keepalive` requests arrive, as on
+# a network that is slow.
 _TURNS_WAIT_FOR_THE_END = """
 (() => {
   let closing = false;

@@ -31,8 +31,8 @@
  *   Sends this microphone's sound instead of the one that was lost.
  * @property {boolean} reportsTurns  Whether the page must report turns, because the broker does not see them.
  * @property {boolean} switchesAgents  Whether `broker.agent.switch` is understood.
- * @property {() => Promise<import("../talk-reporter.js").MediaStatistics | null>} [statistics]  How well the media travels.
  * @property {import("../call-events.js").CallName | null} [call]  of the call, where there is one whose name is known
+ * @property {() => Promise<import("../talk-reporter.js").MediaStatistics | null>} [statistics]  How well the media travels.
  * @property {() => void} close  Closes at once; no callback is called after it.
  */
 
