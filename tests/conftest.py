@@ -109,6 +109,7 @@ _SLOW = (
     "tests/security/test_block.py::test_blocking_hangs_up_own_calls_only",
     "tests/security/test_block.py::test_command_blocks_beside_running_broker",
     "tests/security/test_block.py::test_command_warns_of_unknown_principal",
+    "tests/security/test_call_replicas.py",
     "tests/security/test_forgery.py",
     "tests/security/test_hostile.py",
     "tests/security/test_odd_requests.py",

@@ -133,6 +133,25 @@ async def test_killed_replicas_calls_are_taken(two: Two) -> None:
     await eventually(two.all_joined)
 
 
+async def test_paused_replica_comes_back_in_vain(two: Two) -> None:
+    for _ in range(2):
+        await two.call(two.one)
+    await eventually(two.all_joined, within_s=WITHIN_S)
+    await asyncio.sleep(6)  # a replica that has just come takes nothing yet
+    two.one.process.send_signal(signal.SIGSTOP)
+    try:
+
+        async def taken() -> bool:
+            return two.live.joins == 4
+
+        await eventually(taken, within_s=WITHIN_S)
+    finally:
+        two.one.process.send_signal(signal.SIGCONT)
+    await eventually(two.all_joined, within_s=WITHIN_S)
+    assert not two.live.hung_up
+    assert "call_left_to_another" in two.one.log
+
+
 async def test_drain_moves_calls(two: Two) -> None:
     for _ in range(20):
         await two.call(two.one)
