@@ -85,7 +85,7 @@ _VERSION_TABLE = """CREATE TABLE alembic_version (
 ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
 ERASED = 1  # the epoch of a tombstone without turns
 
-SCHEMA_REVISION = "0012"  # the newest of migrations/versions
+SCHEMA_REVISION = "0009"  # the newest of migrations/versions
 
 metadata = MetaData()
 sessions = Table(
