@@ -105,7 +105,7 @@ async def test_plan_has_only_wanted_transports(broker: RunningBroker) -> None:
     assert (offered.status_code, offered.json()["code"]) == (403, "transport_refused")
     assert await opens(broker, plan["session_token"]) == 403
     none_left = await broker.token({"transports": ["webrtc"], "max_session_s": 60})
-    assert (none_left.response.status_code, none_left.response.json()["code"]) == (503, "nothing_minted")
+    assert (none_left.response.status_code, none_left.response.json()["code"]) == (409, "no_transport")
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,7 @@ TOKEN_OPERATIONS = (
             403: ("foreign_session", "session_erased", "foreign_user", "insufficient_scope", "blocked"),
             404: ("unknown_agent",),
             408: ("body_timeout",),
+            409: ("no_transport",),
             413: ("body_too_large",),
             422: ("invalid_request",),
             429: ("rate_limited", "budget_used"),

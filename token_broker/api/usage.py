@@ -78,7 +78,12 @@ USAGE_OPERATIONS = (
         ),
         parameters=(
             Parameter("by", "query", "What to sum by.", {"type": "string", "enum": list(_GROUPS)}),
-            Parameter("since", "query", "The first UTC day: a date such as 2026-11-29, or so many days ago, as 7d."),
+            Parameter(
+                "since",
+                "query",
+                "The first UTC day: a date such as 2026-11-29, or so many days ago, as 7d.",
+                {"anyOf": [{"type": "string", "format": "date"}, {"type": "string", "pattern": "^[0-9]{1,4}d$"}]},
+            ),
         ),
         answers=(ResponseSpec(200, "The usage.", UsageReport),),
         problems={

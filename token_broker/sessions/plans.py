@@ -121,7 +121,7 @@ class PlanMaker:
 
         Unless `unseen` is set and the agent permits it, the plan has only transports that the broker can end, and no
         secret of Azure's: with such a secret a client opens a talk that the broker never sees. The same where a budget
-        or `max_session_s` holds, or an origin alone may talk. Raises Problem 503 where no transport is left.
+        or `max_session_s` holds, or an origin alone may talk. Raises Problem 409 where no transport is left.
         """
         bounded = self._has_budget or owner.narrowed.max_session_s is not None or owner.narrowed.origin is not None
         unseen = unseen and not agent.is_seen and (self._settings.unseen_talks == "allow" or not bounded)
@@ -150,8 +150,8 @@ class PlanMaker:
             dialect = self._proxy_dialects[first.name] if first else self._settings.proxy_dialect
             connections.append(self._proxy(owner, agent, public_base, now, dialect))
         if not connections:
-            detail = "None of the transports that were asked for is to be had just now: try again, or ask for others."
-            raise Problem(503, "nothing_minted", detail, headers={"Retry-After": str(math.ceil(_POOR_RETRY_AFTER_S))})
+            detail = "None of the transports that were asked for is to be had now: ask for others as well."
+            raise Problem(409, "no_transport", detail)
         shown = minted if any(each.transport in {"webrtc", "websocket"} for each in connections) else None
         return Plan(
             session_id=owner.session_id,

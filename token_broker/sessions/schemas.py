@@ -47,7 +47,7 @@ Transport = Literal["webrtc", "webrtc_relay", "websocket", "websocket_proxy"]
 class NarrowedRequest(BaseModel):
     """What a request may narrow its credentials to; none of it widens anything."""
 
-    max_session_s: Annotated[int, BeforeValidator(whole_number), Field(ge=10, le=86_400)] | None = Field(
+    max_session_s: Annotated[int, Field(ge=10, le=86_400), BeforeValidator(whole_number)] | None = Field(
         None, description="The longest talk, within the broker's own limit."
     )
     transports: Annotated[list[Transport], Field(min_length=1, max_length=4)] | None = Field(
@@ -115,7 +115,7 @@ class SecretMetadata(NarrowedRequest):
     user_id: UserId | None = Field(
         None, description="A label without authentication; with it, absent or the caller's own id."
     )
-    uses: Annotated[int, BeforeValidator(whole_number), Field(ge=1, le=1000)] | None = Field(
+    uses: Annotated[int, Field(ge=1, le=1000), BeforeValidator(whole_number)] | None = Field(
         None, description="How many talks the secret opens, within BROKER_CLIENT_SECRET_USES."
     )
 

@@ -14,6 +14,7 @@ __all__ = ["UsageEntry", "UsageReport", "read_usage", "since_day"]
 
 _EPOCH = date(1970, 1, 1)
 _DAYS_BACK = re.compile(r"([0-9]{1,4})d")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 
 class UsageEntry(BaseModel):
@@ -97,6 +98,8 @@ def since_day(text: str, *, now: datetime | None = None) -> int:
     if (back := _DAYS_BACK.fullmatch(text)) is not None:
         return ((now or datetime.now(UTC)).date() - _EPOCH).days - int(back[1])
     try:
+        if _DATE.fullmatch(text) is None:
+            raise ValueError
         return (date.fromisoformat(text) - _EPOCH).days
     except ValueError:
         raise ValueError(f"no date and no number of days: {text!r}") from None

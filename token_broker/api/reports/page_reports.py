@@ -6,7 +6,7 @@ but metrics, whose labels come from fixed lists.
 
 from typing import Annotated, TypedDict, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,7 +14,7 @@ from token_broker.observability.events import FailureReason, Metrics, PageReport
 from token_broker.security.limits import MemoryQuotas
 from token_broker.sessions.ownership import Callers, ensure_not_blocked
 from token_broker.web.openapi_document import Body, Operation, ResponseSpec
-from token_broker.web.requests import Problem, parse_json, read_body
+from token_broker.web.requests import Problem, parse_json, read_body, whole_number
 
 __all__ = ["REPORT_OPERATIONS", "ReportState", "TalkReport", "report_talk"]
 
@@ -47,14 +47,14 @@ class MediaQuality(_Part):
 
     rtt_ms: Annotated[float, Field(ge=0, le=60_000, allow_inf_nan=False)] | None = None
     jitter_ms: Annotated[float, Field(ge=0, le=60_000, allow_inf_nan=False)] | None = None
-    lost: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    lost: Annotated[int, Field(ge=0, le=1_000_000), BeforeValidator(whole_number)] | None = None
 
 
 class FailedTransport(_Part):
     """A transport that failed in this talk, and why; a reason that the broker does not know counts as `other`."""
 
     transport: PageTransport
-    reason: Annotated[FailureReason, _newer_is_other]
+    reason: Annotated[FailureReason, _newer_is_other, WithJsonSchema({"type": "string", "examples": sorted(_REASONS)})]
 
 
 class TalkReport(_Part):
