@@ -93,7 +93,7 @@ async def test_name_that_nobody_has_is_answered(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["proxy", "ga"])
 async def test_wait_is_bridged(path: str, tmp_path: Path) -> None:
-    async with run_tool_talks(tmp_path) as talks, talks.client(path) as client:
+    async with run_tool_talks(tmp_path, timeout_s=30) as talks, talks.client(path) as client:
         await ask(client, "[call held {}]")
         events = await finished(client, 2)
         assert "exactly this, and nothing else: One moment." in spoken(events)[-1]
@@ -104,7 +104,7 @@ async def test_wait_is_bridged(path: str, tmp_path: Path) -> None:
 
 
 async def test_user_who_speaks_meanwhile_is_heard_out(tmp_path: Path) -> None:
-    async with run_tool_talks(tmp_path) as talks, talks.client() as client:
+    async with run_tool_talks(tmp_path, timeout_s=30) as talks, talks.client() as client:
         await ask(client, "[call held {}]")
         await talks.server.called()
         await say(client, speech(1), real_time=False)

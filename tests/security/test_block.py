@@ -149,6 +149,11 @@ async def test_command_blocks_beside_running_broker(
     async def ask() -> httpx.Response:
         return await resume(broker, plan)
 
+    async def stored() -> bool:  # the session's row is written beside the plan
+        async with open_maintenance(broker.settings) as maintenance:
+            return await maintenance.knows("session", plan["session_id"])
+
+    await eventually(stored)
     session = ("--session", plan["session_id"])
     with structlog.testing.capture_logs() as logged:
         cut = await run_command("block", *session, env=env, cwd=tmp_path)
