@@ -358,6 +358,18 @@ def test_words_wait_for_the_answer() -> None:
     assert len(says(scene)) == 1
 
 
+def test_words_come_once_nothing_holds_them() -> None:
+    scene = Scene().begins().calls("slow")
+    scene.ends()
+    scene.held = True
+    scene.wait(1)
+    assert says(scene) == []
+    assert scene.core.due_s(scene.now_s) <= scene.now_s + 0.5, "the end of a hold is told by nobody"
+    scene.held = False
+    scene.wait(0.5)
+    assert len(says(scene)) == 1
+
+
 @pytest.mark.parametrize("why", ["interim", "fast", "quiet", "cancelled", "speaks"])
 def test_no_words_for_a_wait(why: str) -> None:
     scene = Scene()

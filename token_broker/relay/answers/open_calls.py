@@ -156,6 +156,15 @@ class OpenCalls:
             if not batch.said and call.tool is not None and call.tool.say
         ]
 
+    def is_late(self, now_s: float) -> bool:
+        """Whether `late` has words for a call, whatever stands against saying them now."""
+        return any(
+            call.tool is not None and call.tool.say and call.began_s + _SAY_AFTER_S <= now_s
+            for batch in self
+            if not (batch.said or batch.cancelled or batch.silent)
+            for call in batch.open.values()
+        )
+
     def expire(self, now_s: float) -> list[Action]:
         """Gives the calls that have taken too long their outputs: that they were not answered."""
         done: list[Action] = []

@@ -37,6 +37,7 @@ SEQUENCER_EVENTS = frozenset({
 """Azure's events that have to be parsed for `azure_sent`."""
 
 _ITEM_TOLD = frozenset({"conversation.item.created", "conversation.item.added", "conversation.item.done"})
+_LOOKS_AGAIN_S = 0.2
 _ROUNDS_AT_MOST = 5
 _WISHES_AT_MOST = 8
 _TRIES = 5
@@ -177,6 +178,8 @@ class AnswerSequencer:
         if self.calls.is_acting:
             times.append(self._plays_until_s())
         times += [create.until_s for create in self._creates]
+        if self._here and now_s >= self._plays_until_s() and self.calls.is_late(now_s):
+            times.append(now_s + _LOOKS_AGAIN_S)  # what stood against it may end without a word of Azure's
         return min((each for each in times if each > now_s), default=math.inf)
 
     def tick(self, now_s: float) -> list[Action]:
