@@ -181,7 +181,6 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             leases=leases,
         )
         stack.push_async_callback(calls.aclose)
-        memory.blocklist.watch(calls.end_where)
         level = TalkLevelCounters(
             names,
             lambda resource, time_s: observe(TalkLive(time_s, resource)),

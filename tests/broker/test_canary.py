@@ -152,7 +152,7 @@ async def test_no_canary_leaks_from_echoing_hangups(auth: str, tmp_path: Path) -
             assert cut.code == 0
 
             async def blocked() -> bool:
-                return "call_ended" in process.log  # as blocked, or by who listens to it
+                return "call_ended" in process.log
 
             await eventually(blocked, within_s=30)
         assert process.log.count("call_not_ended") == _REFUSALS_FIRST

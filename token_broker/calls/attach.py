@@ -174,7 +174,7 @@ class CallAttacher:
                 return
             spec = await wanted.supply(resource)
             owner = self._level.of(owner)
-            self._calls.take_over(minted.endpoint, call_id, owner, lease)
+            self._calls.take_over(call_id, lease)
             self._watched.watch(
                 owner,
                 wanted.agent,

@@ -1,4 +1,4 @@
-"""WebRTC calls that this process set up at Azure: posts the offer, hangs up, and ends the calls of blocked principals.
+"""WebRTC calls that this process set up at Azure: posts the offer, and hangs up.
 
 Media does not pass the broker. So it sees a call's end only where it causes the end, or listens to the call
 (`sideband`). A call whose answer did not reach its client is hung up, and holds no place.
@@ -94,7 +94,6 @@ class Calls:
         self._goes_on = goes_on
         self._leases = leases
         self._abandoned: set[asyncio.Task[AcceptedCall]] = set()
-        self._running: dict[str, _Call] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
         self._asking: SingleFlight[CallName, None] = SingleFlight("call-hang-up")
         self._ended = EndedCalls()
@@ -154,19 +153,15 @@ class Calls:
         if accepted.call_id is not None:
             self._ended.discard((grant.endpoint, accepted.call_id))
             lease.keep(accepted.call_id, for_s=self._max_talk_s + _PLACE_KEPT_S)
-            self._forget_those_over()
-            self._running[accepted.call_id] = _Call(grant.endpoint, owner)
         return accepted
 
     def takes(self, endpoint: str, call_id: str) -> bool:
         """Whether a call of that name may be taken over: its host is one of ours, and it has not ended here."""
         return endpoint in self._azure and (endpoint, call_id) not in self._ended
 
-    def take_over(self, endpoint: str, call_id: str, owner: Owner, lease: SessionLease) -> None:
-        """A call that its client set up by itself is ours to end from now on; `lease` is kept for it."""
+    def take_over(self, call_id: str, lease: SessionLease) -> None:
+        """Keeps the place of a call that its client set up by itself."""
         lease.keep(call_id, for_s=self._max_talk_s + _PLACE_KEPT_S)
-        self._forget_those_over()
-        self._running[call_id] = _Call(endpoint, owner)
 
     async def _offer(
         self,
@@ -227,14 +222,6 @@ class Calls:
             work = self._end_surely(call_id, _Call(endpoint, owner), why)
             self._ending[call_id] = asyncio.create_task(work, name="call-ending")
 
-    def end_where(self, refused: Callable[[str, str | None], bool]) -> None:
-        """Hangs up the calls of whom `refused` says so; the next reading of the blocklist retries what failed."""
-        self._forget_those_over()
-        for call_id, call in self._running.items():
-            owner = call.owner
-            if call_id not in self._ending and refused(owner.principal, owner.session_id):
-                self._ending[call_id] = asyncio.create_task(self._end(call_id, call), name="blocked-call")
-
     async def _ask(self, call: CallName) -> None:
         endpoint, call_id = call
         if (azure := self._azure.get(endpoint)) is None:  # of a resource that is configured no more
@@ -249,7 +236,6 @@ class Calls:
             task = asyncio.create_task(self._check_ended(azure, call), name="call-ended-check")
             self._checking.add(task)
             task.add_done_callback(self._checking.discard)
-        self._running.pop(call_id, None)
         self._limits.end(call_id)
 
     async def _check_ended(self, azure: AzureCalls, call: CallName) -> None:
@@ -291,23 +277,8 @@ class Calls:
         finally:
             del self._ending[call_id]
 
-    def _forget_those_over(self) -> None:
-        self._running = {call_id: call for call_id, call in self._running.items() if self._limits.keeps(call_id)}
-
-    async def _end(self, call_id: str, call: _Call) -> None:
-        try:
-            await self.hang_up(call.endpoint, call_id)
-            log.info("blocked_call_ended", session_id=call.owner.session_id, principal=call.owner.principal)
-        except MintError as error:
-            log.warning(
-                "blocked_call_not_ended", session_id=call.owner.session_id, outcome=error.outcome, why=str(error)
-            )
-        finally:
-            del self._ending[call_id]
-
     async def aclose(self) -> None:
         """Cancels the hang-ups in progress and starts no new ones."""
-        self._running.clear()
         ending = [*self._abandoned, *self._ending.values(), *self._checking]
         for task in ending:
             task.cancel()
