@@ -1,22 +1,5 @@
-"""The relay's asynchronous tests run on uvloop, as the broker does. Those about the loop's own traps run on both."""
+"""Tests of calls run on uvloop, as those of the relay do."""
 
-import asyncio
-import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from tests.relay.conftest import pytest_asyncio_loop_factories
 
-import pytest
-import uvloop
-
-_ON_BOTH_LOOPS = frozenset({"test_azure_frames.py", "test_fast_path.py", "test_library_contracts.py"})
-"""Their subject is how transports pause, buffer and fail, which each loop does by itself. With TEST_LOOP all do."""
-
-
-@pytest.hookimpl
-def pytest_asyncio_loop_factories(
-    config: pytest.Config, item: pytest.Item
-) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    factories: dict[str, Callable[[], Any]] = {"uvloop": uvloop.new_event_loop}
-    if os.environ.get("TEST_LOOP") or item.path.name in _ON_BOTH_LOOPS:
-        factories["asyncio"] = asyncio.new_event_loop
-    return factories
+__all__ = ["pytest_asyncio_loop_factories"]

@@ -1,12 +1,14 @@
 """How the fakes of sinks fail: with a status, by hanging, by talking nonsense, by ending the connection."""
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.responses import PlainTextResponse, Response
 
-__all__ = ["Fault", "fail", "next_fault"]
+__all__ = ["CanFail", "Fault", "RefusedError", "fail", "next_fault"]
 
 
 @dataclass
@@ -25,6 +27,31 @@ class Fault:
     body: str = '{"message": "made to fail"}'
     stored: bool = False
     turn: str | None = None
+
+
+class RefusedError(Exception):
+    """The fake's own refusal of a request."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(kw_only=True)
+class CanFail:
+    """A fake that fails as it is told."""
+
+    faults: list[Fault] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def fails(self, fault: Fault) -> Iterator[Fault]:
+        """Fails while the block runs."""
+        self.faults.append(fault)
+        try:
+            yield fault
+        finally:
+            if fault in self.faults:
+                self.faults.remove(fault)
 
 
 def next_fault(faults: list[Fault], method: str, path: str, body: str) -> Fault | None:

@@ -7,7 +7,7 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from tests.memory.support.faults import Fault, fail, next_fault
+from tests.memory.support.faults import CanFail, fail, next_fault
 from tests.support.serving import serve_app
 
 __all__ = ["SECRET", "Event", "Receiver", "running_receiver"]
@@ -54,13 +54,12 @@ class Event:
 
 
 @dataclass
-class Receiver:
+class Receiver(CanFail):
     """What arrived, in order. `seen` are all requests, `events` those that were taken."""
 
     url: str = ""
     seen: list[Event] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)  # of the requests, on the loop's clock
     verifies: bool = True
     unverified: int = 0
@@ -88,16 +87,6 @@ class Receiver:
             while len(self.of(kind)) < count:
                 self.changed.clear()
                 await self.changed.wait()
-
-    @contextlib.contextmanager
-    def fails(self, fault: Fault) -> Iterator[Fault]:
-        """Fails while the block runs."""
-        self.faults.append(fault)
-        try:
-            yield fault
-        finally:
-            if fault in self.faults:
-                self.faults.remove(fault)
 
 
 def make_app(receiver: Receiver) -> Starlette:

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tests.memory.support.faults import Fault, fail, next_fault
+from tests.memory.support.faults import CanFail, RefusedError, fail, next_fault
 from tests.support.serving import serve_app
 
 KEY = "zep-canary-key-5518"
@@ -28,14 +28,8 @@ MESSAGE_FIELDS = {"role", "role_type", "content", "created_at", "metadata", "tok
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
-class RefusedError(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 @dataclass
-class Zep:
+class Zep(CanFail):
     """What arrived, in order."""
 
     base_url: str = ""
@@ -43,7 +37,6 @@ class Zep:
     sessions: dict[str, dict[str, Any]] = field(default_factory=dict)
     messages: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     facts: dict[str, list[str]] = field(default_factory=dict)  # by session or user
-    faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     calls: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)  # session, turn ids of each `memory.add`
     in_flight: dict[str, int] = field(default_factory=dict)
@@ -63,20 +56,6 @@ class Zep:
             while sum(map(len, self.messages.values())) < count:
                 self.changed.clear()
                 await self.changed.wait()
-
-    def fails(self, fault: Fault) -> "contextlib.AbstractContextManager[Fault]":
-        """Fails while the block runs."""
-
-        @contextlib.contextmanager
-        def failing() -> Any:
-            self.faults.append(fault)
-            try:
-                yield fault
-            finally:
-                if fault in self.faults:
-                    self.faults.remove(fault)
-
-        return failing()
 
 
 def make_app(zep: Zep) -> Starlette:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -30,19 +30,13 @@ from zep_cloud import (
     UserDeleteResult,
 )
 
-from tests.memory.support.faults import Fault, fail, next_fault
+from tests.memory.support.faults import CanFail, RefusedError, fail, next_fault
 from tests.support.serving import serve_app
 
 __all__ = ["KEY", "ZepCloud", "running_zep_cloud"]
 
 KEY = "zep-cloud-canary-key-8841"
 MAX_METADATA = 10
-
-
-class RefusedError(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass
@@ -58,7 +52,7 @@ class Job:
 
 
 @dataclass
-class ZepCloud:
+class ZepCloud(CanFail):
     """What arrived, in order."""
 
     base_url: str = ""
@@ -70,7 +64,6 @@ class ZepCloud:
     context: str = ""
     working: int = 1
     ends: list[str] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -78,16 +71,6 @@ class ZepCloud:
         """The ids of the turns of all threads, as Zep has worked on them, or as they came."""
         every = [message for thread in self.messages.values() for message in thread]
         return [m["metadata"]["turn_id"] for m in every if m["processed"] or not processed]
-
-    @contextlib.contextmanager
-    def fails(self, fault: Fault) -> Iterator[Fault]:
-        """Fails while the block runs."""
-        self.faults.append(fault)
-        try:
-            yield fault
-        finally:
-            if fault in self.faults:
-                self.faults.remove(fault)
 
 
 def make_app(zep: ZepCloud) -> Starlette:
