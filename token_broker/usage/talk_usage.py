@@ -89,6 +89,8 @@ class TalkUsage:
         self.on_answer: Callable[[], None] = lambda: None
         self.on_closed: Callable[[], None] = lambda: None
         self.observers = 1
+        self.is_measured = True
+        """Whether Azure tells the broker what answers cost."""
         self._dialect = dialect
         self._clock = clock
         self._changed = changed
@@ -171,6 +173,7 @@ class TalkUsage:
 
     def values(self, row: UsageRow) -> dict[str, Any]:
         """The row as the store keeps it."""
+        is_over = self.observers <= 0
         return {
             "talk_id": self.owner.talk_id,
             "part": self.part,
@@ -188,8 +191,8 @@ class TalkUsage:
             "unmeasured": row.unmeasured if self.seen else None,
             "tools_run": row.tools_run if self.seen else None,
             "seen": self.seen,
-            "complete": self.seen and row.is_exact and self.ended is not None and self.observers <= 0,
-            "ended": self.ended if self.observers <= 0 else None,
+            "complete": self.seen and self.is_measured and row.is_exact and self.ended is not None and is_over,
+            "ended": self.ended if is_over else None,
         }
 
     def _is_new(self, key: str | None) -> bool:
