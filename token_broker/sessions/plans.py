@@ -133,7 +133,7 @@ class PlanMaker:
         else:
             # The resource that a proxied talk would ask first.
             wanted = agent.wanted(owner.session_id)
-            outlook, first = self._proxy_outlook(wanted, grant), next(iter(self._pool.order(wanted)), None)
+            outlook, first = self._proxy_outlook(wanted, grant, agent), next(iter(self._pool.order(wanted)), None)
         model = agent.model or (first.model if first else self._settings.model)
         opens = None
         # With BROKER_ATTACH_CHECK=off the id is not asked for, and a mint may have none.
@@ -146,12 +146,15 @@ class PlanMaker:
         if minted is not None:
             direct = self._direct(minted, owner, public_base, session_token, now, model=model, agent=agent)
             connections += direct if unseen else [each for each in direct if each.transport == "webrtc_relay"]
+        own: Dialect | None = None if agent.foundry_agent is None else "ga"
         if isinstance(grant, SignallingGrant):
             connections.append(
-                self._socket("webrtc_websocket", owner, agent, public_base=public_base, now=now, dialect="preview")
+                self._socket(
+                    "webrtc_websocket", owner, agent, public_base=public_base, now=now, dialect=own or "preview"
+                )
             )
         if "websocket_proxy" in self._settings.token_strategies:
-            dialect = self._proxy_dialects[first.name] if first else self._settings.proxy_dialect
+            dialect = own or (self._proxy_dialects[first.name] if first else self._settings.proxy_dialect)
             connections.append(
                 self._socket("websocket_proxy", owner, agent, public_base=public_base, now=now, dialect=dialect)
             )
@@ -177,13 +180,14 @@ class PlanMaker:
             correlation_id=correlation_id,
         )
 
-    def _proxy_outlook(self, wanted: Wanted, grant: Grant) -> Outlook:
+    def _proxy_outlook(self, wanted: Wanted, grant: Grant, agent: Agent) -> Outlook:
         """What to expect of the proxy: poor where each permitted resource is known to be down by all of its routes."""
         poor = Outlook("poor")
         for resource in self._pool.allowed(wanted):
             alone = replace(wanted, zones=(), resources=(resource.name,))
-            own = (grant.strategy,) if isinstance(grant, SignallingGrant) and resource.name == grant.resource else ()
-            outlook = self._pool.outlook(alone, (*own, *self._upstreams[resource.name]))
+            signalled = isinstance(grant, SignallingGrant) and resource.name == grant.resource
+            usual = self._upstreams[resource.name] if agent.foundry_agent is None else ("foundry_agent",)
+            outlook = self._pool.outlook(alone, (*((grant.strategy,) if signalled else ()), *usual))
             if outlook.state == "good":
                 return outlook
             waits_s = [each for each in (poor.retry_after_s, outlook.retry_after_s) if each is not None]
