@@ -112,7 +112,9 @@ async def run(directory: Path, given: argparse.Namespace, **variables: str) -> b
                     if outcome.lost:
                         raise SystemExit(f"talks did not begin: {dict(outcome.lost)}")
                     await asyncio.sleep(0.1)
-                await ready.wait()
+            # Replicas count each other every 6 s.
+            await asyncio.sleep(8 if given.replicas > 1 else 0)
+            await ready.wait()
             group.create_task(die(running, dead))
             for number in range(given.new):
                 after_s = (number + chance.random()) * 60 / given.new
