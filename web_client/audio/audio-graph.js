@@ -99,6 +99,12 @@ export class AudioGraph {
     return this.#microphone;
   }
 
+  /** A stream of silence, in place of a microphone; null where there is no AudioContext. */
+  silence() {
+    const context = this.#context;
+    return context ? attempt(() => new MediaStreamAudioDestinationNode(context).stream) : null;
+  }
+
   /**
    * Replaces the microphone.
    * @param {MediaStream} stream
