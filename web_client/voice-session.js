@@ -597,6 +597,7 @@ export class VoiceSession extends EventTarget {
       this.#report("sound_unavailable", "This browser gives the page no sound now. You can type, and read the answers.");
     }
     const moveAfterMs = this.#options.moveAfterMs ?? (connection.transport === "websocket_proxy" ? null : MOVE_AFTER_MS);
+    if (!connection.transport.startsWith("websocket")) talk.engine.audio.takeWords(); // nobody gets them
     if (moveAfterMs !== null) this.#timer = setTimeout(() => this.#timeToMove(), moveAfterMs);
     this.#recorder.begin({
       sessionId: this.#sessionId ?? "",
@@ -668,7 +669,12 @@ export class VoiceSession extends EventTarget {
     this.#transport = null;
     this.#recorder.end();
     this.#tools.end();
-    this.#heldSinceMs = this.#stoppedAtMs = null;
+    this.#stoppedAtMs = null;
+    if (this.#heldSinceMs !== null) {
+      this.#heldSinceMs = null; // the button has to be pressed again
+      this.setMuted(this.#muted);
+    }
+    if (this.#options.microphone !== false) this.#talk?.engine.audio.keepWords();
     this.#activity = "listening";
     this.#moving = "no";
     this.#quiet = true;

@@ -35,6 +35,8 @@ export class WebSocketTransport {
   /** The item whose sound came last, and its response. */
   #last = { itemId: "", responseId: "" };
   #sounding = false;
+  /** The audio that may wait to be sent: more than usual while the first words go out. */
+  #allowedBytes = MAX_BACKLOG_BYTES;
   /** `yes` from `resuming` to `resumed`, then `was` until the unsent audio has gone out. @type {"no" | "yes" | "was"} */
   #resuming = "no";
   /** Answers that were cut: their later audio is not played. @type {Set<string>} */
@@ -65,6 +67,7 @@ export class WebSocketTransport {
     audio.startPlayback((sounding) => this.#setSounding(sounding));
     await within(ready, READY_TIMEOUT_MS, signal, () => failure("socket_timeout", "The voice service took too long to connect."));
     this.#open = true;
+    this.#handOver(audio.takeWords());
     audio.startCapture((chunk) => this.#sendAudio(chunk));
   }
 
@@ -103,10 +106,21 @@ export class WebSocketTransport {
     this.#socket.close(1000);
   }
 
+  /**
+   * Sends what was said before the talk was live, all at once: what is said now comes behind it.
+   * @param {Int16Array[]} chunks
+   */
+  #handOver(chunks) {
+    for (const chunk of chunks) this.#socket?.send(appendFrame(chunk));
+    this.#allowedBytes += this.#socket?.bufferedAmount ?? 0;
+  }
+
   /** @param {Int16Array} chunk */
   #sendAudio(chunk) {
     if (this.#socket?.readyState !== WebSocket.OPEN) return;
-    if (this.#socket.bufferedAmount > MAX_BACKLOG_BYTES) {
+    const waitingBytes = this.#socket.bufferedAmount;
+    if (waitingBytes < MAX_BACKLOG_BYTES) this.#allowedBytes = MAX_BACKLOG_BYTES;
+    if (waitingBytes > this.#allowedBytes) {
       // The proxy may read nothing while it has no Azure. Then audio is left out: a new connection would help nobody.
       return this.#resuming === "no" ? this.#drop(NETWORK) : undefined;
     }

@@ -96,6 +96,11 @@ class Partner:
         infix = "output_audio" if self._dialect == "ga" else "audio"
         await self._tell({"type": f"response.{infix}_transcript.delta", **ids, "delta": words})
 
+    async def call_function(self, name: str, arguments: str) -> None:
+        """Calls a function of the client's."""
+        call = {"type": "function_call", "call_id": self._new("call"), "name": name, "arguments": arguments}
+        await self._tell({"type": "response.output_item.done", "item": {**call, "status": "completed"}})
+
     async def notice_speech(self) -> None:
         """Says that the user speaks. Azure cancels its answer by itself then."""
         await self._tell({"type": "input_audio_buffer.speech_started", "audio_start_ms": 0})
@@ -113,6 +118,7 @@ class Partner:
         await self._tell({"type": "conversation.item.input_audio_transcription.completed", **heard})
 
     async def _item(self, item: Event) -> None:
+        item = {"id": self._new("item"), **item}
         made = "conversation.item.added" if self._dialect == "ga" else "conversation.item.created"
         await self._tell({"type": made, "previous_item_id": self._last_item, "item": item})
         self._last_item = item["id"]
