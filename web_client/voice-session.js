@@ -808,6 +808,7 @@ export class VoiceSession extends EventTarget {
         this.#resumed(signal);
         break;
       case "error":
+        if (signal.code === "not_verified") return this.#dropped({ code: "not_verified", message: signal.message });
         if (signal.code === "session_expiring") this.#timeToMove(MOVE_BEFORE_END_MS);
         else this.#report(signal.code, signal.message);
         break;

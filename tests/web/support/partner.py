@@ -44,12 +44,15 @@ class Partner:
         self.from_client: list[Event] = []
         self.heard_s = 0.0
         self.was_loud = False
+        self.recorded = bytearray()
+        """All that was heard."""
         self._news = asyncio.Event()
 
     async def hear(self, pcm: bytes) -> None:
         loud = max(map(abs, array.array("h", pcm)), default=0) > _LOUD
         length_s = len(pcm) / 2 / WIRE_RATE
         self.heard_s += length_s
+        self.recorded += pcm
         self.was_loud |= loud
         self._heard += pcm
         if loud and not self._speaking:
