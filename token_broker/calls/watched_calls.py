@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import structlog
 
 from strategies.base import SessionSpec
-from token_broker.calls.call_row import MADE, CallName, CallRow, TakenCall
+from token_broker.calls.call_row import MADE, CallName, TakenCall
+from token_broker.calls.followed_calls import SharedEvents
 from token_broker.calls.leases import CallLeases
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.sideband import CALL_OVER, CallListener
@@ -33,7 +34,6 @@ from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.usage.budgets import Leash
 from token_broker.usage.ledger import UsageLedger
 from token_broker.usage.talk_usage import TalkUsage
-from token_broker.web.requests import uuid7
 
 __all__ = ["HangUp", "WatchedCalls"]
 
@@ -82,8 +82,9 @@ class WatchedCalls:
         ledger: UsageLedger | None = None,
         leash: Leash | None = None,
         leases: CallLeases | None = None,
+        shared: SharedEvents | None = None,
     ) -> None:
-        self._streams = CallStreams()
+        self._streams = CallStreams() if shared is None else CallStreams(shared.told)
         self._parts = parts
         self._hang_up = hang_up
         self._limits = limits
@@ -148,21 +149,6 @@ class WatchedCalls:
             usage=usage,
             transport=transport,
         )
-        if self._leases is not None and not self._leases.holds((endpoint, call_id)):
-            # Attached: the page set it up, and has its answer already.
-            row = CallRow(
-                key=uuid7(),
-                owner=owner,
-                agent_id=agent.id,
-                limit_key=limit_key or owner.principal,
-                resource=resource,
-                endpoint=endpoint,
-                call_id=call_id,
-                transport=transport,
-                lasts_s=longest_s,
-            )
-            self._leases.made(row)
-            self._leases.delivered(row.name)
         call = _Watched(owner, endpoint, listener, usage)
         self._calls[call_id] = call
         self._level.begin(owner)
@@ -268,6 +254,12 @@ class WatchedCalls:
         else:
             self._hang_up(row.endpoint, row.call_id, row.owner, why=_REPLACED.reason)
 
+    def read_elsewhere(self, found: TakenCall) -> None:
+        """A page reads this call's events at another replica."""
+        row = found.row
+        if (page := self._streams.find(row.owner.session_id, row.call_id)) is not None:
+            page.read_elsewhere(found.read_for_s)
+
     async def _watch_taken(self, found: TakenCall, agent: Agent) -> None:
         row, pool = found.row, self._parts.connector.pool
         if (resource := pool.by_name.get(row.resource)) is None:
@@ -289,6 +281,8 @@ class WatchedCalls:
             limit_key=row.limit_key,
             lasts_s=row.lasts_s,
         )
+        if found.read_for_s:
+            self.read_elsewhere(found)
 
     async def _claim_and_hang_up(self, leases: CallLeases, call: _Watched, call_id: str, ending: Ending) -> None:
         if await leases.claim_end((call.endpoint, call_id), ending.outcome):
