@@ -33,14 +33,14 @@ from token_broker.sessions.plans import TalkSpecs
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.usage.budgets import Leash
 from token_broker.usage.ledger import UsageLedger
-from token_broker.usage.talk_usage import TalkUsage
+from token_broker.usage.talk_usage import MOVED, TalkUsage
 
 __all__ = ["HangUp", "WatchedCalls"]
 
 log = structlog.get_logger("token_broker.calls")
 
 _LEFT_ALONE = Ending(DONE, "nobody listens to it any more", outcome="lost")
-_MOVED = Ending(DONE, "another process holds it", outcome="moved")
+_MOVED = Ending(DONE, "another process holds it", outcome=MOVED)
 _REPLACED = Ending(DONE, "a newer call of its talk has replaced it", outcome="lost")
 _HUNG_UP = Ending(DONE, "its client hung up", ends_talk=True, by_client=True, outcome="hung_up")
 _ERASED = Ending(DONE, "its session was erased", ends_talk=True, outcome="blocked")
@@ -120,10 +120,12 @@ class WatchedCalls:
         transport: str = "webrtc_relay",
         limit_key: str = "",
         lasts_s: float | None = None,
+        unheard_s: float | None = None,
     ) -> None:
         """Joins the call with Azure's id `call_id`, unless it is `joined`; `spec` is the agent's session.
 
-        `lasts_s` is what is left of the longest time of a call that another process held before.
+        `lasts_s` is what is left of the longest time of a call that another process held before, `unheard_s` for how
+        long nobody has counted its time.
         """
         is_new = lasts_s is None
         longest_s = min(self._parts.settings.max_talk_s, owner.narrowed.max_session_s or math.inf)
@@ -132,6 +134,9 @@ class WatchedCalls:
             if is_new and of_talk and other_id != call_id:
                 self.end(other_id, _REPLACED)
         usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect="ga", seen=True)
+        usage.expect(resource, "ga")
+        if unheard_s is not None:
+            usage.went_live(resource, "ga", unheard_s=unheard_s)
         page = self.streams.of(owner.session_id, call_id)
         listener = CallListener(
             self._parts,
@@ -280,6 +285,7 @@ class WatchedCalls:
             transport=row.transport,
             limit_key=row.limit_key,
             lasts_s=row.lasts_s,
+            unheard_s=found.unheard_s,
         )
         if found.read_for_s:
             self.read_elsewhere(found)
