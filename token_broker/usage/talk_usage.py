@@ -9,7 +9,7 @@ from token_broker.security.tokens import Owner
 from token_broker.usage.billed import ANSWER_COUNTS, TRANSCRIPTION_COUNTS, Counts, answer_counts, transcription_counts
 from token_broker.usage.days import StoreClock, split_by_day
 
-__all__ = ["LEAST_ANSWER_TOKENS", "MOVED", "Counted", "TalkUsage", "UsageRow"]
+__all__ = ["LEAST_ANSWER_TOKENS", "MOVED", "CountedReport", "TalkUsage", "UsageRow"]
 
 LEAST_ANSWER_TOKENS = 4096
 """What an answer is taken to have cost whose usage nobody knows, unless the talk had a larger one."""
@@ -74,7 +74,7 @@ class UsageRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class CountedReport:
     """An answer, or a transcription, by Azure's id, and where it was counted."""
 
     key: str
@@ -115,7 +115,7 @@ class TalkUsage:
         self.on_answer: Callable[[], None] = lambda: None
         self.on_closed: Callable[[], None] = lambda: None
         self.observers = 1
-        self.unclaimed: list[Counted] = []
+        self.unclaimed: list[CountedReport] = []
         self.may_move = transport.startswith("webrtc")
         self.hears = seen
         self._agents = [agent_id]
@@ -191,7 +191,7 @@ class TalkUsage:
             if agent_id not in self._agents:
                 self._agents.append(agent_id)
 
-    def counted_elsewhere(self, counted: Counted) -> None:
+    def counted_elsewhere(self, counted: CountedReport) -> None:
         """Another replica was first to count this."""
         counted.row.take_back(counted.counts, is_answer=counted.is_answer)
 
@@ -258,7 +258,7 @@ class TalkUsage:
 
     def _note(self, key: str | None, row: UsageRow, counts: Counts | None, *, is_answer: bool) -> None:
         if key is not None and self.may_move:
-            self.unclaimed.append(Counted(key, row, counts, is_answer))
+            self.unclaimed.append(CountedReport(key, row, counts, is_answer))
 
     def _is_new(self, key: str | None) -> bool:
         if key is None:
