@@ -61,6 +61,7 @@ def new_talk(
         behaviour=behaviour,
         check_update=check_update,
         record=TalkRecord(resource.transcript, resource.name),
+        actor=config.actor,
     )
     # By the resource's clock, which a test may have moved.
     expires_at = None if stated_s is None else int(resource.clock.now() + stated_s)
