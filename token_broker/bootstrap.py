@@ -27,6 +27,8 @@ from token_broker.azure import (
     watch_stalls,
 )
 from token_broker.calls.attach import CallAttacher
+from token_broker.calls.attach_claims import AttachClaims
+from token_broker.calls.followed_calls import SharedEvents
 from token_broker.calls.leases import CallLeases
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.running_calls import Calls
@@ -72,6 +74,7 @@ class BrokerState(TypedDict):
     calls: CallRelay
     attacher: CallAttacher
     call_streams: CallStreams
+    shared_events: SharedEvents
     admission: Admission
     relay: VoiceRelay
     memory: Memory
@@ -216,6 +219,10 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             ledger=ledger,
             leash=budgets,
         )
+        shared_events = SharedEvents(memory.database)
+        shared_events.start()
+        stack.push_async_callback(shared_events.aclose)  # after the calls are heard no more
+        claims = AttachClaims(memory.database, memory.switches.replica_id, leases)
         watched = WatchedCalls(
             relay.parts,
             hang_up=calls.end,
@@ -226,6 +233,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             ledger=ledger,
             leash=budgets,
             leases=leases,
+            shared=shared_events,
         )
         stack.push_async_callback(watched.aclose)
         leases.start()
@@ -237,6 +245,8 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             watched=watched,
             level=level,
             blocklist=memory.blocklist,
+            claims=claims,
+            max_talk_s=settings.max_talk_s,
             checks=settings.attach_check == "on",
         )
         stack.push_async_callback(attacher.aclose)
@@ -299,9 +309,10 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 talks=level,
             ),
             minting=minting,
-            calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level, watched),
+            calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level, watched, claims),
             attacher=attacher,
             call_streams=watched.streams,
+            shared_events=shared_events,
             admission=admission,
             relay=relay,
             memory=memory,

@@ -17,8 +17,6 @@ import { PageTools } from "./page-tools.js";
 import { decide, publicName } from "./session-machine.js";
 import { watchOtherTabs } from "./tabs.js";
 import { ConnectionFailure, failure } from "./transports/transport.js";
-import { WebRtcTransport } from "./transports/webrtc.js";
-import { WebSocketTransport } from "./transports/websocket.js";
 import { MAX_TEXT_BYTES, TypedTexts } from "./typed-texts.js";
 import { TalkReporter } from "./talk-reporter.js";
 import { TranscriptRecorder } from "./transcript-recorder.js";
@@ -171,7 +169,7 @@ export class VoiceSession extends EventTarget {
     this.#tools = new PageTools({
       send: (event) => this.#transport?.send(event),
       onOutputs: () => {
-        if (!this.#transport?.switchesAgents) this.#texts.want(); // the proxy asks for the answer by itself
+        if (this.#transport?.reportsTurns) this.#texts.want(); // what passes the proxy is asked about there
       },
       onState: (state) => this.#emit("tool", state),
     });
@@ -568,11 +566,12 @@ export class VoiceSession extends EventTarget {
     if (!talk) return; // hung up meanwhile
     this.#resource = connection.resource;
     this.#announce(connection.transport, "progress" in this.#machine ? this.#machine.progress.reason : "");
-    const Transport = connection.transport.startsWith("webrtc") ? WebRtcTransport : WebSocketTransport;
     /** @type {Transport | null} */
     let transport = null;
     try {
-      transport = new Transport({
+      const { transportFor } = await loadTransports();
+      signal.throwIfAborted();
+      transport = transportFor({
         connection,
         audio: talk.engine.audio,
         request: (url, init) => this.#broker.request(url, init),
@@ -594,10 +593,11 @@ export class VoiceSession extends EventTarget {
       this.#dispatch({ type: "failed", failure: error instanceof ConnectionFailure ? error.failure : pageFault(error) });
       return;
     }
-    if (!talk.engine.audio.hasWorklets && Transport === WebSocketTransport) {
+    if (!talk.engine.audio.hasWorklets && connection.transport.startsWith("websocket")) {
       this.#report("sound_unavailable", "This browser gives the page no sound now. You can type, and read the answers.");
     }
     const moveAfterMs = this.#options.moveAfterMs ?? (connection.transport === "websocket_proxy" ? null : MOVE_AFTER_MS);
+    if (!connection.transport.startsWith("websocket")) talk.engine.audio.takeWords(); // nobody gets them
     if (moveAfterMs !== null) this.#timer = setTimeout(() => this.#timeToMove(), moveAfterMs);
     this.#recorder.begin({
       sessionId: this.#sessionId ?? "",
@@ -669,7 +669,12 @@ export class VoiceSession extends EventTarget {
     this.#transport = null;
     this.#recorder.end();
     this.#tools.end();
-    this.#heldSinceMs = this.#stoppedAtMs = null;
+    this.#stoppedAtMs = null;
+    if (this.#heldSinceMs !== null) {
+      this.#heldSinceMs = null; // the button has to be pressed again
+      this.setMuted(this.#muted);
+    }
+    if (this.#options.microphone !== false) this.#talk?.engine.audio.keepWords();
     this.#activity = "listening";
     this.#moving = "no";
     this.#quiet = true;
@@ -679,6 +684,7 @@ export class VoiceSession extends EventTarget {
   // --- the talk's beginning and end
 
   #beginTalk() {
+    loadTransports().catch(ignore); // while the broker makes the plan
     const closing = new AbortController();
     const { signal } = closing;
     const engine = new AudioEngine(
@@ -802,6 +808,7 @@ export class VoiceSession extends EventTarget {
         this.#resumed(signal);
         break;
       case "error":
+        if (signal.code === "not_verified") return this.#dropped({ code: "not_verified", message: signal.message });
         if (signal.code === "session_expiring") this.#timeToMove(MOVE_BEFORE_END_MS);
         else this.#report(signal.code, signal.message);
         break;
@@ -897,6 +904,11 @@ export class VoiceSession extends EventTarget {
   #emit(name, detail) {
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
+}
+
+/** The transports, which no page needs before its first talk. */
+function loadTransports() {
+  return import("./transports/all-transports.js");
 }
 
 /** @param {string} url */

@@ -229,8 +229,8 @@ export class VoiceTalk extends Base {
   #line(session, line) {
     this.#tell("transcript", line);
     const lines = this.#parts?.lines;
-    if (!lines || session !== this.#session || line.text === "") return;
     let shown = this.#lines.get(line.turnId);
+    if (!lines || session !== this.#session || (line.text === "" && !shown)) return;
     const follows = lines.scrollHeight - lines.scrollTop - lines.clientHeight < 24; // unless somebody scrolled up
     if (!shown) {
       shown = element("p", { part: `line ${line.speaker}`, dir: "auto" });

@@ -1,9 +1,12 @@
 """The configuration of a simulated resource: its kinds, its key, its deployments. It is fixed while it runs."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import SecretStr
+
+if TYPE_CHECKING:
+    from token_broker.simulator.speech.actor import Actor
 
 Kind = Literal["direct", "unified", "project"]
 TranscriptTiming = Literal["before_answer", "during_answer", "after_answer", "after_next_turn"]
@@ -89,6 +92,8 @@ class SimulatorConfig:
     """How many times faster than real time answers are sent."""
     transcript_timing: TranscriptTiming = "during_answer"
     """When the user's transcript comes: all of these happen on Azure."""
+    actor: "Actor | None" = None
+    """Who plays the agents in the demo; `None`: answers say what came in, and echo it."""
     longest_talk_s: float = 3600.0
     # Beyond it a handshake is refused with 429, as where a quota ends.
     max_talks: int = 5000

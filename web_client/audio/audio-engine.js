@@ -52,6 +52,7 @@ export class AudioEngine {
     this.#wantsMicrophone = microphone;
     this.audio = new AudioGraph();
     this.audio.setMuted(muted);
+    if (microphone) this.audio.keepWords();
     this.#starting = this.audio.start(); // the worklets load while somebody answers the prompt
   }
 

@@ -8,6 +8,7 @@
  */
 
 import { within } from "../bounded.js";
+import { FirstWords } from "./first-words.js";
 import { WIRE_RATE, canResample } from "./rates.js";
 
 /**
@@ -41,6 +42,7 @@ export class AudioGraph {
   #hasWorklets = false;
   /** @type {((chunk: Int16Array) => void) | null} */
   #onChunk = null;
+  #firstWords = new FirstWords();
   /** @type {((sounding: boolean) => void) | null} */
   #onSounding = null;
   /** @type {AudioWorkletNode | null} */
@@ -99,6 +101,12 @@ export class AudioGraph {
     return this.#microphone;
   }
 
+  /** A stream of silence, in place of a microphone; null where there is no AudioContext. */
+  silence() {
+    const context = this.#context;
+    return context ? attempt(() => new MediaStreamAudioDestinationNode(context).stream) : null;
+  }
+
   /**
    * Replaces the microphone.
    * @param {MediaStream} stream
@@ -108,6 +116,7 @@ export class AudioGraph {
     if (this.#microphone && this.#microphone !== stream) stop(this.#microphone);
     this.#microphone = stream;
     for (const track of stream.getAudioTracks()) track.enabled = !this.#muted;
+    this.#firstWords.drop(); // another device's sound does not go on with them
     this.#source = this.#sourceOf(stream);
     if (this.#inputMeter) this.#source?.connect(this.#inputMeter);
     if (this.#capture) this.#source?.connect(this.#capture);
@@ -116,7 +125,21 @@ export class AudioGraph {
   /** @param {boolean} muted silence is sent, because Azure's turn detection needs it to find the end of a sentence */
   setMuted(muted) {
     this.#muted = muted;
+    if (muted) this.#firstWords.drop();
     for (const track of this.#microphone?.getAudioTracks() ?? []) track.enabled = !muted;
+  }
+
+  /** No connection takes the microphone's sound for now: what is said is kept for `takeWords`, three seconds at most. */
+  keepWords() {
+    this.#firstWords.begin();
+    this.#beginCapture();
+  }
+
+  /** What was kept, in order; nothing more is. */
+  takeWords() {
+    const words = this.#firstWords.take();
+    if (!this.#onChunk) this.#endCapture();
+    return words;
   }
 
   /**
@@ -124,25 +147,38 @@ export class AudioGraph {
    * @param {(chunk: Int16Array) => void} onChunk
    */
   startCapture(onChunk) {
-    this.stopCapture();
     this.#onChunk = onChunk;
-    if (!this.#context || !this.#hasWorklets) return; // begins when they have loaded
-    const options = { numberOfInputs: 1, numberOfOutputs: 0 };
-    const context = this.#context;
-    const node = attempt(() => new AudioWorkletNode(context, "voice-capture", options));
-    if (!node) return;
-    node.port.onmessage = ({ data }) => onChunk(new Int16Array(data));
-    this.#source?.connect(node);
-    this.#capture = node;
+    this.#beginCapture();
   }
 
   stopCapture() {
     this.#onChunk = null;
+    if (!this.#firstWords.keeps) this.#endCapture();
+  }
+
+  #beginCapture() {
+    if (this.#capture || !this.#context || !this.#hasWorklets) return; // begins when they have loaded
+    const options = { numberOfInputs: 1, numberOfOutputs: 0 };
+    const context = this.#context;
+    const node = attempt(() => new AudioWorkletNode(context, "voice-capture", options));
+    if (!node) return;
+    node.port.onmessage = ({ data }) => this.#captured(new Int16Array(data));
+    this.#source?.connect(node);
+    this.#capture = node;
+  }
+
+  #endCapture() {
     if (!this.#capture) return;
     this.#capture.port.onmessage = null;
     this.#capture.port.postMessage("stop");
     this.#source?.disconnect(this.#capture);
     this.#capture = null;
+  }
+
+  /** @param {Int16Array} chunk */
+  #captured(chunk) {
+    if (this.#onChunk) this.#onChunk(chunk);
+    else if (!this.#muted) this.#firstWords.add(chunk);
   }
 
   /**
@@ -274,6 +310,7 @@ export class AudioGraph {
   }
 
   async close() {
+    this.takeWords();
     this.stopCapture();
     this.stopPlayback();
     this.detachRemote();
@@ -285,7 +322,7 @@ export class AudioGraph {
   /** The worklets have loaded: begins what waited for them. */
   #beginWorklets() {
     this.#hasWorklets = true;
-    if (this.#onChunk) this.startCapture(this.#onChunk);
+    if (this.#onChunk || this.#firstWords.keeps) this.#beginCapture();
     if (this.#onSounding) this.startPlayback(this.#onSounding);
   }
 

@@ -1,10 +1,12 @@
 """One talk as a state machine: client events, audio and the time go in, server events come out. No I/O, no clock.
 
-It answers speech with the caller's own speech, and text with a tone; every transcript says that it is simulated.
+It answers speech with the caller's own speech, and text with a tone; every transcript says that it is simulated. With
+an actor it plays the agent that the instructions describe, in words and a voice of its own.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from pydantic import JsonValue
@@ -37,7 +39,15 @@ from token_broker.simulator.realtime.received_events import (
     read_event,
     read_items,
 )
-from token_broker.simulator.realtime.response_plan import ResponsePlan, ScriptedResponse, Tools, follows, plan_for
+from token_broker.simulator.realtime.response_plan import (
+    PlannedCall,
+    ResponsePlan,
+    ScriptedResponse,
+    Tools,
+    Words,
+    follows,
+    plan_for,
+)
 from token_broker.simulator.realtime.responses import PromptSize, Responses, SpeechRate
 from token_broker.simulator.realtime.server_events import Event, Ids, ServerEvents
 from token_broker.simulator.realtime.speech.input_buffer import InputBuffer
@@ -48,6 +58,7 @@ from token_broker.simulator.realtime.speech.wire_audio import AudioReader
 from token_broker.simulator.records.transcript import Follows, TalkRecord, utterance_key
 from token_broker.simulator.session_bodies.check import INVALID_VALUE, InvalidRequest, check, parse_json
 from token_broker.simulator.session_bodies.persona import DEFAULT_PERSONA
+from token_broker.simulator.speech.actor import Actor, Heard, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +79,8 @@ class TalkOptions:
     """What faults change in it."""
     record: TalkRecord = field(default_factory=TalkRecord)
     """Where it is written down."""
+    actor: Actor | None = None
+    """Who plays the agent; `None`: answers say what came in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,8 +364,13 @@ class SimulatedTalk:
             )
             options = replace(options, speaks=speaks)
         told = options.instructions or ""
+        persona, actor = self.settings.instructions, self._options.actor
+        acted: Callable[[], Words | PlannedCall] | None = None
+        if actor is not None and not self._responses.active:
+            heard, role = Heard(items, tools, told), Role(persona, options.voice)
+            acted = partial(actor.answer, heard, role, speaks=options.speaks)
         plan = plan_for(
-            items, speaks=options.speaks, tools=tools, scripted=scripted, told=told, persona=self.settings.instructions
+            items, speaks=options.speaks, tools=tools, scripted=scripted, told=told, persona=persona, acted=acted
         )
         if not self._responses.active:
             plan = replace(plan, thinking_s=behaviour.thinking_s(self._options.speech_rate.thinking_s))

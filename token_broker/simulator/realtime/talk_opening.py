@@ -52,6 +52,7 @@ def new_talk(resource: Resource, opening: Opening, path: str, *, server_plays: b
         next_response=resource.scripted.take,
         behaviour=behaviour,
         record=TalkRecord(resource.transcript, resource.name),
+        actor=config.actor,
     )
     # By the resource's clock, which a test may have moved.
     expires_at = None if stated_s is None else int(resource.clock.now() + stated_s)
