@@ -31,6 +31,8 @@ from token_broker.azure import (
     watch_stalls,
 )
 from token_broker.calls.attach import CallAttacher
+from token_broker.calls.attach_claims import AttachClaims
+from token_broker.calls.followed_calls import SharedEvents
 from token_broker.calls.leases import CallLeases
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.running_calls import Calls
@@ -76,6 +78,7 @@ class BrokerState(TypedDict):
     calls: CallRelay
     attacher: CallAttacher
     call_streams: CallStreams
+    shared_events: SharedEvents
     admission: Admission
     relay: VoiceRelay
     memory: Memory
@@ -227,6 +230,10 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             leash=budgets,
             calls=build_calls(settings, connector, availability),
         )
+        shared_events = SharedEvents(memory.database)
+        shared_events.start()
+        stack.push_async_callback(shared_events.aclose)  # after the calls are heard no more
+        claims = AttachClaims(memory.database, memory.switches.replica_id, leases)
         watched = WatchedCalls(
             relay.parts,
             hang_up=calls.end,
@@ -237,6 +244,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             ledger=ledger,
             leash=budgets,
             leases=leases,
+            shared=shared_events,
         )
         stack.push_async_callback(watched.aclose)
         leases.start()
@@ -248,6 +256,8 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             watched=watched,
             level=level,
             blocklist=memory.blocklist,
+            claims=claims,
+            max_talk_s=settings.max_talk_s,
             checks=settings.attach_check == "on",
         )
         stack.push_async_callback(attacher.aclose)
@@ -319,9 +329,10 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 talks=level,
             ),
             minting=minting,
-            calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level, watched),
+            calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level, watched, claims),
             attacher=attacher,
             call_streams=watched.streams,
+            shared_events=shared_events,
             admission=admission,
             relay=relay,
             memory=memory,

@@ -24,6 +24,7 @@ from strategies.chain import ChainResult
 from strategies.errors import MintError, RateLimitedError, RejectedError, TimedOutError
 from strategies.resources import Resource, Wanted
 from token_broker.api.token import RETRY_AFTER_S, Minting, RequestTrace
+from token_broker.calls.attach_claims import AttachClaims
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.running_calls import Calls
 from token_broker.memory.types import Blocklist
@@ -119,6 +120,7 @@ class CallRelay:
     calls: Calls
     level: TalkLevelCounters
     watched: ListensToCalls
+    claims: AttachClaims
 
     async def place(
         self,
@@ -279,7 +281,10 @@ class CallRelay:
         return _CallAnswer(self, call, headers)
 
     async def end(self, token: str, *, owner: Owner) -> None:
-        """Hangs up the call of that id, of the owner's session. Raises Problem 404, 502, 504."""
+        """Hangs up the call of that id, of the owner's session.
+
+        Raises Problem 404, 502, 504; StoreError or TimeoutError where it is not known whose the call is.
+        """
         try:
             call = self.signer.read_call_token(token)
         except TokenError:
@@ -288,6 +293,8 @@ class CallRelay:
             raise _unknown_call()
         # The id of an attached call names no host: it ends nothing before the call is known as the session's.
         endpoint = call.endpoint or self.watched.endpoint_of(call.call_id, owner)
+        if endpoint is None:  # another replica may hold it
+            endpoint = await self.claims.endpoint_of(call.call_id, owner)
         if endpoint is None:
             raise _unknown_call()
         try:
