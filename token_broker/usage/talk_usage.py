@@ -119,6 +119,8 @@ class TalkUsage:
         self.may_move = transport.startswith("webrtc")
         self.hears = seen
         self._agents = [agent_id]
+        self.is_measured = True
+        """Whether Azure tells the broker what answers cost."""
         self._dialect = dialect
         self._clock = clock
         self._changed = changed
@@ -234,6 +236,7 @@ class TalkUsage:
 
     def values(self, row: UsageRow) -> dict[str, Any]:
         """The row as the store keeps it."""
+        is_over = self.observers <= 0
         return {
             "talk_id": self.owner.talk_id,
             # A row has one agent: a writer has a part for each.
@@ -252,8 +255,8 @@ class TalkUsage:
             "unmeasured": row.unmeasured if self.seen else None,
             "tools_run": row.tools_run if self.seen else None,
             "seen": self.seen,
-            "complete": self.seen and row.is_exact and self.ended is not None and self.observers <= 0,
-            "ended": self.ended if self.observers <= 0 else None,
+            "complete": self.seen and self.is_measured and row.is_exact and self.ended is not None and is_over,
+            "ended": self.ended if is_over else None,
         }
 
     def _note(self, key: str | None, row: UsageRow, counts: Counts | None, *, is_answer: bool) -> None:
