@@ -10,6 +10,7 @@ import structlog
 from pydantic import SecretStr
 
 from strategies.credentials import Credentials
+from strategies.endpoint import is_live_endpoint
 from strategies.models import is_classic_whisper
 from strategies.resources import Quotas
 from strategies.transport import make_tls_context, make_transport
@@ -38,6 +39,7 @@ from token_broker.observability.events import Metrics, PlanCounters, TalkLive, o
 from token_broker.observability.logging import log_attempt
 from token_broker.observability.tracing import open_tracing
 from token_broker.relay.admission import Admission
+from token_broker.relay.live.sidebands import LiveSidebands
 from token_broker.relay.voice_relay import VoiceRelay
 from token_broker.security.authentication import make_authenticator
 from token_broker.security.limits import MemoryQuotas, RateLimiter, SessionLimits
@@ -72,6 +74,7 @@ class BrokerState(TypedDict):
     calls: CallRelay
     attacher: CallAttacher
     call_streams: CallStreams
+    watched: WatchedCalls
     admission: Admission
     relay: VoiceRelay
     memory: Memory
@@ -169,6 +172,12 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             blocklist=memory.blocklist,
             budgets=budgets,
         )
+        sidebands = LiveSidebands(connector.join_call)
+
+        async def goes_on(endpoint: str, call_id: str) -> bool:
+            asks = sidebands.has_session if is_live_endpoint(endpoint) else connector.has_call
+            return await asks(endpoint, call_id)
+
         leases = CallLeases(memory.database, memory.switches.replica_id)
         stack.push_async_callback(leases.aclose)
         calls = Calls(
@@ -177,7 +186,8 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             talks,
             max_talk_s=settings.max_talk_s,
             hang_up_timeout_s=settings.token_budget_s,
-            goes_on=connector.has_call,
+            goes_on=goes_on,
+            closes_live=sidebands.close,
             leases=leases,
         )
         stack.push_async_callback(calls.aclose)
@@ -226,6 +236,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             ledger=ledger,
             leash=budgets,
             leases=leases,
+            sidebands=sidebands,
         )
         stack.push_async_callback(watched.aclose)
         leases.start()
@@ -254,6 +265,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             plans=PlanMaker(settings, signer, pool),
             observe=observe,
             budgets=budgets,
+            live_agents=frozenset(agent.id for agent in agents.values() if agent.speaks_live(pool.resources)),
         )
         status = StatusSources(
             settings=settings,
@@ -302,6 +314,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level, watched),
             attacher=attacher,
             call_streams=watched.streams,
+            watched=watched,
             admission=admission,
             relay=relay,
             memory=memory,

@@ -7,13 +7,16 @@ connections that the browser walks.
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
-from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec, SpecSupplier
+from strategies.base import EphemeralGrant, Grant, SessionSpec, SpecSupplier
 from strategies.pool import Outlook, Pool
 from strategies.resources import Resource, Wanted
+from strategies.session_model.agent_settings import AnyDialect
+from strategies.session_model.live_session import LIVE_ROUTE, LIVE_ROUTES, live_voice
 from strategies.session_model.session_fields import voice_name
 from token_broker.memory.types import Recall
 from token_broker.resources import family_of
@@ -123,8 +126,9 @@ class PlanMaker:
         secret of Azure's: with such a secret a client opens a talk that the broker never sees. The same where a budget
         or `max_session_s` holds, or an origin alone may talk. Raises Problem 409 where no transport is left.
         """
-        bounded = self._has_budget or owner.narrowed.max_session_s is not None or owner.narrowed.origin is not None
-        unseen = unseen and not agent.is_seen and (self._settings.unseen_talks == "allow" or not bounded)
+        calls_live = self.permits_live_calls(agent, owner, was_read=unseen)
+        unseen = self.permits_unseen(agent, owner, was_read=unseen)
+        is_live = grant.strategy == LIVE_ROUTE
         now = datetime.now(UTC).replace(microsecond=0)
         minted = grant if isinstance(grant, EphemeralGrant) else None
         if minted is not None:
@@ -132,7 +136,8 @@ class PlanMaker:
         else:
             # The resource that a proxied talk would ask first.
             wanted = agent.wanted(owner.session_id)
-            outlook, first = self._proxy_outlook(wanted), next(iter(self._pool.order(wanted)), None)
+            outlook = self._proxy_outlook(wanted, LIVE_ROUTES if is_live else None)
+            first = next(iter(self._pool.order(wanted)), None)
         model = agent.model or (first.model if first else self._settings.model)
         opens = None
         # With BROKER_ATTACH_CHECK=off the id is not asked for, and a mint may have none.
@@ -145,10 +150,13 @@ class PlanMaker:
         if minted is not None:
             direct = self._direct(minted, owner, public_base, session_token, now, model=model, agent=agent)
             connections += direct if unseen else [each for each in direct if each.transport == "webrtc_relay"]
+        if is_live and calls_live:
+            voice = voice_name(live_voice(agent.voices))
+            connections.append(self._relay(owner, public_base, session_token, now, dialect="live", voice=voice))
         connections = [each for each in connections if owner.narrowed.permits(each.transport)]
         if "websocket_proxy" in self._settings.token_strategies and owner.narrowed.permits("websocket_proxy"):
-            dialect = self._proxy_dialects[first.name] if first else self._settings.proxy_dialect
-            connections.append(self._proxy(owner, agent, public_base, now, dialect))
+            dialect: AnyDialect = self._proxy_dialects[first.name] if first else self._settings.proxy_dialect
+            connections.append(self._proxy(owner, agent, public_base, now, "live" if is_live else dialect))
         if not connections:
             detail = "None of the transports that were asked for is to be had now: ask for others as well."
             raise Problem(409, "no_transport", detail)
@@ -158,7 +166,7 @@ class PlanMaker:
             agent_id=agent.id,
             model=model,
             strategy=grant.strategy,
-            degraded=minted is None,
+            degraded=minted is None and not is_live,
             token=None if shown is None else shown.token.get_secret_value(),
             expires_at=connections[0].expires_at,
             endpoint=public_base if shown is None else shown.endpoint,
@@ -170,12 +178,24 @@ class PlanMaker:
             correlation_id=correlation_id,
         )
 
-    def _proxy_outlook(self, wanted: Wanted) -> Outlook:
+    def permits_unseen(self, agent: Agent, owner: Owner, *, was_read: bool) -> bool:
+        """Whether this talk may go over a transport that the broker can't end; `was_read`: the blocklist is known."""
+        narrowed = owner.narrowed
+        bounded = self._has_budget or narrowed.max_session_s is not None or narrowed.origin is not None
+        return was_read and not agent.is_seen and (self._settings.unseen_talks == "allow" or not bounded)
+
+    def permits_live_calls(self, agent: Agent, owner: Owner, *, was_read: bool) -> bool:
+        """Whether this talk may go over WebRTC with GPT-Live: nobody has seen yet that such a session can be ended."""
+        if agent.sockets_only:
+            return False
+        return self._settings.gpt_live_ends == "on" or self.permits_unseen(agent, owner, was_read=was_read)
+
+    def _proxy_outlook(self, wanted: Wanted, routes: Sequence[str] | None = None) -> Outlook:
         """What to expect of the proxy: poor where each permitted resource is known to be down by all of its routes."""
         poor = Outlook("poor")
         for resource in self._pool.allowed(wanted):
             alone = replace(wanted, zones=(), resources=(resource.name,))
-            outlook = self._pool.outlook(alone, self._upstreams[resource.name])
+            outlook = self._pool.outlook(alone, routes or self._upstreams[resource.name])
             if outlook.state == "good":
                 return outlook
             waits_s = [each for each in (poor.retry_after_s, outlook.retry_after_s) if each is not None]
@@ -197,7 +217,6 @@ class PlanMaker:
         # Measured on our own monotonic clock: Azure's expiry is a time of Azure's clock, and clocks differ.
         left_s = max(0, math.floor(grant.expires_in_s - (time.monotonic() - grant.received_at_s)))
         expires_at = grant.expires_at.replace(microsecond=0)
-        lasting_s = self._session_token_ttl_s
         filters = self._settings.webrtc_filter == "on" and not agent.asks_page  # calls do not pass Azure's filter
         filtered = "?webrtcfilter=on" if filters else ""
         connections: list[Connection] = [
@@ -210,14 +229,7 @@ class PlanMaker:
                 voice=grant.voice,
                 resource=grant.resource,
             ),
-            RelayConnection(
-                url=f"{public_base}{_PREFIX}/realtime/calls?session_id={owner.session_id}",
-                token=session_token,
-                expires_at=now + timedelta(seconds=lasting_s),
-                expires_in_s=lasting_s,
-                dialect=grant.dialect,
-                voice=grant.voice,
-            ),
+            self._relay(owner, public_base, session_token, now, dialect=grant.dialect, voice=grant.voice),
         ]
         if self._settings.direct_websocket == "on" and grant.dialect == "ga":
             connections.append(
@@ -234,8 +246,20 @@ class PlanMaker:
             )
         return connections
 
+    def _relay(
+        self, owner: Owner, public_base: str, token: str, now: datetime, *, dialect: AnyDialect, voice: str
+    ) -> RelayConnection:
+        return RelayConnection(
+            url=f"{public_base}{_PREFIX}/realtime/calls?session_id={owner.session_id}",
+            token=token,
+            expires_at=now + timedelta(seconds=self._session_token_ttl_s),
+            expires_in_s=self._session_token_ttl_s,
+            dialect=dialect,
+            voice=voice,
+        )
+
     def _proxy(
-        self, owner: Owner, agent: Agent, public_base: str, now: datetime, dialect: Dialect
+        self, owner: Owner, agent: Agent, public_base: str, now: datetime, dialect: AnyDialect
     ) -> WebSocketConnection:
         ticket = self._signer.ticket(owner, agent_id=agent.id, ttl_s=TICKET_TTL_S)
         return WebSocketConnection(
@@ -245,5 +269,5 @@ class PlanMaker:
             expires_at=now + timedelta(seconds=TICKET_TTL_S),
             expires_in_s=TICKET_TTL_S,
             dialect=dialect,
-            voice=voice_name(agent.voices[dialect]),
+            voice=voice_name(live_voice(agent.voices) if dialect == "live" else agent.voices[dialect]),
         )

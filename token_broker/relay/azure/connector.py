@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from strategies.base import SpecSupplier
 from strategies.credentials import Authorization, Credentials
+from strategies.endpoint import is_live_endpoint
 from strategies.errors import (
     KeysDisabledError,
     MintError,
@@ -115,6 +116,10 @@ class UpstreamConnector:
             for route in routes
         }
 
+    def credentials_of(self, resource: str) -> Credentials | None:
+        """The credentials of the resource of that name."""
+        return self._credentials.get(resource)
+
     def resource(self, name: str) -> Resource:
         """The resource of that name, which an open connection has."""
         return self.pool.by_name[name]
@@ -163,11 +168,14 @@ class UpstreamConnector:
         raise NoUpstreamError(ending)
 
     async def join_call(self, endpoint: str, call_id: str) -> AzureSocket:
-        """The sideband of a WebRTC call at `endpoint` (docs/azure.md §5.4), within the limit. Raises MintError."""
-        url = f"{endpoint}/openai/v1/realtime?call_id={quote(call_id, safe='')}"
+        """The sideband of a WebRTC call at `endpoint` (docs/azure.md §5.4, §13), within the limit. Raises MintError."""
+        name = quote(call_id, safe="")
+        url = f"{endpoint}/openai/v1/realtime?call_id={name}"
+        if is_live_endpoint(endpoint):
+            url = f"{endpoint}/{name}/attach"
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._opened(
+                return await self.open_socket(
                     url, asyncio.get_running_loop().time() + self._timeout_s, self._at_endpoint.get(endpoint)
                 )
         except TimeoutError:
@@ -215,7 +223,7 @@ class UpstreamConnector:
         model = model or resource.model
         try:
             async with asyncio.timeout_at(deadline_s):
-                opened = await self._opened(route.url_of(model), deadline_s, self._credentials.get(resource.name))
+                opened = await self.open_socket(route.url_of(model), deadline_s, self._credentials.get(resource.name))
                 try:
                     spec = await supply(resource)
                     session = route.session(spec)
@@ -238,8 +246,11 @@ class UpstreamConnector:
             left_out=taken.left_out,
         )
 
-    async def _opened(self, url: str, deadline_s: float, credentials: Credentials | None) -> AzureSocket:
-        """A socket opened with the key, or with Entra where the resource has keys disabled."""
+    async def open_socket(self, url: str, deadline_s: float, credentials: Credentials | None) -> AzureSocket:
+        """A socket opened with the key, or with Entra where the resource has keys disabled. Raises MintError.
+
+        TimeoutError where its time is over.
+        """
         if credentials is None:
             raise MisconfiguredError("there is no credential for this endpoint")
         authorization = await current_authorization(credentials, deadline_s)
