@@ -16,9 +16,14 @@ from typing import Any, Protocol
 import structlog
 
 from strategies.base import SessionSpec
+<<<<<<< HEAD
 from strategies.endpoint import is_live_endpoint
 from strategies.session_model.live_session import delegates_to_responses
 from token_broker.calls.call_row import MADE, CallName, CallRow, TakenCall
+=======
+from token_broker.calls.call_row import MADE, CallName, TakenCall
+from token_broker.calls.followed_calls import SharedEvents
+>>>>>>> w/int
 from token_broker.calls.leases import CallLeases
 from token_broker.calls.live_listener import LiveListener
 from token_broker.calls.page_events import CallStreams
@@ -36,15 +41,14 @@ from token_broker.sessions.plans import TalkSpecs
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.usage.budgets import Leash
 from token_broker.usage.ledger import UsageLedger
-from token_broker.usage.talk_usage import TalkUsage
-from token_broker.web.requests import uuid7
+from token_broker.usage.talk_usage import MOVED, TalkUsage
 
 __all__ = ["HangUp", "WatchedCalls"]
 
 log = structlog.get_logger("token_broker.calls")
 
 _LEFT_ALONE = Ending(DONE, "nobody listens to it any more", outcome="lost")
-_MOVED = Ending(DONE, "another process holds it", outcome="moved")
+_MOVED = Ending(DONE, "another process holds it", outcome=MOVED)
 _REPLACED = Ending(DONE, "a newer call of its talk has replaced it", outcome="lost")
 _HUNG_UP = Ending(DONE, "its client hung up", ends_talk=True, by_client=True, outcome="hung_up")
 _ERASED = Ending(DONE, "its session was erased", ends_talk=True, outcome="blocked")
@@ -86,10 +90,16 @@ class WatchedCalls:
         ledger: UsageLedger | None = None,
         leash: Leash | None = None,
         leases: CallLeases | None = None,
+<<<<<<< HEAD
         sidebands: LiveSidebands | None = None,
     ) -> None:
         self._sidebands = sidebands or LiveSidebands(parts.connector.join_call)
         self._streams = CallStreams()
+=======
+        shared: SharedEvents | None = None,
+    ) -> None:
+        self._streams = CallStreams() if shared is None else CallStreams(shared.told)
+>>>>>>> w/int
         self._parts = parts
         self._hang_up = hang_up
         self._limits = limits
@@ -125,10 +135,12 @@ class WatchedCalls:
         transport: str = "webrtc_relay",
         limit_key: str = "",
         lasts_s: float | None = None,
+        unheard_s: float | None = None,
     ) -> None:
         """Joins the call with Azure's id `call_id`, unless it is `joined`; `spec` is the agent's session.
 
-        `lasts_s` is what is left of the longest time of a call that another process held before.
+        `lasts_s` is what is left of the longest time of a call that another process held before, `unheard_s` for how
+        long nobody has counted its time.
         """
         is_new = lasts_s is None
         longest_s = min(self._parts.settings.max_talk_s, owner.narrowed.max_session_s or math.inf)
@@ -136,6 +148,7 @@ class WatchedCalls:
             of_talk = other.owner.talk_id == owner.talk_id and other.owner.session_id == owner.session_id
             if is_new and of_talk and other_id != call_id:
                 self.end(other_id, _REPLACED)
+<<<<<<< HEAD
         is_live = is_live_endpoint(endpoint)
         dialect = "live" if is_live else "ga"
         usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect=dialect, seen=True)
@@ -174,6 +187,29 @@ class WatchedCalls:
             )
             self._leases.made(row)
             self._leases.delivered(row.name)
+=======
+        usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect="ga", seen=True)
+        usage.expect(resource, "ga")
+        if unheard_s is not None:
+            usage.went_live(resource, "ga", unheard_s=unheard_s)
+        page = self.streams.of(owner.session_id, call_id)
+        listener = CallListener(
+            self._parts,
+            owner=owner,
+            agent=agent,
+            spec=spec,
+            resource=resource,
+            lasts_s=longest_s if lasts_s is None else lasts_s,
+            hang_up=partial(self.end, call_id),
+            holds_place=partial(self._limits.keeps, call_id),
+            greets=partial(self._level.greets, owner.talk_id) if is_new else lambda: False,
+            page=page,
+            joined=joined,
+            confirm=None if self._leases is None else self._leases.confirm,
+            usage=usage,
+            transport=transport,
+        )
+>>>>>>> w/int
         call = _Watched(owner, endpoint, listener, usage)
         self._calls[call_id] = call
         self._level.begin(owner)
@@ -286,6 +322,12 @@ class WatchedCalls:
         else:
             self._hang_up(row.endpoint, row.call_id, row.owner, why=_REPLACED.reason)
 
+    def read_elsewhere(self, found: TakenCall) -> None:
+        """A page reads this call's events at another replica."""
+        row = found.row
+        if (page := self._streams.find(row.owner.session_id, row.call_id)) is not None:
+            page.read_elsewhere(found.read_for_s)
+
     async def _watch_taken(self, found: TakenCall, agent: Agent) -> None:
         row, pool = found.row, self._parts.connector.pool
         if (resource := pool.by_name.get(row.resource)) is None:
@@ -306,7 +348,10 @@ class WatchedCalls:
             transport=row.transport,
             limit_key=row.limit_key,
             lasts_s=row.lasts_s,
+            unheard_s=found.unheard_s,
         )
+        if found.read_for_s:
+            self.read_elsewhere(found)
 
     async def _claim_and_hang_up(self, leases: CallLeases, call: _Watched, call_id: str, ending: Ending) -> None:
         if await leases.claim_end((call.endpoint, call_id), ending.outcome):

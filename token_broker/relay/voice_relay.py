@@ -23,9 +23,15 @@ from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, Admit
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import Directions, RelayCounters, RelayStatus, ResourceUse, UpstreamStatus
+<<<<<<< HEAD
 from token_broker.relay.live.faces import CompatFace, ProxyFace
 from token_broker.relay.live.talk import LiveTalk
 from token_broker.relay.live.upstream import LiveUpstreams
+=======
+from token_broker.relay.media.control_socket import CallConnector
+from token_broker.relay.media.media_adapter import MediaAdapter
+from token_broker.relay.media.media_talk import MediaTalk
+>>>>>>> w/int
 from token_broker.relay.session import Talk
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.security.limits import SessionLimits
@@ -94,6 +100,7 @@ class VoiceRelay:
         on_ended: Callable[[Owner, str], None] = lambda _owner, _agent_id: None,
         ledger: UsageLedger | None = None,
         leash: Leash | None = None,
+        calls: CallConnector | None = None,
     ) -> None:
         lasting_secrets = (*own_secrets(settings), *(secret for agent in agents.values() for secret in agent.secrets))
 
@@ -102,6 +109,7 @@ class VoiceRelay:
 
         self._on_ended = on_ended
         self._leash = leash
+        self._calls = calls
         self._ledger = ledger or UsageLedger(None)
         self._observe = observe
         self._level = level or TalkLevelCounters()
@@ -110,9 +118,13 @@ class VoiceRelay:
         self._limits = limits
         self._drain = drain
         self._counters = RelayCounters()
+<<<<<<< HEAD
         self._talks: set[Talk] = set()
         self._live_talks: set[LiveTalk] = set()
         self._live_upstreams = LiveUpstreams(connector, timeout_s=settings.proxy_connect_timeout_s)
+=======
+        self._talks: set[Talk | MediaTalk] = set()
+>>>>>>> w/int
         self.parts = TalkParts(
             settings=settings,
             agents=agents,
@@ -172,10 +184,15 @@ class VoiceRelay:
             resources={name: counters.resources.get(name) or ResourceUse() for name in self.parts.connector.routes},
             upstreams=[
                 UpstreamStatus(**{name: getattr(status, name) for name in BreakerStatus.__slots__}, resource=resource)
-                for resource, route in self.parts.connector.breakers
+                for resource, route in self._upstreams()
                 for status in [self.parts.connector.pool.route_status(resource, route)]
             ],
         )
+
+    def _upstreams(self) -> list[tuple[str, str]]:
+        """The resources and routes that talks may be connected to now."""
+        signalled = [] if self._calls is None else self._calls.known
+        return [*self.parts.connector.breakers, *((name, route.name) for name, route in signalled)]
 
     def end_where(self, refused: Callable[[str, str | None], bool]) -> None:
         """Ends the talks for which `refused` is true of principal and session: the operator has blocked them."""
@@ -190,14 +207,19 @@ class VoiceRelay:
                 talk.end(SESSION_GONE)
 
     async def proxy(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The plan's proxy (docs/api.md §5.1): a plan's ticket opens it, once."""
+        """The plan's proxy (docs/api.md §5.1): a plan's ticket opens it, once. With `?media=webrtc` it carries the
+        signalling and the events of a talk by WebRTC (§5.6).
+        """
         if scope["type"] != "websocket":
             await _upgrade_required(scope, receive, send)
             return
         await receive()  # websocket.connect
         await send(_accepted(scope))  # before admission: only then can a refusal carry a close code
+        adapter = MediaAdapter() if "webrtc" in query_values(scope, "media") else ProxyAdapter()
         try:
             admitted = self._admission.by_ticket(scope)
+            if isinstance(adapter, MediaAdapter):
+                self._admission.ensure_signalling(admitted)
             lease = await self._admission.enter(admitted)
         except RefusedError as refused:
             ending = refused.ending
@@ -208,6 +230,7 @@ class VoiceRelay:
                 log.debug("client_left_first", code=ending.code)
             return
         with lease:
+<<<<<<< HEAD
             is_live = self._speaks_live(admitted)
             await self._talk(scope, receive, send, admitted, ProxyFace() if is_live else ProxyAdapter())
 
@@ -218,6 +241,9 @@ class VoiceRelay:
             return
         await receive()
         await self._admit(scope, receive, send, name="live", face=CompatFace(), speaks_live=True)
+=======
+            await self._talk(scope, receive, send, admitted, adapter)
+>>>>>>> w/int
 
     async def compat(self, endpoint: CompatEndpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """A compatible endpoint (docs/api.md §6.4): any credential of the broker's opens it, for its own session."""
@@ -277,7 +303,11 @@ class VoiceRelay:
     ) -> None:
         owner, agent = self._level.of(admitted.owner), admitted.agent
         self._level.begin(owner)
+<<<<<<< HEAD
         transport = "websocket_proxy" if isinstance(adapter, ProxyAdapter | ProxyFace) else "compat"
+=======
+        transport = adapter.transport if adapter.dialect is None else "compat"
+>>>>>>> w/int
         usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect="", seen=True)
         client = TalkClient.of(scope, receive, send)
         about: dict[str, Any] = {
@@ -289,6 +319,7 @@ class VoiceRelay:
             "leash": None if self._leash is None else partial(self._leash.hold, usage, admitted.limit_key),
             "age_s": self._level.age_s(owner.talk_id),
         }
+<<<<<<< HEAD
         talk: Talk | LiveTalk
         if isinstance(adapter, ProxyFace | CompatFace):
             talk = LiveTalk(self.parts, self._live_upstreams, adapter, client, **about)
@@ -296,6 +327,13 @@ class VoiceRelay:
         else:
             talk = Talk(self.parts, adapter, client, **about)
             self._talks.add(talk)
+=======
+        talk: Talk | MediaTalk
+        if isinstance(adapter, MediaAdapter) and self._calls is not None:
+            talk = MediaTalk(self.parts, adapter, client, calls=self._calls, **about)
+        else:
+            talk = Talk(self.parts, adapter, client, **about)
+>>>>>>> w/int
         self._counters.sessions += 1
         self._drain.add(talk)
         ending = GOING_AWAY  # what counts if the server cancels this task before the talk ends by itself

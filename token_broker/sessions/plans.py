@@ -10,9 +10,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 from urllib.parse import quote
 
+<<<<<<< HEAD
 from strategies.base import EphemeralGrant, Grant, SessionSpec, SpecSupplier
+=======
+from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec, SignallingGrant, SpecSupplier
+>>>>>>> w/int
 from strategies.pool import Outlook, Pool
 from strategies.resources import Resource, Wanted
 from strategies.session_model.agent_settings import AnyDialect
@@ -23,6 +28,7 @@ from token_broker.resources import family_of
 from token_broker.security.tokens import TICKET_TTL_S, MintedSession, Owner, TokenSigner
 from token_broker.sessions.agent import Agent
 from token_broker.sessions.schemas import Connection, Plan, RelayConnection, WebRtcConnection, WebSocketConnection
+from token_broker.sessions.unseen import UnseenRule
 from token_broker.settings import Settings
 from token_broker.web.requests import Problem, websocket_url
 
@@ -104,8 +110,8 @@ class PlanMaker:
         self._settings = settings
         self._signer = signer
         self._pool = pool
+        self.unseen = UnseenRule(settings)
         # Derived once: the settings compute them anew at each access.
-        self._has_budget = bool(settings.budget_minutes_per_day or settings.budget_tokens_per_day)
         self._session_token_ttl_s = settings.session_token_ttl_s
         self._proxy_dialects = {each.name: each.settings.proxy_dialect for each in settings.resources}
         self._upstreams = {each.name: each.settings.upstreams for each in settings.resources}
@@ -118,17 +124,21 @@ class PlanMaker:
         agent: Agent,
         public_base: str,
         correlation_id: str,
-        unseen: bool = True,
+        knows_blocked: bool = True,
     ) -> Plan:
         """The plan for `grant`. `public_base` is the broker as the browser sees it: scheme, host, port.
 
-        Unless `unseen` is set and the agent permits it, the plan has only transports that the broker can end, and no
-        secret of Azure's: with such a secret a client opens a talk that the broker never sees. The same where a budget
-        or `max_session_s` holds, or an origin alone may talk. Raises Problem 409 where no transport is left.
+        Where an unseen talk is not permitted, the plan has only transports that the broker can end, and no secret of
+        Azure's: with such a secret a client opens a talk that the broker never sees. `knows_blocked`: the blocklist has
+        been read. Raises Problem 409 where no transport is left.
         """
+<<<<<<< HEAD
         calls_live = self.permits_live_calls(agent, owner, was_read=unseen)
         unseen = self.permits_unseen(agent, owner, was_read=unseen)
         is_live = grant.strategy == LIVE_ROUTE
+=======
+        unseen = self.unseen.permits(agent, owner, knows_blocked=knows_blocked)
+>>>>>>> w/int
         now = datetime.now(UTC).replace(microsecond=0)
         minted = grant if isinstance(grant, EphemeralGrant) else None
         if minted is not None:
@@ -136,8 +146,12 @@ class PlanMaker:
         else:
             # The resource that a proxied talk would ask first.
             wanted = agent.wanted(owner.session_id)
+<<<<<<< HEAD
             outlook = self._proxy_outlook(wanted, LIVE_ROUTES if is_live else None)
             first = next(iter(self._pool.order(wanted)), None)
+=======
+            outlook, first = self._proxy_outlook(wanted, grant), next(iter(self._pool.order(wanted)), None)
+>>>>>>> w/int
         model = agent.model or (first.model if first else self._settings.model)
         opens = None
         # With BROKER_ATTACH_CHECK=off the id is not asked for, and a mint may have none.
@@ -150,6 +164,7 @@ class PlanMaker:
         if minted is not None:
             direct = self._direct(minted, owner, public_base, session_token, now, model=model, agent=agent)
             connections += direct if unseen else [each for each in direct if each.transport == "webrtc_relay"]
+<<<<<<< HEAD
         if is_live and calls_live:
             voice = voice_name(live_voice(agent.voices))
             connections.append(self._relay(owner, public_base, session_token, now, dialect="live", voice=voice))
@@ -157,6 +172,18 @@ class PlanMaker:
         if "websocket_proxy" in self._settings.token_strategies and owner.narrowed.permits("websocket_proxy"):
             dialect: AnyDialect = self._proxy_dialects[first.name] if first else self._settings.proxy_dialect
             connections.append(self._proxy(owner, agent, public_base, now, "live" if is_live else dialect))
+=======
+        if isinstance(grant, SignallingGrant):
+            connections.append(
+                self._socket("webrtc_websocket", owner, agent, public_base=public_base, now=now, dialect="preview")
+            )
+        if "websocket_proxy" in self._settings.token_strategies:
+            dialect = self._proxy_dialects[first.name] if first else self._settings.proxy_dialect
+            connections.append(
+                self._socket("websocket_proxy", owner, agent, public_base=public_base, now=now, dialect=dialect)
+            )
+        connections = [each for each in connections if owner.narrowed.permits(each.transport)]
+>>>>>>> w/int
         if not connections:
             detail = "None of the transports that were asked for is to be had now: ask for others as well."
             raise Problem(409, "no_transport", detail)
@@ -166,7 +193,11 @@ class PlanMaker:
             agent_id=agent.id,
             model=model,
             strategy=grant.strategy,
+<<<<<<< HEAD
             degraded=minted is None and not is_live,
+=======
+            degraded=grant.strategy == "websocket_proxy",
+>>>>>>> w/int
             token=None if shown is None else shown.token.get_secret_value(),
             expires_at=connections[0].expires_at,
             endpoint=public_base if shown is None else shown.endpoint,
@@ -178,6 +209,7 @@ class PlanMaker:
             correlation_id=correlation_id,
         )
 
+<<<<<<< HEAD
     def permits_unseen(self, agent: Agent, owner: Owner, *, was_read: bool) -> bool:
         """Whether this talk may go over a transport that the broker can't end; `was_read`: the blocklist is known."""
         narrowed = owner.narrowed
@@ -191,11 +223,19 @@ class PlanMaker:
         return self._settings.gpt_live_ends == "on" or self.permits_unseen(agent, owner, was_read=was_read)
 
     def _proxy_outlook(self, wanted: Wanted, routes: Sequence[str] | None = None) -> Outlook:
+=======
+    def _proxy_outlook(self, wanted: Wanted, grant: Grant) -> Outlook:
+>>>>>>> w/int
         """What to expect of the proxy: poor where each permitted resource is known to be down by all of its routes."""
         poor = Outlook("poor")
         for resource in self._pool.allowed(wanted):
             alone = replace(wanted, zones=(), resources=(resource.name,))
+<<<<<<< HEAD
             outlook = self._pool.outlook(alone, routes or self._upstreams[resource.name])
+=======
+            own = (grant.strategy,) if isinstance(grant, SignallingGrant) and resource.name == grant.resource else ()
+            outlook = self._pool.outlook(alone, (*own, *self._upstreams[resource.name]))
+>>>>>>> w/int
             if outlook.state == "good":
                 return outlook
             waits_s = [each for each in (poor.retry_after_s, outlook.retry_after_s) if each is not None]
@@ -246,6 +286,7 @@ class PlanMaker:
             )
         return connections
 
+<<<<<<< HEAD
     def _relay(
         self, owner: Owner, public_base: str, token: str, now: datetime, *, dialect: AnyDialect, voice: str
     ) -> RelayConnection:
@@ -260,11 +301,24 @@ class PlanMaker:
 
     def _proxy(
         self, owner: Owner, agent: Agent, public_base: str, now: datetime, dialect: AnyDialect
+=======
+    def _socket(
+        self,
+        transport: Literal["webrtc_websocket", "websocket_proxy"],
+        owner: Owner,
+        agent: Agent,
+        *,
+        public_base: str,
+        now: datetime,
+        dialect: Dialect,
+>>>>>>> w/int
     ) -> WebSocketConnection:
+        """A WebSocket of the broker's own. Each has a ticket of its own, which works once."""
         ticket = self._signer.ticket(owner, agent_id=agent.id, ttl_s=TICKET_TTL_S)
+        media = "?media=webrtc" if transport == "webrtc_websocket" else ""
         return WebSocketConnection(
-            transport="websocket_proxy",
-            url=f"{websocket_url(public_base)}{_PREFIX}/voicelive/{owner.session_id}",
+            transport=transport,
+            url=f"{websocket_url(public_base)}{_PREFIX}/voicelive/{owner.session_id}{media}",
             protocols=["realtime", f"ticket.{ticket}"],
             expires_at=now + timedelta(seconds=TICKET_TTL_S),
             expires_in_s=TICKET_TTL_S,
