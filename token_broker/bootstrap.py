@@ -78,11 +78,8 @@ class BrokerState(TypedDict):
     calls: CallRelay
     attacher: CallAttacher
     call_streams: CallStreams
-<<<<<<< HEAD
     watched: WatchedCalls
-=======
     shared_events: SharedEvents
->>>>>>> w/int
     admission: Admission
     relay: VoiceRelay
     memory: Memory
@@ -252,11 +249,8 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             ledger=ledger,
             leash=budgets,
             leases=leases,
-<<<<<<< HEAD
             sidebands=sidebands,
-=======
             shared=shared_events,
->>>>>>> w/int
         )
         stack.push_async_callback(watched.aclose)
         leases.start()
@@ -336,11 +330,8 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level, watched, claims),
             attacher=attacher,
             call_streams=watched.streams,
-<<<<<<< HEAD
             watched=watched,
-=======
             shared_events=shared_events,
->>>>>>> w/int
             admission=admission,
             relay=relay,
             memory=memory,

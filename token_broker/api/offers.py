@@ -6,6 +6,7 @@ relayed call is counted as an open talk until it is hung up here, or can no long
 
 import contextlib
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,24 +26,17 @@ from strategies.endpoint import LIVE_PATH
 from strategies.errors import MintError, RateLimitedError, RejectedError, TimedOutError
 from strategies.live_calls import LiveOffer, SessionFieldError
 from strategies.resources import Resource, Wanted
-<<<<<<< HEAD
 from strategies.session_model.live_session import LIVE_CALLS_ROUTE, live_session, web_session
 from token_broker.api.token import LIVE_GRANTED, RETRY_AFTER_S, Minting, RequestTrace
-=======
-from token_broker.api.token import RETRY_AFTER_S, Minting, RequestTrace
 from token_broker.calls.attach_claims import AttachClaims
->>>>>>> w/int
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.running_calls import Calls
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
-<<<<<<< HEAD
 from token_broker.relay.confirmation.refused_field import shown_path, without
 from token_broker.relay.live.upstream import left_out_of
-=======
 from token_broker.relay.media.call_offers import offers_audio
->>>>>>> w/int
 from token_broker.security.authentication import limit_key
 from token_broker.security.limits import SessionLease, SessionLimits
 from token_broker.security.tokens import Owner, TokenError, TokenSigner
@@ -71,11 +65,7 @@ _MINT_SHARE = 2 / 3
 # How long a resource may be silent on an offer while another one is left.
 _OFFER_SHARE_S = 1.0
 CALLS_ROUTE = "calls"
-<<<<<<< HEAD
 _PARAM = re.compile(r"[A-Za-z0-9_.\[\]]{1,128}")
-_SDP_LINE = re.compile(rb"[a-z]=[^\x00-\x08\x0a-\x1f]*")
-=======
->>>>>>> w/int
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +153,7 @@ class CallRelay:
             raise Problem(403, "sockets_only", detail)
         minting = self.minting
         is_live = agent.id in minting.live_agents
-        was_read = self.blocklist.was_read
-        if is_live and not minting.plans.permits_live_calls(agent, owner, was_read=was_read):
+        if is_live and not minting.plans.unseen.permits_live_calls(agent, owner, knows_blocked=self.blocklist.was_read):
             detail = "The limits of this talk hold over WebSockets alone: go on to the plan's next connection."
             raise Problem(403, "transport_refused", detail)
         route = LIVE_CALLS_ROUTE if is_live else CALLS_ROUTE

@@ -15,11 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-<<<<<<< HEAD
-from strategies.base import Attempt, EphemeralGrant, Grant, ProxyGrant
-=======
-from strategies.base import EphemeralGrant, Grant, SignallingGrant
->>>>>>> w/int
+from strategies.base import Attempt, EphemeralGrant, Grant, SignallingGrant
 from strategies.chain import Chain, ChainResult
 from strategies.pool import Pool
 from strategies.session_model.live_session import LIVE_ROUTE
@@ -48,7 +44,7 @@ __all__ = [
 ]
 
 RETRY_AFTER_S = 5
-LIVE_GRANTED = ChainResult(ProxyGrant(LIVE_ROUTE), (Attempt(LIVE_ROUTE, "granted", 0.0, "asks nobody"),))
+LIVE_GRANTED = ChainResult(SignallingGrant(LIVE_ROUTE), (Attempt(LIVE_ROUTE, "granted", 0.0, "asks nobody"),))
 ASKING_SHARE = 0.975  # of the budget; what is left is for the answer, also on a busy machine
 
 
@@ -162,13 +158,8 @@ async def create_token(request: Request[TokenState]) -> Response:
         minted = trace.grant if isinstance(trace.grant, EphemeralGrant) else None
         result: TokenResult
         if status == HTTPStatus.OK:
-<<<<<<< HEAD
-            direct = minted is not None or trace.grant is LIVE_GRANTED.grant
-            result = "poor" if trace.is_poor else "minted" if direct else "degraded"
-=======
             signalled = isinstance(trace.grant, SignallingGrant) and not trace.is_poor
             result = "minted" if minted else "signalled" if signalled else "poor" if trace.is_poor else "degraded"
->>>>>>> w/int
         else:
             result = "refused" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"
         skew_s = minted.clock_skew_s if minted else None
@@ -199,25 +190,16 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
     is_new = wanted.session_id is None and not principal.authenticated
     specs = TalkSpecs(settings, owner, None if is_new else minting.recall)
     trace.chain_began_s = time.monotonic()
-<<<<<<< HEAD
-    trace.minted = (
-        LIVE_GRANTED
-        if agent.id in minting.live_agents
-        else await minting.chain.mint(
+    if agent.id in minting.live_agents:
+        trace.minted = LIVE_GRANTED
+    else:
+        trace.minted = await minting.chain.mint(
             specs.of(agent, tuple(wanted.modalities), seen=False),  # the page opens it by itself
             wanted=agent.wanted(owner.session_id),
             deadline_s=trace.began_s + settings.token_budget_s * ASKING_SHARE,
-            sockets_only=bool(agent.sockets_only),
+            sockets_only=_why_unminted(agent, owner),
+            signals=_may_signal(minting, callers, agent, owner),
         )
-=======
-    trace.minted = await minting.chain.mint(
-        specs.of(agent, tuple(wanted.modalities), seen=False),  # the page opens it by itself
-        wanted=agent.wanted(owner.session_id),
-        deadline_s=trace.began_s + settings.token_budget_s * ASKING_SHARE,
-        sockets_only=_why_unminted(agent, owner),
-        signals=_may_signal(minting, callers, agent, owner),
->>>>>>> w/int
-    )
     grant = trace.minted.grant
     trace.model = minting.model_of(agent, grant, owner.session_id)
     if grant is None:

@@ -16,14 +16,10 @@ from typing import Any, Protocol
 import structlog
 
 from strategies.base import SessionSpec
-<<<<<<< HEAD
 from strategies.endpoint import is_live_endpoint
 from strategies.session_model.live_session import delegates_to_responses
-from token_broker.calls.call_row import MADE, CallName, CallRow, TakenCall
-=======
 from token_broker.calls.call_row import MADE, CallName, TakenCall
 from token_broker.calls.followed_calls import SharedEvents
->>>>>>> w/int
 from token_broker.calls.leases import CallLeases
 from token_broker.calls.live_listener import LiveListener
 from token_broker.calls.page_events import CallStreams
@@ -90,16 +86,11 @@ class WatchedCalls:
         ledger: UsageLedger | None = None,
         leash: Leash | None = None,
         leases: CallLeases | None = None,
-<<<<<<< HEAD
+        shared: SharedEvents | None = None,
         sidebands: LiveSidebands | None = None,
     ) -> None:
         self._sidebands = sidebands or LiveSidebands(parts.connector.join_call)
-        self._streams = CallStreams()
-=======
-        shared: SharedEvents | None = None,
-    ) -> None:
         self._streams = CallStreams() if shared is None else CallStreams(shared.told)
->>>>>>> w/int
         self._parts = parts
         self._hang_up = hang_up
         self._limits = limits
@@ -148,10 +139,12 @@ class WatchedCalls:
             of_talk = other.owner.talk_id == owner.talk_id and other.owner.session_id == owner.session_id
             if is_new and of_talk and other_id != call_id:
                 self.end(other_id, _REPLACED)
-<<<<<<< HEAD
         is_live = is_live_endpoint(endpoint)
         dialect = "live" if is_live else "ga"
         usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect=dialect, seen=True)
+        usage.expect(resource, dialect)
+        if unheard_s is not None:
+            usage.went_live(resource, dialect, unheard_s=unheard_s)
         page = self.streams.of(owner.session_id, call_id)
         about: dict[str, Any] = {
             "owner": owner,
@@ -172,44 +165,6 @@ class WatchedCalls:
             listener = LiveListener(self._parts, self._sidebands, **about, backend=backend)
         else:
             listener = CallListener(self._parts, **about, spec=spec, joined=joined)
-        if self._leases is not None and not self._leases.holds((endpoint, call_id)):
-            # Attached: the page set it up, and has its answer already.
-            row = CallRow(
-                key=uuid7(),
-                owner=owner,
-                agent_id=agent.id,
-                limit_key=limit_key or owner.principal,
-                resource=resource,
-                endpoint=endpoint,
-                call_id=call_id,
-                transport=transport,
-                lasts_s=longest_s,
-            )
-            self._leases.made(row)
-            self._leases.delivered(row.name)
-=======
-        usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect="ga", seen=True)
-        usage.expect(resource, "ga")
-        if unheard_s is not None:
-            usage.went_live(resource, "ga", unheard_s=unheard_s)
-        page = self.streams.of(owner.session_id, call_id)
-        listener = CallListener(
-            self._parts,
-            owner=owner,
-            agent=agent,
-            spec=spec,
-            resource=resource,
-            lasts_s=longest_s if lasts_s is None else lasts_s,
-            hang_up=partial(self.end, call_id),
-            holds_place=partial(self._limits.keeps, call_id),
-            greets=partial(self._level.greets, owner.talk_id) if is_new else lambda: False,
-            page=page,
-            joined=joined,
-            confirm=None if self._leases is None else self._leases.confirm,
-            usage=usage,
-            transport=transport,
-        )
->>>>>>> w/int
         call = _Watched(owner, endpoint, listener, usage)
         self._calls[call_id] = call
         self._level.begin(owner)

@@ -18,20 +18,24 @@ from strategies.health import BreakerStatus, percentiles
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.observability.events import Observer, TalkEnded, null_observer
 from token_broker.observability.logging import Redactor, bind_ids, own_secrets
-from token_broker.relay.adapters import CompatEndpoint, ProtocolAdapter, ProxyAdapter, compat_adapter, query_values
+from token_broker.relay.adapters import (
+    CompatAdapter,
+    CompatEndpoint,
+    ProtocolAdapter,
+    ProxyAdapter,
+    compat_adapter,
+    query_values,
+)
 from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, AdmittedClient, RefusedError
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import Directions, RelayCounters, RelayStatus, ResourceUse, UpstreamStatus
-<<<<<<< HEAD
 from token_broker.relay.live.faces import CompatFace, ProxyFace
 from token_broker.relay.live.talk import LiveTalk
 from token_broker.relay.live.upstream import LiveUpstreams
-=======
 from token_broker.relay.media.control_socket import CallConnector
 from token_broker.relay.media.media_adapter import MediaAdapter
 from token_broker.relay.media.media_talk import MediaTalk
->>>>>>> w/int
 from token_broker.relay.session import Talk
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.security.limits import SessionLimits
@@ -69,7 +73,7 @@ _SPEAKS_LIVE = Problem(
 _SPEAKS_REALTIME = Problem(
     400,
     "speaks_realtime",
-    "This agent does not talk by GPT-Live: connect to /v1/realtime, with the clients' `realtime`.",
+    "This agent does not talk by GPT-Live: connect to /v1/realtime, with the `realtime` resource.",
 )
 
 
@@ -118,13 +122,9 @@ class VoiceRelay:
         self._limits = limits
         self._drain = drain
         self._counters = RelayCounters()
-<<<<<<< HEAD
-        self._talks: set[Talk] = set()
+        self._talks: set[Talk | MediaTalk] = set()
         self._live_talks: set[LiveTalk] = set()
         self._live_upstreams = LiveUpstreams(connector, timeout_s=settings.proxy_connect_timeout_s)
-=======
-        self._talks: set[Talk | MediaTalk] = set()
->>>>>>> w/int
         self.parts = TalkParts(
             settings=settings,
             agents=agents,
@@ -143,15 +143,12 @@ class VoiceRelay:
         """The number of talks that run now."""
         return len(self._talks) + len(self._live_talks)
 
-    def _running(self) -> list[Talk | LiveTalk]:
-        return [*self._talks, *self._live_talks]
-
     def snapshot(self) -> RelayStatus:
         """The relay's status now, running talks and the calls that are listened to included."""
         counters = self._counters
-        for talk in self._running():
+        for talk in (*self._talks, *self._live_talks):
             talk.book()
-        running = [*(talk.counters for talk in self._running()), *counters.listened.values()]
+        running = [*(talk.counters for talk in (*self._talks, *self._live_talks)), *counters.listened.values()]
         totals = counters.totals(running)
         return RelayStatus(
             active=self.active,
@@ -196,13 +193,13 @@ class VoiceRelay:
 
     def end_where(self, refused: Callable[[str, str | None], bool]) -> None:
         """Ends the talks for which `refused` is true of principal and session: the operator has blocked them."""
-        for talk in self._running():
+        for talk in (*self._talks, *self._live_talks):
             if refused(talk.owner.principal, talk.owner.session_id):
                 talk.end(BLOCKED)
 
     def end_session(self, owner: Owner) -> None:
         """Ends the talks of an erased session of `owner`: no turn of them could be kept any more."""
-        for talk in self._running():
+        for talk in (*self._talks, *self._live_talks):
             if talk.owner.session_id == owner.session_id and talk.owner.principal == owner.principal:
                 talk.end(SESSION_GONE)
 
@@ -230,9 +227,8 @@ class VoiceRelay:
                 log.debug("client_left_first", code=ending.code)
             return
         with lease:
-<<<<<<< HEAD
             is_live = self._speaks_live(admitted)
-            await self._talk(scope, receive, send, admitted, ProxyFace() if is_live else ProxyAdapter())
+            await self._talk(scope, receive, send, admitted, ProxyFace() if is_live else adapter)
 
     async def live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The socket of the official clients' `live` resource (docs/api.md §6.8)."""
@@ -241,9 +237,6 @@ class VoiceRelay:
             return
         await receive()
         await self._admit(scope, receive, send, name="live", face=CompatFace(), speaks_live=True)
-=======
-            await self._talk(scope, receive, send, admitted, adapter)
->>>>>>> w/int
 
     async def compat(self, endpoint: CompatEndpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """A compatible endpoint (docs/api.md §6.4): any credential of the broker's opens it, for its own session."""
@@ -303,11 +296,8 @@ class VoiceRelay:
     ) -> None:
         owner, agent = self._level.of(admitted.owner), admitted.agent
         self._level.begin(owner)
-<<<<<<< HEAD
-        transport = "websocket_proxy" if isinstance(adapter, ProxyAdapter | ProxyFace) else "compat"
-=======
-        transport = adapter.transport if adapter.dialect is None else "compat"
->>>>>>> w/int
+        is_official = isinstance(adapter, CompatFace | CompatAdapter)
+        transport = "compat" if is_official else adapter.transport
         usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect="", seen=True)
         client = TalkClient.of(scope, receive, send)
         about: dict[str, Any] = {
@@ -319,22 +309,18 @@ class VoiceRelay:
             "leash": None if self._leash is None else partial(self._leash.hold, usage, admitted.limit_key),
             "age_s": self._level.age_s(owner.talk_id),
         }
-<<<<<<< HEAD
-        talk: Talk | LiveTalk
+        talk: Talk | MediaTalk | LiveTalk
         if isinstance(adapter, ProxyFace | CompatFace):
             talk = LiveTalk(self.parts, self._live_upstreams, adapter, client, **about)
-            self._live_talks.add(talk)
-        else:
-            talk = Talk(self.parts, adapter, client, **about)
-            self._talks.add(talk)
-=======
-        talk: Talk | MediaTalk
-        if isinstance(adapter, MediaAdapter) and self._calls is not None:
+        elif isinstance(adapter, MediaAdapter) and self._calls is not None:
             talk = MediaTalk(self.parts, adapter, client, calls=self._calls, **about)
         else:
             talk = Talk(self.parts, adapter, client, **about)
->>>>>>> w/int
         self._counters.sessions += 1
+        if isinstance(talk, LiveTalk):
+            self._live_talks.add(talk)
+        else:
+            self._talks.add(talk)
         self._drain.add(talk)
         ending = GOING_AWAY  # what counts if the server cancels this task before the talk ends by itself
         began_s = time.monotonic()

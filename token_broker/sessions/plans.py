@@ -7,17 +7,12 @@ connections that the browser walks.
 import asyncio
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 from urllib.parse import quote
 
-<<<<<<< HEAD
-from strategies.base import EphemeralGrant, Grant, SessionSpec, SpecSupplier
-=======
-from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec, SignallingGrant, SpecSupplier
->>>>>>> w/int
+from strategies.base import EphemeralGrant, Grant, SessionSpec, SignallingGrant, SpecSupplier
 from strategies.pool import Outlook, Pool
 from strategies.resources import Resource, Wanted
 from strategies.session_model.agent_settings import AnyDialect
@@ -132,13 +127,8 @@ class PlanMaker:
         Azure's: with such a secret a client opens a talk that the broker never sees. `knows_blocked`: the blocklist has
         been read. Raises Problem 409 where no transport is left.
         """
-<<<<<<< HEAD
-        calls_live = self.permits_live_calls(agent, owner, was_read=unseen)
-        unseen = self.permits_unseen(agent, owner, was_read=unseen)
-        is_live = grant.strategy == LIVE_ROUTE
-=======
         unseen = self.unseen.permits(agent, owner, knows_blocked=knows_blocked)
->>>>>>> w/int
+        is_live = grant.strategy == LIVE_ROUTE
         now = datetime.now(UTC).replace(microsecond=0)
         minted = grant if isinstance(grant, EphemeralGrant) else None
         if minted is not None:
@@ -146,12 +136,7 @@ class PlanMaker:
         else:
             # The resource that a proxied talk would ask first.
             wanted = agent.wanted(owner.session_id)
-<<<<<<< HEAD
-            outlook = self._proxy_outlook(wanted, LIVE_ROUTES if is_live else None)
-            first = next(iter(self._pool.order(wanted)), None)
-=======
             outlook, first = self._proxy_outlook(wanted, grant), next(iter(self._pool.order(wanted)), None)
->>>>>>> w/int
         model = agent.model or (first.model if first else self._settings.model)
         opens = None
         # With BROKER_ATTACH_CHECK=off the id is not asked for, and a mint may have none.
@@ -164,26 +149,19 @@ class PlanMaker:
         if minted is not None:
             direct = self._direct(minted, owner, public_base, session_token, now, model=model, agent=agent)
             connections += direct if unseen else [each for each in direct if each.transport == "webrtc_relay"]
-<<<<<<< HEAD
-        if is_live and calls_live:
-            voice = voice_name(live_voice(agent.voices))
-            connections.append(self._relay(owner, public_base, session_token, now, dialect="live", voice=voice))
-        connections = [each for each in connections if owner.narrowed.permits(each.transport)]
-        if "websocket_proxy" in self._settings.token_strategies and owner.narrowed.permits("websocket_proxy"):
-            dialect: AnyDialect = self._proxy_dialects[first.name] if first else self._settings.proxy_dialect
-            connections.append(self._proxy(owner, agent, public_base, now, "live" if is_live else dialect))
-=======
-        if isinstance(grant, SignallingGrant):
+        if is_live and self.unseen.permits_live_calls(agent, owner, knows_blocked=knows_blocked):
+            connections.append(self._relay(owner, public_base, session_token, now, grant=None, agent=agent))
+        elif isinstance(grant, SignallingGrant) and not is_live:
             connections.append(
                 self._socket("webrtc_websocket", owner, agent, public_base=public_base, now=now, dialect="preview")
             )
         if "websocket_proxy" in self._settings.token_strategies:
-            dialect = self._proxy_dialects[first.name] if first else self._settings.proxy_dialect
+            dialect: AnyDialect = self._proxy_dialects[first.name] if first else self._settings.proxy_dialect
+            dialect = "live" if is_live else dialect
             connections.append(
                 self._socket("websocket_proxy", owner, agent, public_base=public_base, now=now, dialect=dialect)
             )
         connections = [each for each in connections if owner.narrowed.permits(each.transport)]
->>>>>>> w/int
         if not connections:
             detail = "None of the transports that were asked for is to be had now: ask for others as well."
             raise Problem(409, "no_transport", detail)
@@ -193,11 +171,7 @@ class PlanMaker:
             agent_id=agent.id,
             model=model,
             strategy=grant.strategy,
-<<<<<<< HEAD
-            degraded=minted is None and not is_live,
-=======
             degraded=grant.strategy == "websocket_proxy",
->>>>>>> w/int
             token=None if shown is None else shown.token.get_secret_value(),
             expires_at=connections[0].expires_at,
             endpoint=public_base if shown is None else shown.endpoint,
@@ -209,33 +183,14 @@ class PlanMaker:
             correlation_id=correlation_id,
         )
 
-<<<<<<< HEAD
-    def permits_unseen(self, agent: Agent, owner: Owner, *, was_read: bool) -> bool:
-        """Whether this talk may go over a transport that the broker can't end; `was_read`: the blocklist is known."""
-        narrowed = owner.narrowed
-        bounded = self._has_budget or narrowed.max_session_s is not None or narrowed.origin is not None
-        return was_read and not agent.is_seen and (self._settings.unseen_talks == "allow" or not bounded)
-
-    def permits_live_calls(self, agent: Agent, owner: Owner, *, was_read: bool) -> bool:
-        """Whether this talk may go over WebRTC with GPT-Live: nobody has seen yet that such a session can be ended."""
-        if agent.sockets_only:
-            return False
-        return self._settings.gpt_live_ends == "on" or self.permits_unseen(agent, owner, was_read=was_read)
-
-    def _proxy_outlook(self, wanted: Wanted, routes: Sequence[str] | None = None) -> Outlook:
-=======
     def _proxy_outlook(self, wanted: Wanted, grant: Grant) -> Outlook:
->>>>>>> w/int
         """What to expect of the proxy: poor where each permitted resource is known to be down by all of its routes."""
         poor = Outlook("poor")
         for resource in self._pool.allowed(wanted):
             alone = replace(wanted, zones=(), resources=(resource.name,))
-<<<<<<< HEAD
-            outlook = self._pool.outlook(alone, routes or self._upstreams[resource.name])
-=======
             own = (grant.strategy,) if isinstance(grant, SignallingGrant) and resource.name == grant.resource else ()
-            outlook = self._pool.outlook(alone, (*own, *self._upstreams[resource.name]))
->>>>>>> w/int
+            routes = LIVE_ROUTES if grant.strategy == LIVE_ROUTE else (*own, *self._upstreams[resource.name])
+            outlook = self._pool.outlook(alone, routes)
             if outlook.state == "good":
                 return outlook
             waits_s = [each for each in (poor.retry_after_s, outlook.retry_after_s) if each is not None]
@@ -269,7 +224,7 @@ class PlanMaker:
                 voice=grant.voice,
                 resource=grant.resource,
             ),
-            self._relay(owner, public_base, session_token, now, dialect=grant.dialect, voice=grant.voice),
+            self._relay(owner, public_base, session_token, now, grant=grant, agent=agent),
         ]
         if self._settings.direct_websocket == "on" and grant.dialect == "ga":
             connections.append(
@@ -286,22 +241,26 @@ class PlanMaker:
             )
         return connections
 
-<<<<<<< HEAD
     def _relay(
-        self, owner: Owner, public_base: str, token: str, now: datetime, *, dialect: AnyDialect, voice: str
+        self,
+        owner: Owner,
+        public_base: str,
+        token: str,
+        now: datetime,
+        *,
+        grant: EphemeralGrant | None,
+        agent: Agent,
     ) -> RelayConnection:
+        """A call that the broker sets up, as the grant says, or with GPT-Live, which has no grant."""
         return RelayConnection(
             url=f"{public_base}{_PREFIX}/realtime/calls?session_id={owner.session_id}",
             token=token,
             expires_at=now + timedelta(seconds=self._session_token_ttl_s),
             expires_in_s=self._session_token_ttl_s,
-            dialect=dialect,
-            voice=voice,
+            dialect="live" if grant is None else grant.dialect,
+            voice=voice_name(live_voice(agent.voices)) if grant is None else grant.voice,
         )
 
-    def _proxy(
-        self, owner: Owner, agent: Agent, public_base: str, now: datetime, dialect: AnyDialect
-=======
     def _socket(
         self,
         transport: Literal["webrtc_websocket", "websocket_proxy"],
@@ -310,8 +269,7 @@ class PlanMaker:
         *,
         public_base: str,
         now: datetime,
-        dialect: Dialect,
->>>>>>> w/int
+        dialect: AnyDialect,
     ) -> WebSocketConnection:
         """A WebSocket of the broker's own. Each has a ticket of its own, which works once."""
         ticket = self._signer.ticket(owner, agent_id=agent.id, ttl_s=TICKET_TTL_S)

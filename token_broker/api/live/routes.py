@@ -95,7 +95,7 @@ class _LiveSideband:
 
     async def _admit(self, scope: Scope) -> LiveListener:
         """The session's listener. Raises Problem 401, 403, 404, 429."""
-        state: LiveState = scope["state"]  # type: ignore[assignment]
+        state: LiveState = scope["state"]
         admitted = state["admission"].by_any(scope)
         bind_ids(session_id=admitted.owner.session_id)
         await state["callers"].hang_ups.admit(admitted.limit_key)

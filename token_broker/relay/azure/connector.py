@@ -236,11 +236,7 @@ class UpstreamConnector:
         model = model or resource.model
         try:
             async with asyncio.timeout_at(deadline_s):
-<<<<<<< HEAD
-                opened = await self.open_socket(route.url_of(model), deadline_s, self._credentials.get(resource.name))
-=======
                 opened = await self.open_route(resource, route, model=model, deadline_s=deadline_s)
->>>>>>> w/int
                 try:
                     spec = await supply(resource)
                     session = route.session(spec)
@@ -263,13 +259,6 @@ class UpstreamConnector:
             left_out=taken.left_out,
         )
 
-<<<<<<< HEAD
-    async def open_socket(self, url: str, deadline_s: float, credentials: Credentials | None) -> AzureSocket:
-        """A socket opened with the key, or with Entra where the resource has keys disabled. Raises MintError.
-
-        TimeoutError where its time is over.
-        """
-=======
     async def open_route(
         self, resource: Resource, route: Route, *, model: str = "", deadline_s: float, query: str = ""
     ) -> AzureSocket:
@@ -279,11 +268,13 @@ class UpstreamConnector:
         credentials = self._credentials.get(resource.name)
         if not route.takes_keys and credentials is not None and (credentials := credentials.without_key()) is None:
             raise MisconfiguredError("this service takes Entra alone, and AZURE_VOICELIVE_AUTH is key")
-        return await self._opened(f"{route.url_of(model or resource.model)}{query}", deadline_s, credentials)
+        return await self.open_socket(f"{route.url_of(model or resource.model)}{query}", deadline_s, credentials)
 
-    async def _opened(self, url: str, deadline_s: float, credentials: Credentials | None) -> AzureSocket:
-        """A socket opened with the key, or with Entra where the resource has keys disabled."""
->>>>>>> w/int
+    async def open_socket(self, url: str, deadline_s: float, credentials: Credentials | None) -> AzureSocket:
+        """A socket opened with the key, or with Entra where the resource has keys disabled. Raises MintError.
+
+        TimeoutError where its time is over.
+        """
         if credentials is None:
             raise MisconfiguredError("there is no credential for this endpoint")
         authorization = await current_authorization(credentials, deadline_s)

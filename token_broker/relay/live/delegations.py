@@ -158,7 +158,8 @@ class Delegations:
                 answer.has_ended = True
                 self._go_on(answer)
         if isinstance(item, dict) and item.get("type") != "message":
-            is_clients = item.get("type") == "function_call" and self._calls.is_clients(str(item.get("name")))
+            tool = self._calls.tools().get(str(item.get("name")))
+            is_clients = item.get("type") == "function_call" and tool is not None and tool.by == "client"
             if not is_clients and isinstance(item.get("id"), str):
                 self._hidden_items[item["id"]] = None
             return is_clients
