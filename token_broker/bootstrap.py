@@ -18,6 +18,8 @@ from token_broker.api.offers import CallRelay
 from token_broker.api.status import StatusSources
 from token_broker.api.token import Minting
 from token_broker.azure import (
+    add_agents_routes,
+    build_agents_availability,
     build_availability,
     build_calls,
     build_chain,
@@ -164,9 +166,12 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             stack.push_async_callback(budgets.aclose)
         connector = build_connector(settings, credentials, tls, hedger)
         stack.push_async_callback(connector.aclose)
+        add_agents_routes(settings, connector, agents.values())
         availability = build_availability(settings, connector)
-        availability.start()
-        stack.push_async_callback(availability.aclose)
+        of_agents = build_agents_availability(settings, connector)
+        for each_availability in (availability, *of_agents.values()):
+            each_availability.start()
+            stack.push_async_callback(each_availability.aclose)
         rate = RateLimiter(settings.rate_limit_per_minute)
         admission = Admission(
             settings=settings,
@@ -271,7 +276,15 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         memory.blocklist.watch(watched.end_where)
         memory.watch_lost_sessions(relay.end_session)
         memory.watch_lost_sessions(watched.end_session)
-        chain = build_chain(settings, transport, credentials, hedger, on_attempt=observe, availability=availability)
+        chain = build_chain(
+            settings,
+            transport,
+            credentials,
+            hedger,
+            on_attempt=observe,
+            availability=availability,
+            of_agents=of_agents,
+        )
         minting = Minting(
             settings=settings,
             agents=agents,
@@ -295,6 +308,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             drain=drain,
             memory=memory,
             relay=relay.snapshot,
+            availability=availability,
         )
         if len(pool.resources) > 1:  # with one there is nobody else to go to
             stalls = asyncio.create_task(watch_stalls(pool), name="watch-stalls")

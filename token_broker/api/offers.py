@@ -148,8 +148,8 @@ class CallRelay:
         Raises Problem 403 where the agent takes no calls or its caller was blocked meanwhile, 400 where the caller
         left, 502 to 504. A call that Azure made all the same is hung up.
         """
-        if agent.sockets_only:
-            detail = f"This agent talks over WebSockets only, since {agent.sockets_only}: use the proxy."
+        if agent.unminted:
+            detail = f"This agent takes no such calls, since {agent.unminted}: use the plan's other connections."
             raise Problem(403, "sockets_only", detail)
         minting = self.minting
         is_live = agent.id in minting.live_agents

@@ -123,12 +123,16 @@ def judge_sockets(probes: Sequence[Probe], names: AzureNames) -> list[Check]:
     return checks
 
 
-def judge_chain(mints: Sequence[Probe], sockets: Sequence[Probe], *, proxy_is_last: bool) -> Check:
-    """Which strategy a token request is answered by."""
+def judge_chain(
+    mints: Sequence[Probe], sockets: Sequence[Probe], *, proxy_is_last: bool, signals: bool = False
+) -> Check:
+    """Which strategy a token request is answered by. `signals`: the broker can signal Voice Live's WebRTC here."""
     for place, probe in enumerate(mints):
         if probe.error is None:
             asked_before = f" after {place} that fail" if place else ""
             return Check("plan", CheckStatus.OK, f"{probe.name} wins{asked_before}", probe.took)
+    if signals:
+        return Check("plan", CheckStatus.OK, "voice_live_webrtc: nothing mints, and media goes straight to Azure")
     carried = proxy_is_last and any(probe.error is None for probe in sockets)
     if carried and not mints:
         return Check("plan", CheckStatus.OK, "the proxy carries every talk: no other strategy is in the chain")
