@@ -53,7 +53,8 @@ async def ask(client: Client, question: str) -> None:
 
 
 async def run_on(running: Stage, number: int, replica: int, ready: asyncio.Barrier, outcome: Outcome) -> None:
-    """A talk that is live when its resource dies."""
+    """A talk that is live when its resource dies. They begin one by one: else handshakes are slow, and hedged."""
+    await asyncio.sleep(number * 0.1)
     proxy = proxy_of(await running.plan(replica=replica))
     async with open_client(proxy["url"], protocols=proxy["protocols"]) as client:
         try:
@@ -112,7 +113,9 @@ async def run(directory: Path, given: argparse.Namespace, **variables: str) -> b
                     if outcome.lost:
                         raise SystemExit(f"talks did not begin: {dict(outcome.lost)}")
                     await asyncio.sleep(0.1)
-                await ready.wait()
+            # Replicas count each other every 6 s.
+            await asyncio.sleep(8 if given.replicas > 1 else 0)
+            await ready.wait()
             group.create_task(die(running, dead))
             for number in range(given.new):
                 after_s = (number + chance.random()) * 60 / given.new

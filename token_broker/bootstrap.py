@@ -17,6 +17,8 @@ from token_broker.api.offers import CallRelay
 from token_broker.api.status import StatusSources
 from token_broker.api.token import Minting
 from token_broker.azure import (
+    build_availability,
+    build_calls,
     build_chain,
     build_connector,
     build_credentials,
@@ -27,6 +29,8 @@ from token_broker.azure import (
     watch_stalls,
 )
 from token_broker.calls.attach import CallAttacher
+from token_broker.calls.attach_claims import AttachClaims
+from token_broker.calls.followed_calls import SharedEvents
 from token_broker.calls.leases import CallLeases
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.running_calls import Calls
@@ -72,6 +76,7 @@ class BrokerState(TypedDict):
     calls: CallRelay
     attacher: CallAttacher
     call_streams: CallStreams
+    shared_events: SharedEvents
     admission: Admission
     relay: VoiceRelay
     memory: Memory
@@ -156,6 +161,9 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             stack.push_async_callback(budgets.aclose)
         connector = build_connector(settings, credentials, tls, hedger)
         stack.push_async_callback(connector.aclose)
+        availability = build_availability(settings, connector)
+        availability.start()
+        stack.push_async_callback(availability.aclose)
         rate = RateLimiter(settings.rate_limit_per_minute)
         admission = Admission(
             settings=settings,
@@ -215,7 +223,12 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             on_ended=on_ended,
             ledger=ledger,
             leash=budgets,
+            calls=build_calls(settings, connector, availability),
         )
+        shared_events = SharedEvents(memory.database)
+        shared_events.start()
+        stack.push_async_callback(shared_events.aclose)  # after the calls are heard no more
+        claims = AttachClaims(memory.database, memory.switches.replica_id, leases)
         watched = WatchedCalls(
             relay.parts,
             hang_up=calls.end,
@@ -226,6 +239,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             ledger=ledger,
             leash=budgets,
             leases=leases,
+            shared=shared_events,
         )
         stack.push_async_callback(watched.aclose)
         leases.start()
@@ -237,6 +251,8 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             watched=watched,
             level=level,
             blocklist=memory.blocklist,
+            claims=claims,
+            max_talk_s=settings.max_talk_s,
             checks=settings.attach_check == "on",
         )
         stack.push_async_callback(attacher.aclose)
@@ -244,7 +260,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         memory.blocklist.watch(watched.end_where)
         memory.watch_lost_sessions(relay.end_session)
         memory.watch_lost_sessions(watched.end_session)
-        chain = build_chain(settings, transport, credentials, hedger, observe)
+        chain = build_chain(settings, transport, credentials, hedger, on_attempt=observe, availability=availability)
         minting = Minting(
             settings=settings,
             agents=agents,
@@ -299,9 +315,10 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 talks=level,
             ),
             minting=minting,
-            calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level, watched),
+            calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level, watched, claims),
             attacher=attacher,
             call_streams=watched.streams,
+            shared_events=shared_events,
             admission=admission,
             relay=relay,
             memory=memory,

@@ -12,6 +12,7 @@ from tests.calls.test_sideband import call, listen
 from tests.relay.support.azure import AzureTalk
 from tests.relay.support.broker import Running, broker
 from tests.support.waiting import eventually
+from token_broker.calls.call_row import CallRow
 from token_broker.relay.watchdog import BUDGET_USED
 from token_broker.security.tokens import Owner
 from token_broker.sessions.plans import session_spec
@@ -148,6 +149,10 @@ async def test_call_that_a_page_made_is_ended(tmp_path: Path) -> None:
         agent = next(iter(relay.minting.agents.values()))
         relay.talks.acquire("anonymous").keep("rtc_page", for_s=60)
         spec = session_spec(agent, relay.minting.settings)
-        about = {"endpoint": azure.url, "call_id": "rtc_page", "spec": spec, "resource": "default"}
-        relay.watched.watch(Owner(uuid7(), "anonymous", 1), agent, **about, transport="webrtc")
+        about = {"endpoint": azure.url, "call_id": "rtc_page", "resource": "default", "transport": "webrtc"}
+        owner = Owner(uuid7(), "anonymous", 1)
+        row = CallRow(key="key", owner=owner, agent_id=agent.id, limit_key="anonymous", lasts_s=60, **about)
+        assert await relay.claims.claim(row) == "claimed"
+        assert await relay.claims.settle(row, verified=True)
+        relay.watched.watch(owner, agent, spec=spec, **about)
         await settled(browser, azure, "rtc_page")

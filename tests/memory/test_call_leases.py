@@ -37,6 +37,10 @@ class Watcher:
     lost_calls: list[CallName] = field(default_factory=list)
     wanted: list[TakenCall] = field(default_factory=list)
     older: list[TakenCall] = field(default_factory=list)
+    read: list[TakenCall] = field(default_factory=list)
+
+    def read_elsewhere(self, found: TakenCall) -> None:
+        self.read.append(found)
 
     def taken(self, found: TakenCall) -> None:
         self.took.append(found)

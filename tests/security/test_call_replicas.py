@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ from typing import Any
 import httpx
 import pytest
 from aiohttp import WSMsgType, web
+from pydantic import SecretStr
 
 from tests.calls.test_relayed_calls import ANSWER, CallsAzure, calls_azure
 from tests.support.broker import BrokerProcess, environment, plain_client, run_process
 from tests.support.databases import PostgresServer
 from tests.support.offers import OFFER
 from tests.support.waiting import eventually
+from token_broker.security.tokens import MintedSession, Owner, TokenSigner
+from token_broker.web.requests import uuid7
 
 WITHIN_S = 30  # 10 s, and the machine's load
 
@@ -55,6 +59,12 @@ class LiveCalls:
                     message = await asyncio.wait_for(socket.receive(), 0.1)
                 except TimeoutError:
                     continue
+                if message.type is WSMsgType.TEXT:
+                    session = {
+                        "type": "session.updated",
+                        "session": {**message.json().get("session", {}), "id": "sess_1"},
+                    }
+                    await socket.send_json(session)
                 if message.type in {WSMsgType.CLOSE, WSMsgType.CLOSED, WSMsgType.CLOSING, WSMsgType.ERROR}:
                     break
         finally:
@@ -156,8 +166,7 @@ async def test_drain_moves_calls(two: Two) -> None:
     for _ in range(20):
         await two.call(two.one)
     await eventually(two.all_joined, within_s=WITHIN_S)
-    await asyncio.sleep(6)  # a replica that has just come takes nothing yet
-    two.one.process.send_signal(signal.SIGTERM)
+    two.one.process.send_signal(signal.SIGTERM)  # a replica that has just come takes what is given up
     await asyncio.wait_for(two.one.process.wait(), WITHIN_S)
 
     await eventually(two.all_joined, within_s=WITHIN_S)
@@ -168,11 +177,25 @@ async def test_drain_moves_calls(two: Two) -> None:
     assert len(two.live.hung_up) == 20
 
 
-async def test_call_is_hung_up_at_the_other_replica(two: Two) -> None:
+async def events_of(client: httpx.AsyncClient, path: str, headers: dict[str, str]) -> AsyncIterator[dict[str, Any]]:
+    async with asyncio.timeout(WITHIN_S), client.stream("GET", f"{path}/events", headers=headers) as answer:
+        assert answer.status_code == 200
+        async for line in answer.aiter_lines():
+            if line.startswith("data: "):
+                yield json.loads(line[6:])
+
+
+async def test_call_is_read_and_hung_up_at_the_other(two: Two) -> None:
     location, mine = await two.call(two.one)
     await eventually(two.all_joined, within_s=WITHIN_S)
     async with two.client(two.other) as client:
-        assert (await client.delete(location, headers=mine)).status_code == 204
+        told = []
+        async for event in events_of(client, location, mine):
+            told.append(event["type"])
+            if len(told) == 1:
+                assert event["call_id"] == location.rpartition("/")[2]
+                assert (await client.delete(location, headers=mine)).status_code == 204
+    assert told == ["broker.attached", "broker.detached"]
     assert two.live.hung_up == {"rtc_0"}
     async with two.client(two.one) as client:
 
@@ -180,3 +203,31 @@ async def test_call_is_hung_up_at_the_other_replica(two: Two) -> None:
             return "token_broker_open_talks 0.0" in (await client.get("/metrics")).text
 
         await eventually(given_back)
+
+
+async def test_call_is_attached_once_over_both(two: Two) -> None:
+    assert two.live.azure is not None
+    minted = MintedSession("sess_1", two.live.azure.url, "default")
+    session_id, signer = uuid7(), TokenSigner([SecretStr("k" * 40)])
+
+    def headers(session_id: str) -> dict[str, str]:
+        owner = Owner(session_id, "anonymous", 1, talk_id=uuid7())
+        return {"Authorization": f"Bearer {signer.session_token(owner, ttl_s=60, agent_id='elena', minted=minted)}"}
+
+    async with two.client(two.one) as here, two.client(two.other) as there:
+
+        async def attach(client: httpx.AsyncClient, session_id: str) -> httpx.Response:
+            return await client.post("/realtime/calls/attach", json={"call_id": "rtc_0"}, headers=headers(session_id))
+
+        two.live.made = 1
+        answers = [await attach(client, session_id) for client in (here, there, here, there)]
+        assert [each.status_code for each in answers] == [202] * 4
+        path = f"/realtime/calls/{answers[1].json()['call_id']}"
+        events = events_of(there, path, headers(session_id))
+        assert (await anext(events))["type"] == "broker.attached"
+        await events.aclose()  # type: ignore[attr-defined]
+        assert two.live.joins == 1
+        assert [(await attach(client, uuid7())).status_code for client in (here, there)] == [403, 403]
+        assert (await there.delete(path, headers=headers(session_id))).status_code == 204
+        assert two.live.hung_up == {"rtc_0"}
+        assert two.live.joins == 1

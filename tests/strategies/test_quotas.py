@@ -48,7 +48,9 @@ def test_no_window_has_more_than_its_quota(per_minute: int, per_second: int) -> 
 
 def test_window_counts_from_the_answer() -> None:
     """Calls that leave together arrive when they may: until its answer, each may be the one that Azure counts last."""
-    quota, chance, arrived, under_way = voice_live(30, 5), random.Random(3), [], []
+    quota, chance = voice_live(30, 5), random.Random(3)
+    arrived: list[float] = []
+    under_way: list[tuple[float, float]] = []
     for tick in range(4000):
         now_s = tick / 50
         for call in [each for each in under_way if each[1] <= now_s]:

@@ -11,7 +11,7 @@ from token_broker.memory.store_errors import StoreAwayError
 from token_broker.usage.billed import answer_counts
 from token_broker.usage.ledger import UsageLedger
 from token_broker.usage.rows import sum_usage
-from token_broker.usage.talk_usage import TalkUsage
+from token_broker.usage.talk_usage import MOVED, TalkUsage
 
 
 def open_talk(ledger: UsageLedger, talk_id: str = "talk-1", **others: Any) -> TalkUsage:
@@ -138,6 +138,105 @@ def test_moved_talk_has_a_row_each() -> None:
         ("one", 30_000, 1),
         ("two", 4000, 0),
     ]
+
+
+async def test_each_agent_has_its_own(database: Database) -> None:
+    """What an agent began is its own, even if it ends after the handoff; and back again."""
+    hands = Hands()
+    ledger = UsageLedger(database, clock=hands.clock)
+    talk = open_talk(ledger)
+    talk.went_live("one", "ga")
+    hands.move(10)
+    tell(talk, created("r1"))
+    talk.handed_over("marcus")
+    tell(talk, done("r1"), created("r2"), done("r2"), created("r3"))
+    talk.tool_ran()
+    hands.move(5)
+    await ledger.flush()
+    talk.handed_over("elena")
+    hands.move(2)
+    talk.end("hung_up")
+    await ledger.flush()
+    by_agent = {row["agent_id"]: row for row in await read(database, by="agent")}
+    assert {agent: (row["live_ms"], row["responses"], row["unmeasured"]) for agent, row in by_agent.items()} == {
+        "elena": (12_000, 1, 0),
+        "marcus": (5000, 2, 1),
+    }
+    assert (by_agent["marcus"]["tools_run"], by_agent["elena"]["tools_run"]) == (1, 0)
+    assert [row["talks"] for row in await read(database, by="day")] == [1]
+
+
+def call_on(ledger: UsageLedger) -> TalkUsage:
+    talk = open_talk(ledger, transport="webrtc_relay")
+    talk.expect("one", "ga")
+    return talk
+
+
+async def test_two_replicas_count_an_answer_once(database: Database) -> None:
+    """A call moves: for a moment both hear it. What the leaving one has heard begin is the other's to count."""
+    hands = Hands()
+    ledgers = [UsageLedger(database, clock=hands.clock) for _ in range(2)]
+    leaving, taking = (call_on(ledger) for ledger in ledgers)
+    leaving.went_live("one", "ga")
+    tell(leaving, created("r1"), created("r2"), created("r3"))
+    hands.move(20)
+    taking.went_live("one", "ga", unheard_s=0.0)
+    for each in (leaving, taking):
+        tell(each, done("r1"), transcribed("i1", {"seconds": 2}))
+    tell(leaving, done("r2", {}))
+    tell(taking, done("r2", {}), done("r3"))
+    leaving.end(MOVED)
+    await ledgers[0].flush()
+    await ledgers[1].flush()
+    hands.move(7)
+    taking.end("hung_up")
+    await ledgers[1].flush()
+    (row,) = await read(database)
+    assert (row["responses"], row["unmeasured"], row["input_tokens"]) == (3, 1, 26)
+    assert (row["transcription_ms"], row["live_ms"]) == (2000, 27_000)
+    assert (row["ended"], row["seen"]) == ("hung_up", 1)
+    assert [ledger.counts.repeated for ledger in ledgers] == [0, 3]
+
+
+async def test_dead_replicas_time_is_made_up_for(database: Database) -> None:
+    hands = Hands()
+    ledgers = [UsageLedger(database, clock=hands.clock) for _ in range(2)]
+    killed = call_on(ledgers[0])
+    killed.went_live("one", "ga")
+    hands.move(15)
+    tell(killed, created("r1"))
+    await ledgers[0].flush()
+    hands.move(9)  # of which nothing was written
+    taken = call_on(ledgers[1])
+    taken.went_live("one", "ga", unheard_s=9.0)
+    hands.move(1)
+    taken.went_live("one", "ga")  # joined
+    tell(taken, done("r1"))
+    hands.move(5)
+    taken.end("hung_up")
+    await ledgers[1].flush()
+    (row,) = await read(database)
+    assert (row["live_ms"], row["responses"], row["unmeasured"]) == (30_000, 1, 0)
+    assert (row["complete"], row["ended"]) == (0, "hung_up"), "answers of the nine seconds may be missing"
+
+
+async def test_call_that_is_never_heard_has_a_row(database: Database) -> None:
+    hands = Hands()
+    ledger = UsageLedger(database, clock=hands.clock)
+    talk, heard = call_on(ledger), open_talk(ledger, "talk-2", transport="webrtc_relay")
+    heard.expect("one", "ga")
+    await ledger.flush()  # a killed process leaves it so
+    hands.move(60)
+    heard.went_live("one", "ga")
+    hands.move(3)
+    for each in (talk, heard):
+        each.end("lost")
+    await ledger.flush()
+    rows = {row["talk_id"]: row for row in await read(database)}
+    unheard = rows["talk-1"]
+    assert (unheard["seen"], unheard["complete"], unheard["ended"]) == (0, 0, "lost")
+    assert (unheard["live_ms"], unheard["responses"], unheard["input_tokens"]) == (None, None, None)
+    assert (rows["talk-2"]["seen"], rows["talk-2"]["live_ms"]) == (1, 3000)
 
 
 async def test_unseen_talk_is_unknown(database: Database) -> None:

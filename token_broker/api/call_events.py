@@ -3,7 +3,8 @@
 `POST /realtime/calls/attach` has the broker join such a call; `GET /realtime/calls/{call_id}/events` streams events.
 """
 
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any, Protocol, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -12,9 +13,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from strategies.base import SpecSupplier
-from token_broker.api.calls import SESSION_PARAMETER, caller_of_session, foreign_session
+from token_broker.api.calls import SESSION_PARAMETER, caller_of_session, foreign_session, store_away
 from token_broker.api.offers import CallRelay
+from token_broker.calls.call_row import AttachClaim
+from token_broker.calls.followed_calls import FollowedCall, SharedEvents, Told
 from token_broker.calls.page_events import ATTACHED, DETACHED, CallStreams, PageEvents
+from token_broker.memory.store_errors import StoreError
 from token_broker.security.limits import SessionLease, too_many_sessions
 from token_broker.security.tokens import MintedSession, Owner, TokenError
 from token_broker.sessions.agents import Agent
@@ -29,6 +33,10 @@ _SILENCE_S = 15.0
 _AGAIN_MS = 1000
 _OF_THE_CALL = frozenset({ATTACHED, DETACHED})
 _NUMBER_CHARS = 9
+CLAIM_REFUSALS: dict[AttachClaim, str] = {
+    "foreign": "it is another session's",
+    "refused": "it was refused before, or has ended",
+}
 
 
 class AttachesCalls(Protocol):
@@ -36,7 +44,7 @@ class AttachesCalls(Protocol):
 
     def is_attached(self, owner: Owner, call_id: object) -> bool: ...
     def refusal(self, owner: Owner, minted: MintedSession | None, call_id: object) -> str | None: ...
-    def begin(
+    async def begin(
         self,
         owner: Owner,
         agent: Agent,
@@ -45,7 +53,7 @@ class AttachesCalls(Protocol):
         *,
         supply: SpecSupplier,
         lease: SessionLease,
-    ) -> None: ...
+    ) -> AttachClaim: ...
 
 
 class EventsState(TypedDict):
@@ -55,6 +63,7 @@ class EventsState(TypedDict):
     calls: CallRelay
     attacher: AttachesCalls
     call_streams: CallStreams
+    shared_events: SharedEvents
 
 
 class AttachRequest(BaseModel):
@@ -91,17 +100,22 @@ async def attach_call(request: Request[EventsState]) -> Response:
     if wanted.session_id not in {None, owner.session_id}:
         raise foreign_session()
     agent = calls.minting.find_agent(caller.agent_id)
-    attacher = request.state["attacher"]
+    attacher, minted = request.state["attacher"], caller.minted
     is_attached = attacher.is_attached(owner, wanted.call_id)
-    if not is_attached and (why := attacher.refusal(owner, caller.minted, wanted.call_id)) is not None:
-        raise Problem(403, "call_refused", f"This call can't be attached: {why}.")
-    if not is_attached and caller.minted is not None:
+    if not is_attached and (why := attacher.refusal(owner, minted, wanted.call_id)) is not None:
+        raise _refused(why)
+    if not is_attached and minted is not None:
         if agent.is_seen or agent.sockets_only:
-            raise Problem(403, "call_refused", "This call can't be attached: this agent's talks go another way.")
+            raise _refused("this agent's talks go another way")
         if (lease := calls.talks.acquire(caller.limit_key)) is None:
             raise too_many_sessions()
         supply = TalkSpecs(settings, owner, calls.minting.recall).of(agent)
-        attacher.begin(owner, agent, caller.minted, wanted.call_id, supply=supply, lease=lease)
+        try:
+            claim = await attacher.begin(owner, agent, minted, wanted.call_id, supply=supply, lease=lease)
+        except (StoreError, TimeoutError):
+            raise store_away() from None
+        if claim in CLAIM_REFUSALS:
+            raise _refused(CLAIM_REFUSALS[claim])
     shown_id = calls.signer.call_token(
         session_id=owner.session_id,
         call_id=wanted.call_id,
@@ -111,8 +125,12 @@ async def attach_call(request: Request[EventsState]) -> Response:
     return JSONResponse({"call_id": shown_id}, 202, {"Cache-Control": "no-store"})
 
 
+def _refused(why: str) -> Problem:
+    return Problem(403, "call_refused", f"This call can't be attached: {why}.")
+
+
 async def stream_events(request: Request[EventsState]) -> Response:
-    """Answers 200 with the call's events as they come; problems: 401, 403, 404, 429."""
+    """Answers 200 with the call's events as they come; problems: 401, 403, 404, 429, 503."""
     callers, calls = request.state["callers"], request.state["calls"]
     caller = caller_of_session(request)
     await callers.event_streams.admit(caller.limit_key)
@@ -122,35 +140,55 @@ async def stream_events(request: Request[EventsState]) -> Response:
         call = calls.signer.read_call_token(shown_id)
     except TokenError:
         raise _unknown_call() from None
-    session_id = caller.owner.session_id
-    events = request.state["call_streams"].find(session_id, call.call_id) if call.session_id == session_id else None
+    if call.session_id != caller.owner.session_id:
+        raise _unknown_call()
+    page = call.session_id, call.call_id
+    streams, shared = request.state["call_streams"], request.state["shared_events"]
+    events: PageEvents | FollowedCall | None = streams.find(*page)
+    if events is None:  # another replica may hold it, perhaps since we have left it
+        try:
+            events = await shared.follow(page) or streams.ended(*page)
+        except StoreError:
+            events = streams.ended(*page)
+            if events is None:
+                raise store_away() from None
     if events is None:
         raise _unknown_call()
     if not events.has_room:
         detail = "This call's events are read too often at once: end another stream of it."
         raise Problem(429, "too_many_streams", detail, headers={"Retry-After": "5"})
-    told_by, _, last = request.headers.get("last-event-id", "").partition("-")
-    is_number = last.isascii() and last.isdigit() and len(last) <= _NUMBER_CHARS
-    after = int(last) if told_by == events.name and is_number else 0
+    last = request.headers.get("last-event-id", "")
+    told = _named(events, last) if isinstance(events, PageEvents) else events.read(last, silence_s=_SILENCE_S)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(events, after, shown_id), headers=headers, media_type="text/event-stream")
+    return StreamingResponse(_stream(told, shown_id), headers=headers, media_type="text/event-stream")
 
 
-async def _stream(events: PageEvents, after: int, shown_id: str) -> AsyncIterator[bytes]:
+async def _named(events: PageEvents, last: str) -> AsyncGenerator[Told | None]:
+    """The events of a call that is held here, by their names."""
+    told_by, _, number = last.partition("-")
+    is_number = number.isascii() and number.isdigit() and len(number) <= _NUMBER_CHARS
+    after = int(number) if told_by == events.name and is_number else 0
+    async with contextlib.aclosing(events.read(after, silence_s=_SILENCE_S)) as numbered:
+        async for each in numbered:
+            yield None if each is None else (f"{events.name}-{each[0]}" if each[0] else "", each[1])
+
+
+async def _stream(told: AsyncGenerator[Told | None], shown_id: str) -> AsyncIterator[bytes]:
     yield b"retry: %d\n\n" % _AGAIN_MS  # at once, so that the page sees the answer's headers
-    async for numbered in events.read(after, silence_s=_SILENCE_S):
-        if numbered is None:
-            yield b":\n\n"
-            continue
-        number, event = numbered
-        if event["type"] in _OF_THE_CALL:
-            event = {**event, "call_id": shown_id}
-        name = f"id: {events.name}-{number}\n" if number else ""
-        yield b"%sdata: %s\n\n" % (name.encode(), to_json(event))
+    async with contextlib.aclosing(told):
+        async for each in told:
+            if each is None:
+                yield b":\n\n"
+                continue
+            name, event = each
+            if event["type"] in _OF_THE_CALL:
+                event = {**event, "call_id": shown_id}
+            shown = f"id: {name}\n" if name else ""
+            yield b"%sdata: %s\n\n" % (shown.encode(), to_json(event))
 
 
 def _unknown_call() -> Problem:
-    detail = "This session has no such call here: use the call's own id. Ask again where another replica may hold it."
+    detail = "This session has no such call: use the call's own id. Ask again where it was set up a moment ago."
     return Problem(404, "unknown_call", detail, headers={"Retry-After": "1"})
 
 
@@ -168,7 +206,8 @@ CALL_EVENT_OPERATIONS = (
             "plan's token was minted for: `broker.attached`, else `broker.error` with `not_verified`. From then on it "
             "keeps turns and usage, runs the agent's tools, and can end the call. Counts as a token request, and as an "
             "open talk. 403 `call_refused`: an id of another form, another session's, one that was refused or has "
-            "ended, or a plan without such a call; Azure is not asked."
+            "ended, at any replica, or a plan without such a call; Azure is not asked. 503 `store_away`: whose it is "
+            "can't be told just now."
         ),
         body=Body(models=(AttachRequest,), example={"session_id": "019aaf0e-…", "call_id": "rtc_u0_abc"}),
         answers=(ResponseSpec(202, "The call is being attached.", model=AttachAnswer, example={"call_id": "eyJ…"}),),
@@ -181,7 +220,7 @@ CALL_EVENT_OPERATIONS = (
             413: ("body_too_large",),
             422: ("invalid_request",),
             429: ("rate_limited", "too_many_sessions"),
-            503: ("draining", "blocklist_unread"),
+            503: ("draining", "blocklist_unread", "store_away"),
         },
         security=("sessionToken", "sessionTokenHeader"),
     ),
@@ -196,7 +235,8 @@ CALL_EVENT_OPERATIONS = (
             "Server-sent events of a relayed or attached call: `broker.attached` once the broker has joined it, "
             "`broker.detached` when it has been gone for two seconds, `broker.tool`, `broker.error`, and others. After "
             "a break, `Last-Event-ID` reads on from there; the latest 256 events are kept. A comment comes every 15 s. "
-            "The stream ends with the call. Four streams a call at most."
+            "The stream ends with the call. Four streams a call at most. Any replica answers; one that does not hold "
+            "the call is about a second behind."
         ),
         parameters=(
             Parameter("call_id", "path", "The end of the call's `Location`, or what attaching it answered."),
@@ -216,7 +256,7 @@ CALL_EVENT_OPERATIONS = (
             403: ("foreign_session", "blocked"),
             404: ("unknown_call",),
             429: ("rate_limited", "too_many_streams"),
-            503: ("blocklist_unread",),
+            503: ("blocklist_unread", "store_away"),
         },
         security=("sessionToken", "sessionTokenHeader"),
     ),

@@ -6,7 +6,6 @@ relayed call is counted as an open talk until it is hung up here, or can no long
 
 import contextlib
 import math
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,11 +24,13 @@ from strategies.chain import ChainResult
 from strategies.errors import MintError, RateLimitedError, RejectedError, TimedOutError
 from strategies.resources import Resource, Wanted
 from token_broker.api.token import RETRY_AFTER_S, Minting, RequestTrace
+from token_broker.calls.attach_claims import AttachClaims
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.running_calls import Calls
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
+from token_broker.relay.media.call_offers import offers_audio
 from token_broker.security.authentication import limit_key
 from token_broker.security.limits import SessionLease, SessionLimits
 from token_broker.security.tokens import Owner, TokenError, TokenSigner
@@ -58,7 +59,6 @@ _MINT_SHARE = 2 / 3
 # How long a resource may be silent on an offer while another one is left.
 _OFFER_SHARE_S = 1.0
 CALLS_ROUTE = "calls"
-_SDP_LINE = re.compile(rb"[a-z]=[^\x00-\x08\x0a-\x1f]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +83,7 @@ class PlacedCall:
 
 def check_offer(offer: bytes) -> None:
     """Raises Problem 400 where `offer` is not an SDP that offers audio."""
-    lines = offer.replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
-    well_formed = lines[0] == b"v=0" and all(_SDP_LINE.fullmatch(line) for line in lines)
-    if not well_formed or not any(line.startswith(b"m=audio ") for line in lines):
+    if not offers_audio(offer):
         raise Problem(400, "bad_sdp", "The offer is no SDP with an audio line: send createOffer()'s sdp as it is.")
 
 
@@ -122,6 +120,7 @@ class CallRelay:
     calls: Calls
     level: TalkLevelCounters
     watched: ListensToCalls
+    claims: AttachClaims
 
     async def place(
         self,
@@ -282,7 +281,10 @@ class CallRelay:
         return _CallAnswer(self, call, headers)
 
     async def end(self, token: str, *, owner: Owner) -> None:
-        """Hangs up the call of that id, of the owner's session. Raises Problem 404, 502, 504."""
+        """Hangs up the call of that id, of the owner's session.
+
+        Raises Problem 404, 502, 504; StoreError or TimeoutError where it is not known whose the call is.
+        """
         try:
             call = self.signer.read_call_token(token)
         except TokenError:
@@ -291,6 +293,8 @@ class CallRelay:
             raise _unknown_call()
         # The id of an attached call names no host: it ends nothing before the call is known as the session's.
         endpoint = call.endpoint or self.watched.endpoint_of(call.call_id, owner)
+        if endpoint is None:  # another replica may hold it
+            endpoint = await self.claims.endpoint_of(call.call_id, owner)
         if endpoint is None:
             raise _unknown_call()
         try:

@@ -7,9 +7,10 @@ this very plan does the broker write anything else, listen, or hang up. Any othe
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import structlog
@@ -17,8 +18,11 @@ import structlog
 from strategies.base import SessionSpec, SpecSupplier
 from strategies.errors import MintError
 from strategies.resources import Resource
+from token_broker.calls.attach_claims import AttachClaims
+from token_broker.calls.call_row import AttachClaim, CallRow
 from token_broker.calls.page_events import CallStreams, PageEvents
 from token_broker.calls.running_calls import Calls
+from token_broker.memory.store_errors import StoreError
 from token_broker.memory.types import Blocklist
 from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
@@ -66,10 +70,9 @@ class Watches(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    owner: Owner
+    row: CallRow  # what the store has of it, once it is verified
     agent: Agent
     minted: MintedSession
-    call_id: str
     supply: SpecSupplier
 
 
@@ -88,8 +91,12 @@ class CallAttacher:
         watched: Watches,
         level: TalkLevelCounters,
         blocklist: Blocklist,
+        claims: AttachClaims,
+        max_talk_s: float,
         checks: bool,
     ) -> None:
+        self._claims = claims
+        self._max_talk_s = max_talk_s
         self._join = join
         self._resources = resources
         self._calls = calls
@@ -121,7 +128,7 @@ class CallAttacher:
             return "it was refused before, or has ended"
         return None
 
-    def begin(
+    async def begin(
         self,
         owner: Owner,
         agent: Agent,
@@ -130,21 +137,44 @@ class CallAttacher:
         *,
         supply: SpecSupplier,
         lease: SessionLease,
-    ) -> None:
-        """Attaches the call in the background; its page's events tell how that goes. `lease` is kept for it."""
+    ) -> AttachClaim:
+        """Attaches the call in the background, if it is `claimed`; its page's events tell how that goes.
+
+        `lease` is kept for the call, or released. Raises StoreError or TimeoutError where the store is silent.
+        """
         key = owner.session_id, call_id
+        row = CallRow(
+            key=f"attached {owner.session_id} {minted.endpoint} {call_id}",
+            owner=owner,
+            agent_id=agent.id,
+            limit_key=lease.key,
+            resource=minted.resource,
+            endpoint=minted.endpoint,
+            call_id=call_id,
+            transport="webrtc",
+            lasts_s=min(self._max_talk_s, owner.narrowed.max_session_s or math.inf),
+        )
+        claim: AttachClaim | None = None
+        try:
+            claim = await self._claims.claim(row)
+        finally:
+            if claim != "claimed":
+                lease.release()
+        if claim != "claimed":
+            return claim
         page = self._watched.streams.of(*key)
 
         async def run() -> None:
             try:
                 with lease:
-                    await self._attach(_Wanted(owner, agent, minted, call_id, supply), lease, page)
+                    await self._attach(_Wanted(row, agent, minted, supply), lease, page)
             finally:
                 del self._running[key]
                 if self._watched.owner_of(call_id) is None:
                     self._watched.streams.end(*key, events=page)
 
         self._running[key] = asyncio.create_task(run(), name="call-attach")
+        return claim
 
     async def aclose(self) -> None:
         """Gives up what is being attached."""
@@ -154,40 +184,46 @@ class CallAttacher:
             await asyncio.wait(tasks)
 
     async def _attach(self, wanted: _Wanted, lease: SessionLease, page: PageEvents) -> None:
-        owner, minted, call_id = wanted.owner, wanted.minted, wanted.call_id
+        row, minted, call_id = wanted.row, wanted.minted, wanted.row.call_id
         resource = self._resources.get(minted.resource)  # it may be configured no more
         socket = None if resource is None else await self._joined(minted, call_id)
         taken = False
         try:
             # Others may have come first while Azure was asked; and the operator may have blocked the session.
             is_free = self._watched.owner_of(call_id) is None and self._calls.takes(minted.endpoint, call_id)
-            if (
-                socket is None
-                or resource is None
-                or not is_free
-                or self._blocklist.refused(owner.principal, owner.session_id)
-            ):
-                self._refused[owner.session_id, call_id] = None
-                log.warning("call_not_verified", session_id=owner.session_id, resource=minted.resource)
+            is_blocked = self._blocklist.refused(row.owner.principal, row.owner.session_id)
+            row = replace(row, owner=self._level.of(row.owner))
+            is_own = socket is not None and is_free and not is_blocked
+            try:
+                is_own = await self._claims.settle(row, verified=is_own)
+            except (StoreError, TimeoutError):
+                if is_own:
+                    log.warning("call_not_attached", session_id=row.owner.session_id, resource=minted.resource)
+                    message = "Whose this call is can't be told just now: the broker leaves it alone."
+                    page.tell("broker.error", code="store_away", message=message, retryable=True)
+                    return
+            if socket is None or resource is None or not is_own:
+                self._refused[row.owner.session_id, call_id] = None
+                log.warning("call_not_verified", session_id=row.owner.session_id, resource=minted.resource)
                 message = "The broker can't tell that this call is yours, and leaves it alone."
-                page.tell("broker.error", code="not_verified", message=message, retryable=False)
+                # Where the agent must be seen, the page takes a new plan; elsewhere the talk goes on as it is.
+                page.tell("broker.error", code="not_verified", message=message, retryable=wanted.agent.is_seen)
                 return
             spec = await wanted.supply(resource)
-            owner = self._level.of(owner)
             self._calls.take_over(call_id, lease)
             self._watched.watch(
-                owner,
+                row.owner,
                 wanted.agent,
                 endpoint=minted.endpoint,
                 call_id=call_id,
                 spec=spec,
                 resource=minted.resource,
                 joined=socket,
-                transport="webrtc",
+                transport=row.transport,
                 limit_key=lease.key,
             )
             taken = True
-            log.info("call_attached", session_id=owner.session_id, resource=minted.resource)
+            log.info("call_attached", session_id=row.owner.session_id, resource=minted.resource)
         finally:
             if socket is not None and not taken:
                 await socket.aclose()

@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, delete, func, or_, select, text, tuple_, update
 
 from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, HeldCall, TakenCall
-from token_broker.memory.store.tables import NOW_US, calls, insert_for
+from token_broker.memory.store.tables import NOW_US, call_events, calls, insert_for, is_session, usage
+from token_broker.memory.types import bucket_of
 from token_broker.security.tokens import Owner
 
 __all__ = [
@@ -18,44 +19,33 @@ __all__ = [
     "end_calls",
     "find_holders",
     "insert_calls",
+    "now_us_of",
     "older_calls",
     "prune_calls",
     "reclaim_calls",
     "release_calls",
     "renew_calls",
     "take_calls",
+    "values_of",
     "want_ends",
 ]
 
 _KEPT_US = 3_600_000_000
+_PRUNED = 100  # at a time
 
 
 def insert_calls(
     connection: Connection, rows: Iterable[tuple[CallRow, int, str | None]], holder: str, lease_us: int
 ) -> None:
     """Writes new calls, with their state and the end that is wanted; a row that is there stays as it is."""
-    now_us = _now_us(connection)
+    now_us = now_us_of(connection)
     values = [
         {
-            "call_key": row.key,
-            "session_id": row.owner.session_id,
-            "talk_id": row.owner.talk_id,
-            "principal": row.owner.principal,
-            "user_id": row.owner.user_id,
-            "plan_epoch": row.owner.epoch,
-            "agent_id": row.agent_id,
-            "limit_key": row.limit_key,
-            "resource": row.resource,
-            "endpoint": row.endpoint,
-            "call_id": row.call_id,
-            "transport": row.transport,
-            "created_at_us": now_us,
-            "expires_at_us": now_us + round(row.lasts_s * 1_000_000),
+            **values_of(row, now_us),
             "state": state,
             "ending": ending,
             "holder": holder,
             "lease_until_us": now_us + lease_us,
-            "lease_epoch": 0,
         }
         for row, state, ending in rows
     ]
@@ -63,27 +53,52 @@ def insert_calls(
         connection.execute(insert_for(connection.dialect.name, calls).values(values).on_conflict_do_nothing())
 
 
+def values_of(row: CallRow, now_us: int) -> dict[str, Any]:
+    """What the store keeps of a call that is new, but for who holds it."""
+    return {
+        "call_key": row.key,
+        "session_id": row.owner.session_id,
+        "talk_id": row.owner.talk_id,
+        "principal": row.owner.principal,
+        "user_id": row.owner.user_id,
+        "plan_epoch": row.owner.epoch,
+        "agent_id": row.agent_id,
+        "limit_key": row.limit_key,
+        "resource": row.resource,
+        "endpoint": row.endpoint,
+        "call_id": row.call_id,
+        "transport": row.transport,
+        "created_at_us": now_us,
+        "expires_at_us": now_us + round(row.lasts_s * 1_000_000),
+        "lease_epoch": 0,
+    }
+
+
 def renew_calls(connection: Connection, holder: str, keys: Collection[str], lease_us: int) -> dict[str, TakenCall]:
     """Renews the holder's leases; returns those of `keys` that it still holds, or that are over."""
     if not keys:
         return {}
     is_holders = and_(calls.c.call_key.in_(keys), calls.c.holder == holder)
-    until_us = _now_us(connection) + lease_us
+    until_us = now_us_of(connection) + lease_us
     connection.execute(update(calls).where(is_holders, calls.c.state < ENDED).values(lease_until_us=until_us))
     found = connection.execute(select(calls).where(is_holders))
     return {row.call_key: _found(row, until_us - lease_us) for row in found}
 
 
-def take_calls(connection: Connection, holder: str, lease_us: int, limit: int) -> list[TakenCall]:
-    """Takes calls whose lease is over: of a replica that has died, or that leaves."""
-    now_us = _now_us(connection)
-    free = select(calls.c.call_key).where(calls.c.state < ENDED, calls.c.lease_until_us < now_us).limit(limit)
+def take_calls(
+    connection: Connection, holder: str, lease_us: int, limit: int, *, given_up: bool = False
+) -> list[TakenCall]:
+    """Takes calls whose lease is over, or those alone that their replica has `given_up`, since it leaves."""
+    now_us = now_us_of(connection)
+    is_free = calls.c.lease_until_us == 0 if given_up else calls.c.lease_until_us < now_us
+    free = select(calls.c.call_key).where(calls.c.state < ENDED, is_free).limit(limit)
     keys = list(connection.scalars(free.with_for_update(skip_locked=True)))
     if not keys:
         return []
     taken = {"holder": holder, "lease_until_us": now_us + lease_us, "lease_epoch": calls.c.lease_epoch + 1}
     connection.execute(update(calls).where(calls.c.call_key.in_(keys)).values(taken))
-    return [_found(row, now_us) for row in connection.execute(select(calls).where(calls.c.call_key.in_(keys)))]
+    rows = connection.execute(select(calls).where(calls.c.call_key.in_(keys))).all()
+    return [_found(row, now_us, unheard_s=_unheard_s(connection, row, now_us)) for row in rows]
 
 
 def claim_end(connection: Connection, holder: str, held: HeldCall, ending: str) -> bool:
@@ -106,7 +121,7 @@ def end_calls(connection: Connection, names: Collection[CallName]) -> None:
     """Notes that Azure has ended these calls."""
     if names:
         is_one = tuple_(calls.c.endpoint, calls.c.call_id).in_(list(names))
-        over = {"state": ENDED, "lease_until_us": _now_us(connection)}
+        over = {"state": ENDED, "lease_until_us": now_us_of(connection)}
         connection.execute(update(calls).where(is_one, calls.c.state < ENDED).values(over))
 
 
@@ -128,7 +143,7 @@ def release_calls(connection: Connection, holder: str, held: Sequence[HeldCall])
 
 def reclaim_calls(connection: Connection, holder: str, keys: Collection[str], lease_us: int) -> None:
     """Takes calls back that were given up, and that nobody took."""
-    until_us = _now_us(connection) + lease_us
+    until_us = now_us_of(connection) + lease_us
     is_free = and_(calls.c.call_key.in_(keys), calls.c.holder.is_(None), calls.c.state < ENDED)
     connection.execute(update(calls).where(is_free).values(holder=holder, lease_until_us=until_us))
 
@@ -142,9 +157,13 @@ def find_holders(connection: Connection, keys: Collection[str]) -> dict[str, str
 
 
 def prune_calls(connection: Connection) -> None:
-    """Deletes calls that have been over for an hour."""
-    old = calls.c.lease_until_us < _now_us(connection) - _KEPT_US
-    connection.execute(delete(calls).where(calls.c.state == ENDED, old))
+    """Deletes calls that have been over for an hour, and what their pages were told."""
+    is_old = and_(calls.c.state >= ENDED, calls.c.lease_until_us < now_us_of(connection) - _KEPT_US)
+    old = connection.execute(select(calls.c.call_key, calls.c.session_id, calls.c.call_id).where(is_old).limit(_PRUNED))
+    for row in old.all():
+        of_call = and_(is_session(call_events, row.session_id), call_events.c.call_id == row.call_id)
+        connection.execute(delete(call_events).where(of_call))
+        connection.execute(delete(calls).where(calls.c.call_key == row.call_key))
 
 
 def _is_held(holder: str, held: HeldCall) -> Any:
@@ -153,11 +172,12 @@ def _is_held(holder: str, held: HeldCall) -> Any:
     return and_(is_mine, calls.c.state < ENDED)
 
 
-def _now_us(connection: Connection) -> int:
+def now_us_of(connection: Connection) -> int:
+    """The database's microseconds since 1970."""
     return int(connection.scalar(text(f"SELECT {NOW_US[connection.dialect.name]}")) or 0)
 
 
-def _found(row: Row[Any], now_us: int) -> TakenCall:
+def _found(row: Row[Any], now_us: int, *, unheard_s: float = 0.0) -> TakenCall:
     owner = Owner(row.session_id, row.principal, row.plan_epoch, row.user_id, row.talk_id)
     call = CallRow(
         key=row.call_key,
@@ -170,4 +190,13 @@ def _found(row: Row[Any], now_us: int) -> TakenCall:
         transport=row.transport,
         lasts_s=(row.expires_at_us - now_us) / 1_000_000,
     )
-    return TakenCall(call, row.state, row.lease_epoch, row.ending)
+    read_for_s = max(0, (row.read_until_us or 0) - now_us) / 1_000_000 if now_us else 0.0
+    return TakenCall(call, row.state, row.lease_epoch, row.ending, read_for_s, unheard_s)
+
+
+def _unheard_s(connection: Connection, row: Row[Any], now_us: int) -> float:
+    """How long ago the call's usage was last written by a holder that did not end it; 0 where there is none."""
+    of_talk = and_(usage.c.bucket == bucket_of(row.session_id), usage.c.talk_id == row.talk_id)
+    is_open = and_(usage.c.transport == row.transport, usage.c.ended.is_(None), usage.c.live_ms.is_not(None))
+    at_us = connection.scalar(select(func.max(usage.c.updated_at_us)).where(of_talk, is_open))
+    return 0.0 if at_us is None else max(0, now_us - at_us) / 1_000_000

@@ -53,6 +53,10 @@ class LeaseWatcher(Protocol):
         """A newer call of the same talk has its answer."""
         ...
 
+    def read_elsewhere(self, found: TakenCall) -> None:
+        """A page reads this call's events at another replica."""
+        ...
+
 
 @dataclass(slots=True)
 class _LeasedCall:
@@ -70,6 +74,7 @@ class CallLeases:
 
     A lease lasts 6 s and is renewed every 1.5 s, so that a dead replica's calls are taken within 8 s. After a time in
     which the store was silent nothing is taken for as long as a lease lasts: the others have to renew theirs first.
+    What a replica that leaves has given up is taken at once.
     """
 
     def __init__(
@@ -113,6 +118,11 @@ class CallLeases:
     def made(self, row: CallRow) -> None:
         """Azure has named this call. If we die before its client has the answer, who takes it hangs it up."""
         self._held[row.name] = _LeasedCall(row)
+        self._changed.set()
+
+    def adopt(self, row: CallRow) -> None:
+        """A call that its page set up, and whose answer it has: the store knows that it is ours."""
+        self._held[row.name] = _LeasedCall(row, DELIVERED, is_stored=True, is_new=True)
         self._changed.set()
 
     def delivered(self, name: CallName) -> None:
@@ -294,13 +304,9 @@ class CallLeases:
         if self._is_alone and not (held or over or wanted) and self._looks_at_s > self._clock():
             return {}, [], []
         now_s = self._clock()
-        takes = (
-            not self._leaves
-            and self._answers_since_s is not None
-            and now_s - self._answers_since_s >= self._lease_s
-            and self.watcher is not None
-        )
-        if takes:
+        may_take = not self._leaves and self.watcher is not None
+        is_sure = self._answers_since_s is not None and now_s - self._answers_since_s >= self._lease_s
+        if takes := may_take and is_sure:
             self._looks_at_s = math.inf
 
         def work(connection: "Connection") -> tuple[int, dict[str, TakenCall], list[TakenCall], list[TakenCall]]:
@@ -312,7 +318,9 @@ class CallLeases:
             want_ends(connection, wanted)
             older = [other for each in told for other in older_calls(connection, each.row)]
             found = renew_calls(connection, self._holder, keys, lease_us)
-            taken = take_calls(connection, self._holder, lease_us, _TAKEN_AT_ONCE) if takes else []
+            taken: list[TakenCall] = []
+            if may_take:
+                taken = take_calls(connection, self._holder, lease_us, _TAKEN_AT_ONCE, given_up=not takes)
             prune_calls(connection)
             return others, found, taken, older
 
@@ -339,6 +347,8 @@ class CallLeases:
                 held.is_told = True
                 if self.watcher is not None:
                     self.watcher.end_wanted(stored)
+            elif stored.read_for_s and self.watcher is not None:
+                self.watcher.read_elsewhere(stored)
 
     def _lose(self, name: CallName) -> None:
         if self._held.pop(name, None) is not None and self.watcher is not None:

@@ -8,18 +8,20 @@ seconds. Between the two the broker alone asks Azure for answers, as long as the
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from token_broker.calls.call_row import PageCall
 from token_broker.security.limits import BoundedDict
 from token_broker.web.requests import uuid7
 
-__all__ = ["ATTACHED", "DETACHED", "CallStreams", "Numbered", "PageEvents"]
+__all__ = ["ATTACHED", "DETACHED", "EVENTS_KEPT", "READERS_AT_MOST", "CallStreams", "Numbered", "PageEvents"]
 
 ATTACHED = "broker.attached"
 DETACHED = "broker.detached"
 READERS_AT_MOST = 4
-_KEPT = 256
+EVENTS_KEPT = 256
 _GONE_S = 2.0
 _READS_ON_S = 15.0  # a page that lost its stream asks for itself after 10 s
 _ENDED_KEPT = 1024
@@ -29,14 +31,16 @@ Numbered = tuple[int, Mapping[str, Any]]
 
 
 class PageEvents:
-    """One call's. `tell` never waits: a reader that is too slow misses the oldest events."""
+    """One call's. `tell` never waits: a reader that is too slow misses the oldest events. `told` hears of each one."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[["PageEvents"], None] = lambda _events: None) -> None:
         self.name = secrets.token_hex(4)  # another process numbers the same call's events anew
         self.is_attached = False
         self.is_closed = False
+        self._told = told
+        self._elsewhere_until_s = 0.0  # until then it is read at another replica
         self._loop = asyncio.get_running_loop()
-        self._kept: deque[Numbered] = deque(maxlen=_KEPT)
+        self._kept: deque[Numbered] = deque(maxlen=EVENTS_KEPT)
         self._last = 0
         self._changed = asyncio.Event()
         self._readers = 0
@@ -46,6 +50,11 @@ class PageEvents:
         self._gone: asyncio.TimerHandle | None = None
 
     @property
+    def last(self) -> int:
+        """The number of the latest event; 0 before the first."""
+        return self._last
+
+    @property
     def has_room(self) -> bool:
         """Whether one more may read."""
         return self._readers < READERS_AT_MOST
@@ -53,9 +62,22 @@ class PageEvents:
     @property
     def is_heard(self) -> bool:
         """Whether the page has read that the broker is there, and reads, or has read until a moment ago."""
-        if not self.is_attached or self._heard < self._attached_at:
+        if not self.is_attached:
             return False
-        return self._readers > 0 or (self._left_s is not None and self._loop.time() < self._left_s + _READS_ON_S)
+        now_s = self._loop.time()
+        reads = self._readers > 0 or (self._left_s is not None and now_s < self._left_s + _READS_ON_S)
+        return (reads and self._heard >= self._attached_at) or now_s < self._elsewhere_until_s
+
+    def read_elsewhere(self, for_s: float) -> None:
+        """A page reads at another replica. What it could read before that we knew did not count: it is told again."""
+        is_news = self._loop.time() >= self._elsewhere_until_s
+        self._elsewhere_until_s = self._loop.time() + for_s
+        if is_news and self.is_attached:
+            self.tell(ATTACHED)
+
+    def since(self, number: int) -> Sequence[Numbered]:
+        """The events after that number, as far as they are kept."""
+        return [each for each in self._kept if each[0] > number]
 
     def tell(self, kind: str, **fields: Any) -> None:
         """Tells the page an event."""
@@ -63,6 +85,7 @@ class PageEvents:
             return
         self._last += 1
         self._kept.append((self._last, {"type": kind, "event_id": f"event_{uuid7()}", **fields}))
+        self._told(self)
         self._wake()
 
     def joined(self) -> None:
@@ -96,7 +119,7 @@ class PageEvents:
             if self._kept and self._kept[0][0] > after + 1 and self.is_attached:
                 yield 0, {"type": ATTACHED, "event_id": f"event_{uuid7()}"}
             while True:
-                for numbered in [each for each in self._kept if each[0] > after]:
+                for numbered in self.since(after):
                     after = numbered[0]
                     yield numbered
                     self._heard = max(self._heard, after)
@@ -126,9 +149,10 @@ class PageEvents:
 
 
 class CallStreams:
-    """The events of all calls that this process hears, by session and Azure's id."""
+    """The events of all calls that this process hears, by session and Azure's id. `told` gets calls with new ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[PageCall, PageEvents], None] = lambda _page, _events: None) -> None:
+        self._told = told
         self._open: dict[tuple[str, str], PageEvents] = {}
         # So that a page that comes a moment late still reads how its call ended.
         self._ended = BoundedDict[tuple[str, str], PageEvents](_ENDED_KEPT)
@@ -136,13 +160,16 @@ class CallStreams:
     def of(self, session_id: str, call_id: str) -> PageEvents:
         """The events of that call, from now on kept until `end`."""
         if (found := self._open.get((session_id, call_id))) is None:
-            found = self._open[session_id, call_id] = PageEvents()
+            found = self._open[session_id, call_id] = PageEvents(partial(self._told, (session_id, call_id)))
         return found
 
     def find(self, session_id: str, call_id: str) -> PageEvents | None:
-        """The events of that call, or None where this process knows nothing of it."""
-        key = session_id, call_id
-        return self._open.get(key) or self._ended.get(key)
+        """The events of that call while this process hears it, or None."""
+        return self._open.get((session_id, call_id))
+
+    def ended(self, session_id: str, call_id: str) -> PageEvents | None:
+        """The events of that call, which this process has heard until a while ago, or None."""
+        return self._ended.get((session_id, call_id))
 
     def end(self, session_id: str, call_id: str, *, events: PageEvents) -> None:
         """The call is over, or is heard no more. A newer one of the same name is left alone."""

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import structlog
 
 from strategies.base import SessionSpec
-from token_broker.calls.call_row import MADE, CallName, CallRow, TakenCall
+from token_broker.calls.call_row import MADE, CallName, TakenCall
+from token_broker.calls.followed_calls import SharedEvents
 from token_broker.calls.leases import CallLeases
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.sideband import CALL_OVER, CallListener
@@ -32,15 +33,14 @@ from token_broker.sessions.plans import TalkSpecs
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.usage.budgets import Leash
 from token_broker.usage.ledger import UsageLedger
-from token_broker.usage.talk_usage import TalkUsage
-from token_broker.web.requests import uuid7
+from token_broker.usage.talk_usage import MOVED, TalkUsage
 
 __all__ = ["HangUp", "WatchedCalls"]
 
 log = structlog.get_logger("token_broker.calls")
 
 _LEFT_ALONE = Ending(DONE, "nobody listens to it any more", outcome="lost")
-_MOVED = Ending(DONE, "another process holds it", outcome="moved")
+_MOVED = Ending(DONE, "another process holds it", outcome=MOVED)
 _REPLACED = Ending(DONE, "a newer call of its talk has replaced it", outcome="lost")
 _HUNG_UP = Ending(DONE, "its client hung up", ends_talk=True, by_client=True, outcome="hung_up")
 _ERASED = Ending(DONE, "its session was erased", ends_talk=True, outcome="blocked")
@@ -82,8 +82,9 @@ class WatchedCalls:
         ledger: UsageLedger | None = None,
         leash: Leash | None = None,
         leases: CallLeases | None = None,
+        shared: SharedEvents | None = None,
     ) -> None:
-        self._streams = CallStreams()
+        self._streams = CallStreams() if shared is None else CallStreams(shared.told)
         self._parts = parts
         self._hang_up = hang_up
         self._limits = limits
@@ -119,10 +120,12 @@ class WatchedCalls:
         transport: str = "webrtc_relay",
         limit_key: str = "",
         lasts_s: float | None = None,
+        unheard_s: float | None = None,
     ) -> None:
         """Joins the call with Azure's id `call_id`, unless it is `joined`; `spec` is the agent's session.
 
-        `lasts_s` is what is left of the longest time of a call that another process held before.
+        `lasts_s` is what is left of the longest time of a call that another process held before, `unheard_s` for how
+        long nobody has counted its time.
         """
         is_new = lasts_s is None
         longest_s = min(self._parts.settings.max_talk_s, owner.narrowed.max_session_s or math.inf)
@@ -131,6 +134,9 @@ class WatchedCalls:
             if is_new and of_talk and other_id != call_id:
                 self.end(other_id, _REPLACED)
         usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect="ga", seen=True)
+        usage.expect(resource, "ga")
+        if unheard_s is not None:
+            usage.went_live(resource, "ga", unheard_s=unheard_s)
         page = self.streams.of(owner.session_id, call_id)
         listener = CallListener(
             self._parts,
@@ -148,21 +154,6 @@ class WatchedCalls:
             usage=usage,
             transport=transport,
         )
-        if self._leases is not None and not self._leases.holds((endpoint, call_id)):
-            # Attached: the page set it up, and has its answer already.
-            row = CallRow(
-                key=uuid7(),
-                owner=owner,
-                agent_id=agent.id,
-                limit_key=limit_key or owner.principal,
-                resource=resource,
-                endpoint=endpoint,
-                call_id=call_id,
-                transport=transport,
-                lasts_s=longest_s,
-            )
-            self._leases.made(row)
-            self._leases.delivered(row.name)
         call = _Watched(owner, endpoint, listener, usage)
         self._calls[call_id] = call
         self._level.begin(owner)
@@ -268,6 +259,12 @@ class WatchedCalls:
         else:
             self._hang_up(row.endpoint, row.call_id, row.owner, why=_REPLACED.reason)
 
+    def read_elsewhere(self, found: TakenCall) -> None:
+        """A page reads this call's events at another replica."""
+        row = found.row
+        if (page := self._streams.find(row.owner.session_id, row.call_id)) is not None:
+            page.read_elsewhere(found.read_for_s)
+
     async def _watch_taken(self, found: TakenCall, agent: Agent) -> None:
         row, pool = found.row, self._parts.connector.pool
         if (resource := pool.by_name.get(row.resource)) is None:
@@ -288,7 +285,10 @@ class WatchedCalls:
             transport=row.transport,
             limit_key=row.limit_key,
             lasts_s=row.lasts_s,
+            unheard_s=found.unheard_s,
         )
+        if found.read_for_s:
+            self.read_elsewhere(found)
 
     async def _claim_and_hang_up(self, leases: CallLeases, call: _Watched, call_id: str, ending: Ending) -> None:
         if await leases.claim_end((call.endpoint, call_id), ending.outcome):

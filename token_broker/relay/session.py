@@ -144,7 +144,7 @@ class Talk:
                 switched=adapter.switched,
                 send=self._send_context,
                 want=lambda: self._answers.want("handoff"),
-                changed=lambda agent: self._guard.follow(agent),  # noqa: PLW0108  # which is made below
+                changed=self._follow_agent,
                 time_s=self._loop.time,
             ),
             timeout_s=parts.settings.proxy_connect_timeout_s,
@@ -183,7 +183,7 @@ class Talk:
                 start=self._start,
             ),
         )
-        hidden = HiddenCalls(self._calls.is_clients, sequencer.calls.withholds)
+        hidden = HiddenCalls(sequencer.is_clients, sequencer.calls.withholds)
         self._handler = EventHandler(
             adapter,
             owner,
@@ -241,6 +241,11 @@ class Talk:
         )
         self._sending = False
         self._azure_full = False
+
+    def _follow_agent(self, agent: Agent) -> None:
+        self._guard.follow(agent)
+        if self._usage is not None:
+            self._usage.handed_over(agent.id)
 
     @property
     def agent_id(self) -> str:

@@ -33,10 +33,14 @@ _FLUSH_S = 5.0  # at shutdown
 
 @dataclass(slots=True)
 class LedgerCounts:
-    """`lost` are talks whose end was never written, since too many waited for the store."""
+    """`lost` are talks whose end was never written, since too many waited for the store.
+
+    `written` are rows, `failed` attempts to write, `repeated` answers that another replica had counted already.
+    """
 
     written: int = 0
     failed: int = 0
+    repeated: int = 0
     lost: int = 0
 
 
@@ -73,7 +77,8 @@ class UsageLedger:
         if (known := self._open.get(key)) is not None:
             known.look()
             known.observers += 1
-            known.seen = known.seen or seen
+            known.hears = known.hears or seen
+            known.handed_over(agent_id)  # over WebRTC another agent is another call of the talk
             return known
         usage = self._open[key] = TalkUsage(
             owner,
@@ -120,6 +125,7 @@ class UsageLedger:
         ended = list(self._closed)
         for usage in self._open.values():
             usage.look()
+        await self._claim(self._database, [usage for usage in (*ended, *self._open.values()) if usage.unclaimed])
         dirty = [(usage, row) for usage in (*ended, *self._open.values()) for row in usage.rows if row.is_dirty]
         for start in range(0, len(dirty), _CHUNK):
             chunk = dirty[start : start + _CHUNK]
@@ -136,6 +142,24 @@ class UsageLedger:
             self.counts.written += len(chunk)
         done = {id(usage) for usage in ended}
         self._closed = deque(usage for usage in self._closed if id(usage) not in done)
+
+    async def _claim(self, database: Database, talks: list[TalkUsage]) -> None:
+        """Takes back what another replica has counted first."""
+        from token_broker.usage.rows import claim_answers
+
+        counted = [(usage, each) for usage in talks for each in usage.unclaimed]
+        for start in range(0, len(counted), _CHUNK):
+            chunk = counted[start : start + _CHUNK]
+            claims = {
+                (each.owner.session_id, each.owner.talk_id, one.key, each.part): (each, one) for each, one in chunk
+            }
+            lost = await database.write(partial(claim_answers, claims=list(claims)))
+            for usage, each in chunk:
+                usage.unclaimed.remove(each)
+            for claim in lost:
+                usage, each = claims[claim]
+                usage.counted_elsewhere(each)
+                self.counts.repeated += 1
 
     async def aclose(self) -> None:
         """Writes what is left, for a few seconds; what can't be written is logged."""

@@ -26,7 +26,7 @@ class UsageEntry(BaseModel):
     principal: str | None = Field(None, description="Empty once the user was erased.")
     session_id: str | None = None
     talk_id: str | None = None
-    agent_id: str | None = Field(None, description="The agent with which the talk began.")
+    agent_id: str | None = Field(None, description="The agent that had the talk then.")
     resource: str | None = None
     transport: str | None = None
     dialect: str | None = None

@@ -4,15 +4,19 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
-from sqlalchemy import Connection, case, distinct, func, select, text
+from sqlalchemy import Connection, and_, case, delete, distinct, func, select, text
 
-from token_broker.memory.store.tables import NOW_US, insert_for, usage
+from token_broker.memory.store.tables import NOW_US, insert_for, usage, usage_answers
 from token_broker.memory.types import bucket_of
 from token_broker.usage.billed import ANSWER_COUNTS, TRANSCRIPTION_COUNTS
+from token_broker.usage.talk_usage import MOVED
 
-__all__ = ["USAGE_GROUPS", "UsageGroup", "sum_usage", "write_usage"]
+__all__ = ["USAGE_GROUPS", "AnswerClaim", "UsageGroup", "claim_answers", "sum_usage", "write_usage"]
 
 UsageGroup = Literal["principal", "agent", "resource", "day", "session"]
+AnswerClaim = tuple[str, str, str, str]
+"""A session, its talk, Azure's id of an answer or a transcription, and the writer's part."""
+
 USAGE_GROUPS: tuple[UsageGroup, ...] = get_args(UsageGroup)
 _KEY = ("bucket", "talk_id", "part", "resource", "day")
 _FIXED = (*_KEY, "session_id", "principal", "agent_id", "transport", "started_at_us")
@@ -24,6 +28,7 @@ _GROUP_COLUMNS = {
     "day": usage.c.day,
     "session": usage.c.session_id,
 }
+_CLAIMS_KEPT_US = 3_600_000_000  # two replicas hear a call at once for seconds
 _TALK = ("talk_id", "session_id", "principal", "agent_id", "resource", "transport", "dialect")
 
 
@@ -39,6 +44,21 @@ def write_usage(connection: Connection, rows: Sequence[dict[str, Any]]) -> int:
     values = [{**row, "bucket": bucket_of(row["session_id"]), "updated_at_us": now_us} for row in rows]
     connection.execute(upsert, sorted(values, key=lambda row: tuple(row[name] for name in _KEY)))
     return now_us
+
+
+def claim_answers(connection: Connection, claims: Sequence[AnswerClaim]) -> frozenset[AnswerClaim]:
+    """Claims answers for their writers; returns those that another writer of the talk has counted already."""
+    now_us = int(connection.scalar(text(f"SELECT {NOW_US[connection.dialect.name]}")) or 0)
+    connection.execute(delete(usage_answers).where(usage_answers.c.counted_at_us < now_us - _CLAIMS_KEPT_US))
+    lost = set()
+    for session_id, talk_id, answer, part in claims:
+        key = {"bucket": bucket_of(session_id), "talk_id": talk_id, "answer": answer}
+        values = {**key, "part": part, "counted_at_us": now_us}
+        connection.execute(insert_for(connection.dialect.name, usage_answers).values(values).on_conflict_do_nothing())
+        is_one = and_(*(usage_answers.c[name] == value for name, value in key.items()))
+        if connection.scalar(select(usage_answers.c.part).where(is_one)) != part:
+            lost.add((session_id, talk_id, answer, part))
+    return frozenset(lost)
 
 
 def sum_usage(
@@ -63,7 +83,7 @@ def sum_usage(
         *(func.sum(usage.c[name]).label(name) for name in _SUMMED),
         func.sum(usage.c.transcription_ms).label("transcription_ms"),
         *all_of.values(),
-        *([func.max(usage.c.ended).label("ended")] if by is None else []),
+        *([func.max(case((usage.c.ended != MOVED, usage.c.ended))).label("ended")] if by is None else []),
     )
     if since_day is not None:
         query = query.where(usage.c.day >= since_day)

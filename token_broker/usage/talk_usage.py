@@ -9,7 +9,7 @@ from token_broker.security.tokens import Owner
 from token_broker.usage.billed import ANSWER_COUNTS, TRANSCRIPTION_COUNTS, Counts, answer_counts, transcription_counts
 from token_broker.usage.days import StoreClock, split_by_day
 
-__all__ = ["LEAST_ANSWER_TOKENS", "TalkUsage", "UsageRow"]
+__all__ = ["LEAST_ANSWER_TOKENS", "MOVED", "CountedReport", "TalkUsage", "UsageRow"]
 
 LEAST_ANSWER_TOKENS = 4096
 """What an answer is taken to have cost whose usage nobody knows, unless the talk had a larger one."""
@@ -17,13 +17,18 @@ LEAST_ANSWER_TOKENS = 4096
 _KEPT = 10_000  # ids of answers and items: more than a talk of two hours has
 
 
+MOVED = "moved"
+"""How a talk ends for a replica whose call another one holds from then on."""
+
+
 @dataclass(slots=True)
 class UsageRow:
-    """A talk's part at one resource on one day. Counts that are None are unknown.
+    """An agent's part of a talk at one resource on one day. Counts that are None are unknown.
 
     `unmeasured` are answers of which Azure did not say what they cost; `live_us` is None for a talk that nobody sees.
     """
 
+    agent_id: str
     resource: str
     dialect: str
     day: int
@@ -52,17 +57,38 @@ class UsageRow:
         self.add(counts or {})
         return 0 if counts is None else (counts["input_tokens"] or 0) + (counts["output_tokens"] or 0)
 
+    def take_back(self, counts: Counts | None, *, is_answer: bool) -> None:
+        """Another writer has counted this already."""
+        self.is_dirty = True
+        for name, count in (counts or {}).items():
+            if count is not None:
+                self.counts[name] = (self.counts[name] or 0) - count
+        if is_answer:
+            self.responses -= 1
+            self.unmeasured -= counts is None or counts["input_tokens"] is None or counts["output_tokens"] is None
+
     @property
     def tokens(self) -> int:
         """Of the model's answers, in and out."""
         return (self.counts["input_tokens"] or 0) + (self.counts["output_tokens"] or 0)
 
 
+@dataclass(frozen=True, slots=True)
+class CountedReport:
+    """An answer, or a transcription, by Azure's id, and where it was counted."""
+
+    key: str
+    row: UsageRow
+    counts: Counts | None
+    is_answer: bool
+
+
 class TalkUsage:
     """One talk over one transport. Every observer feeds it; each answer and each transcription counts once.
 
     `seen` is false where the broker does not hear the talk: then its seconds and tokens are unknown. `changed` is
-    called where something should be written soon, `on_answer` where an answer has ended, `on_closed` at the end.
+    called where something should be written soon, `on_answer` where an answer has ended, `on_closed` at the end. A call
+    `may_move`: another replica may hear the same answers, so each is claimed in the store (`unclaimed`).
     """
 
     def __init__(
@@ -89,6 +115,12 @@ class TalkUsage:
         self.on_answer: Callable[[], None] = lambda: None
         self.on_closed: Callable[[], None] = lambda: None
         self.observers = 1
+        self.unclaimed: list[CountedReport] = []
+        self.may_move = transport.startswith("webrtc")
+        self.hears = seen
+        self._agents = [agent_id]
+        self.is_measured = True
+        """Whether Azure tells the broker what answers cost."""
         self._dialect = dialect
         self._clock = clock
         self._changed = changed
@@ -110,15 +142,18 @@ class TalkUsage:
                 row = self._begun.pop(key or "", None)
                 if self._is_new(key):
                     used = response.get("usage") if isinstance(response, Mapping) else None
-                    answer = (row or self._row(resource, dialect)).add_answer(answer_counts(used))
-                    self.largest_answer = max(self.largest_answer, answer)
+                    row, counts = row or self._row(resource, dialect), answer_counts(used)
+                    self.largest_answer = max(self.largest_answer, row.add_answer(counts))
+                    self._note(key, row, counts, is_answer=True)
                     self.on_answer()
             case "conversation.item.input_audio_transcription.completed":
                 key = _id_of(event, "item_id")
-                if self._is_new(key and f"{key} {event.get('content_index')}"):
-                    row = self._row(resource, dialect)
-                    row.add(transcription_counts(event.get("usage")) or {})
+                key = key and f"{key} {event.get('content_index')}"
+                if self._is_new(key):
+                    row, counts = self._row(resource, dialect), transcription_counts(event.get("usage"))
+                    row.add(counts or {})
                     row.is_dirty = True
+                    self._note(key, row, counts, is_answer=False)
 
     def tool_ran(self) -> None:
         """Counts a tool that was run for the talk."""
@@ -127,12 +162,40 @@ class TalkUsage:
             row.tools_run += 1
             row.is_dirty = True
 
-    def went_live(self, resource: str, dialect: str) -> None:
-        """From now on the talk is at this resource: at its start, and whenever it has moved."""
+    def expect(self, resource: str, dialect: str) -> None:
+        """A call that is there and not heard yet: until it is, nobody knows what it uses."""
+        if not self.rows:
+            self.seen = False
+            self._row(resource, dialect)
+            self._changed()
+
+    def went_live(self, resource: str, dialect: str, *, unheard_s: float | None = None) -> None:
+        """From now on the talk is at this resource: at its start, and whenever it has moved.
+
+        `unheard_s`: a call of another process, which went on for so long since that one wrote what was used.
+        """
         self.look()
+        self.seen = self.hears
         self._resource, self._dialect, self._looked_s = resource, dialect, self._clock.monotonic_s()
-        self._row(resource, dialect)
+        row = self._row(resource, dialect)
+        if self.seen and row.live_us is None:
+            row.live_us = 0
+        if unheard_s:
+            self._looked_s -= unheard_s
+            row.is_exact = False
         self._changed()
+
+    def handed_over(self, agent_id: str) -> None:
+        """From now on the talk is this agent's."""
+        if agent_id != self.agent_id:
+            self.look()
+            self.agent_id = agent_id
+            if agent_id not in self._agents:
+                self._agents.append(agent_id)
+
+    def counted_elsewhere(self, counted: CountedReport) -> None:
+        """Another replica was first to count this."""
+        counted.row.take_back(counted.counts, is_answer=counted.is_answer)
 
     def look(self) -> None:
         """Counts the time since it was counted last."""
@@ -156,8 +219,10 @@ class TalkUsage:
             row.is_dirty = True
         if self.observers <= 0 and self._resource is not None:
             self._resource = None
-            for row in self._begun.values():  # they were abandoned: they cost something, and nobody knows what
-                row.add_answer(None)
+            for key, row in self._begun.items():  # they were abandoned: they cost something, and nobody knows what
+                if self.ended != MOVED:  # else who holds the call hears their end
+                    row.add_answer(None)
+                    self._note(key, row, None, is_answer=True)
             self._begun.clear()
         if self.observers <= 0:
             self.on_closed()
@@ -171,14 +236,16 @@ class TalkUsage:
 
     def values(self, row: UsageRow) -> dict[str, Any]:
         """The row as the store keeps it."""
+        is_over = self.observers <= 0
         return {
             "talk_id": self.owner.talk_id,
-            "part": self.part,
+            # A row has one agent: a writer has a part for each.
+            "part": f"{self.part}.{agent}" if (agent := self._agents.index(row.agent_id)) else self.part,
             "resource": row.resource,
             "day": row.day,
             "session_id": self.owner.session_id,
             "principal": self.owner.principal,
-            "agent_id": self.agent_id,
+            "agent_id": row.agent_id,
             "transport": self.transport,
             "dialect": row.dialect,
             "started_at_us": row.started_us,
@@ -188,9 +255,13 @@ class TalkUsage:
             "unmeasured": row.unmeasured if self.seen else None,
             "tools_run": row.tools_run if self.seen else None,
             "seen": self.seen,
-            "complete": self.seen and row.is_exact and self.ended is not None and self.observers <= 0,
-            "ended": self.ended if self.observers <= 0 else None,
+            "complete": self.seen and self.is_measured and row.is_exact and self.ended is not None and is_over,
+            "ended": self.ended if is_over else None,
         }
+
+    def _note(self, key: str | None, row: UsageRow, counts: Counts | None, *, is_answer: bool) -> None:
+        if key is not None and self.may_move:
+            self.unclaimed.append(CountedReport(key, row, counts, is_answer))
 
     def _is_new(self, key: str | None) -> bool:
         if key is None:
@@ -203,9 +274,9 @@ class TalkUsage:
     def _row(self, resource: str, dialect: str, day: int | None = None) -> UsageRow:
         day = self._clock.day() if day is None else day
         for row in reversed(self.rows):
-            if row.resource == resource and row.day == day:
+            if (row.resource, row.day, row.agent_id) == (resource, day, self.agent_id):
                 return row
-        made = UsageRow(resource, dialect, day, self._clock.now_us(), 0 if self.seen else None)
+        made = UsageRow(self.agent_id, resource, dialect, day, self._clock.now_us(), 0 if self.seen else None)
         self.rows.append(made)
         return made
 

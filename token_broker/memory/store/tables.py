@@ -48,6 +48,7 @@ __all__ = [
     "blocks",
     "budget_reservations",
     "by_bucket",
+    "call_events",
     "calls",
     "dead_letters",
     "disabled_resources",
@@ -72,6 +73,7 @@ __all__ = [
     "turns",
     "upgrade",
     "usage",
+    "usage_answers",
     "within_bytes",
 ]
 
@@ -85,7 +87,7 @@ _VERSION_TABLE = """CREATE TABLE alembic_version (
 ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
 ERASED = 1  # the epoch of a tombstone without turns
 
-SCHEMA_REVISION = "0009"  # the newest of migrations/versions
+SCHEMA_REVISION = "0010"  # the newest of migrations/versions
 
 metadata = MetaData()
 sessions = Table(
@@ -375,6 +377,19 @@ usage = Table(
     Index("usage_by_session", "bucket", "session_id"),
 )
 
+# Answers of talks that two replicas may hear at once, for as long as such a talk lasts: the first to count one has it.
+usage_answers = Table(
+    "usage_answers",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("talk_id", Text, nullable=False),
+    Column("answer", Text, nullable=False),  # Azure's id of an answer, or of what was transcribed
+    Column("part", Text, nullable=False),  # the writer that has counted it
+    Column("counted_at_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("bucket", "talk_id", "answer"),
+    Index("usage_answers_by_age", "counted_at_us"),
+)
+
 # What a principal's talks have used and hold of the day's budget. The principal is a keyed hash; a holder is a talk's.
 budget_reservations = Table(
     "budget_reservations",
@@ -415,13 +430,36 @@ calls = Table(
     Column("holder", Text),  # the replica that listens to it
     Column("lease_until_us", BigInteger, nullable=False),  # from then on another may take it
     Column("lease_epoch", BigInteger, nullable=False),
+    Column("read_until_us", BigInteger),  # until then a page reads its events at another replica
     Index("calls_by_lease", "state", "lease_until_us"),
     Index("calls_by_session", "session_id"),
     Index("calls_by_name", "call_id"),
 )
 
+# What the broker told a call's page: the latest of each stream, which is one replica's. They go with their call.
+call_events = Table(
+    "call_events",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("call_id", Text, nullable=False),  # Azure's
+    Column("stream", Text, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("told_at_us", BigInteger, nullable=False),
+    Column("event", Text, nullable=False),  # JSON
+    PrimaryKeyConstraint("bucket", "session_id", "call_id", "stream", "number"),
+)
+
 # Rows that an erased session takes with it, beside its turns. Each table has `bucket` and `session_id`.
-SESSION_TABLES: tuple[Table, ...] = (dead_letters, notices, outbox, summaries, tool_claims, turn_words)
+SESSION_TABLES: tuple[Table, ...] = (
+    call_events,
+    dead_letters,
+    notices,
+    outbox,
+    summaries,
+    tool_claims,
+    turn_words,
+)
 
 # Turns from before the words were kept, or that an older replica stores. Rules that change need another such index.
 Index(

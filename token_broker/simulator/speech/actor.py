@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from token_broker.simulator.audio import BYTES_PER_MS, duration_ms
 from token_broker.simulator.realtime.conversation import FunctionCall, FunctionOutput, Item, McpCall, Message
 from token_broker.simulator.realtime.response_plan import PlannedCall, Tools, Words, follows, output_message
-from token_broker.simulator.speech.espeak import Speech, Voice
+from token_broker.simulator.speech.espeak import Synthesizer, Voice
 
 __all__ = ["Actor", "Heard", "Role"]
 
@@ -70,7 +70,7 @@ class Heard:
 class Actor:
     """Plays whom it is told to, in one voice or without any."""
 
-    def __init__(self, speech: Speech | None = None) -> None:
+    def __init__(self, speech: Synthesizer | None = None) -> None:
         self._speech = speech
 
     def answer(self, heard: Heard, role: Role, *, speaks: bool) -> Words | PlannedCall:

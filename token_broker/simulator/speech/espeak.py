@@ -14,7 +14,7 @@ from typing import Protocol, Self
 
 from token_broker.simulator.audio import BYTES_PER_MS, SAMPLE_RATE_HZ
 
-__all__ = ["Espeak", "Speech", "Voice", "VoiceUnavailableError"]
+__all__ = ["Espeak", "Synthesizer", "Voice", "VoiceUnavailableError"]
 
 # From speak_lib.h.
 _SYNCHRONOUS = 2
@@ -46,7 +46,7 @@ class Voice:
     words_a_minute: int = 165
 
 
-class Speech(Protocol):
+class Synthesizer(Protocol):
     """Says texts."""
 
     def say(self, text: str, voice: Voice) -> "Future[bytes]":
