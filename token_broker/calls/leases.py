@@ -53,6 +53,10 @@ class LeaseWatcher(Protocol):
         """A newer call of the same talk has its answer."""
         ...
 
+    def lasts(self, found: TakenCall) -> None:
+        """How long this call of ours, whose talk is bounded, may go on yet."""
+        ...
+
     def read_elsewhere(self, found: TakenCall) -> None:
         """A page reads this call's events at another replica."""
         ...
@@ -347,8 +351,11 @@ class CallLeases:
                 held.is_told = True
                 if self.watcher is not None:
                     self.watcher.end_wanted(stored)
-            elif stored.read_for_s and self.watcher is not None:
-                self.watcher.read_elsewhere(stored)
+            elif self.watcher is not None:
+                if held.row.owner.narrowed.max_session_s is not None:
+                    self.watcher.lasts(stored)
+                if stored.read_for_s:
+                    self.watcher.read_elsewhere(stored)
 
     def _lose(self, name: CallName) -> None:
         if self._held.pop(name, None) is not None and self.watcher is not None:
