@@ -1,6 +1,6 @@
-"""A broker over several simulated resources, and clients of its proxy: what the benchmarks of failover share.
+"""Brokers over several simulated resources, and clients of their proxy: what the benchmarks of failover share.
 
-The resources run in a thread of this process, so that their transcript can be read; the broker in one of its own.
+The resources run in a thread of this process, so that their transcript can be read; each broker in one of its own.
 """
 
 import asyncio
@@ -27,22 +27,26 @@ from benchmarks.mint import free_port
 from token_broker.simulator import RunningResources, run_resources_in_thread
 
 ROOT = Path(__file__).parents[1]
-START_S = 30.0
+START_S = 60.0
 STOP_S = 20.0
 AUDIO_DELTAS = frozenset({"response.audio.delta", "response.output_audio.delta"})
 
 
 @dataclass
 class Stage:
-    """What runs: the resources, and a broker at `url` with a client of it."""
+    """What runs: the resources, and brokers at `urls` with a client of them. `url` is the first."""
 
     azure: RunningResources
-    url: str
+    urls: list[str]
     client: httpx.AsyncClient
 
-    async def plan(self, **body: object) -> dict[str, Any]:
-        """A plan for Elena."""
-        answer = await self.client.post(f"{self.url}/realtime/token", json={"agent_id": "elena", **body})
+    @property
+    def url(self) -> str:
+        return self.urls[0]
+
+    async def plan(self, *, replica: int = 0, **body: object) -> dict[str, Any]:
+        """A plan for Elena, of that broker."""
+        answer = await self.client.post(f"{self.urls[replica]}/realtime/token", json={"agent_id": "elena", **body})
         answer.raise_for_status()
         plan: dict[str, Any] = answer.json()
         return plan
@@ -58,23 +62,27 @@ async def stage(
     names: Sequence[str],
     *,
     entries: Mapping[str, Mapping[str, object]] | None = None,
+    replicas: int = 1,
     **variables: str,
 ) -> AsyncIterator[Stage]:
-    """Runs them until the block ends. `entries` are what the resources' file says of some, beyond their place."""
+    """Runs them until the block ends. `entries` are what the resources' file says of some, beyond their place.
+
+    Several `replicas` want a `BROKER_DATABASE_URL` of a PostgreSQL.
+    """
     # It tells of each handshake whose client has left: a hedge that lost, for one.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
-    port, number = free_port(), secrets.token_hex(4)
+    number = secrets.token_hex(4)
     async with contextlib.AsyncExitStack() as stack:
         azure = stack.enter_context(run_resources_in_thread(*names))
         resources_file = directory / f"resources-{number}.toml"
         resources_file.write_text(_resources_file(azure, entries or {}))
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("AZURE_", "BROKER_"))},
-            "PORT": str(port),
             "SIMULATOR_KEY": "simulated-key",
             "BROKER_RESOURCES_FILE": str(resources_file),
             "BROKER_DATABASE_URL": f"sqlite+aiosqlite:///{directory}/broker-{number}.db",
+            "BROKER_SIGNING_KEY": secrets.token_urlsafe(48),
             "BROKER_RATE_LIMIT_PER_MINUTE": "0",
             "BROKER_TURNS_PER_MINUTE": "0",
             "BROKER_TURN_BYTES_PER_MINUTE": "0",
@@ -84,22 +92,33 @@ async def stage(
             "BROKER_LOG_FORMAT": "json",
             **variables,
         }
-        log = directory / f"broker-{number}.log"
-        with log.open("wb") as output:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", "from token_broker.cli.main import main; main()", "serve"),
-                cwd=ROOT,
-                env=environment,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-        stack.push_async_callback(_stop, process)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=50)
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=30, limits=limits, trust_env=False))
-        running = Stage(azure, f"http://127.0.0.1:{port}", client)
-        await _until_ready(running, process, log)
+        running = Stage(azure, [], client)
+        for replica in range(replicas):
+            log = directory / f"broker-{number}-{replica}.log"
+            running.urls.append(await stack.enter_async_context(_broker(environment, log, client)))
         yield running
+
+
+@contextlib.asynccontextmanager
+async def _broker(environment: Mapping[str, str], log: Path, client: httpx.AsyncClient) -> AsyncIterator[str]:
+    """A broker that is ready, until the block ends; gives its URL."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", "from token_broker.cli.main import main; main()", "serve"),
+            cwd=ROOT,
+            env={**environment, "PORT": str(port)},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        await _until_ready(url, client, process, log)
+        yield url
+    finally:
+        await _stop(process)
 
 
 def _resources_file(azure: RunningResources, entries: Mapping[str, Mapping[str, object]]) -> str:
@@ -112,11 +131,11 @@ def _resources_file(azure: RunningResources, entries: Mapping[str, Mapping[str, 
     return "\n\n".join(tables) + "\n"
 
 
-async def _until_ready(running: Stage, process: asyncio.subprocess.Process, log: Path) -> None:
+async def _until_ready(url: str, client: httpx.AsyncClient, process: asyncio.subprocess.Process, log: Path) -> None:
     deadline_s = time.monotonic() + START_S
     while time.monotonic() < deadline_s and process.returncode is None:
         with contextlib.suppress(httpx.TransportError):
-            if (await running.client.get(f"{running.url}/readyz")).status_code == httpx.codes.OK:
+            if (await client.get(f"{url}/readyz")).status_code == httpx.codes.OK:
                 return
         await asyncio.sleep(0.05)
     raise RuntimeError(f"the broker did not start:\n{log.read_text()}")  # noqa: ASYNC240  # it ends here

@@ -20,6 +20,7 @@ __all__ = [
     "Grant",
     "ProxyGrant",
     "SessionSpec",
+    "SignallingGrant",
     "SpecSupplier",
 ]
 
@@ -74,14 +75,22 @@ class ProxyGrant:
     resource: str = ""  # chosen when the talk connects
 
 
-Grant = EphemeralGrant | ProxyGrant
+@dataclass(frozen=True, slots=True)
+class SignallingGrant:
+    """Nothing was minted: media goes straight to Azure, and the broker's WebSocket carries signalling and events."""
+
+    strategy: str = "voice_live_webrtc"
+    resource: str = ""  # which would be asked now; chosen anew when the talk connects
+
+
+Grant = EphemeralGrant | ProxyGrant | SignallingGrant
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """What one strategy did in one request.
 
-    `outcome` is `minted`, `granted` (by the proxy), `skipped`, `undone` (another resource was faster) or a
+    `outcome` is `minted`, `granted` (where nothing is minted), `skipped`, `undone` (another resource was faster) or a
     `MintError.outcome`. `why` is the broker's own sentence. `tries` counts HTTP attempts.
     """
 

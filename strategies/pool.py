@@ -172,7 +172,10 @@ class Pool:
         breaker, *scoped = breakers = self.breakers(resource, route_name, agent_id=agent_id, model=model)
         if not _would_admit(breakers, early=early):
             return None
-        if self._has_quotas and self._quotas.take(resource.name, route_name, session_id=session_id, running=running):
+        began_s = self._clock()
+        if self._has_quotas and self._quotas.take(
+            resource.name, route_name, began_s, session_id=session_id, running=running
+        ):
             return None
         if (permit := breaker.admit(early=early)) is None:
             return None
@@ -181,7 +184,7 @@ class Pool:
             route=route_name,
             agent_id=agent_id,
             model=model or resource.model,
-            began_s=self._clock(),
+            began_s=began_s,
             breaker=breaker,
             permit=permit,
             health=self._health[resource.name].failing.admit(early=True),
@@ -244,6 +247,7 @@ class Pool:
         permit.breaker.answered("minted", self._age_ms(permit))
         if len(self.resources) > 1:
             self._note_time(permit, asked_s)
+        self._end_call(permit)
         self.succeeded(permit)
 
     def connected(self, permit: PoolPermit) -> None:
@@ -389,7 +393,12 @@ class Pool:
         if took_s >= 0:  # else nobody was asked yet
             self.answer_times(permit.resource.name, permit.route).add(took_s * 1000)
 
+    def _end_call(self, permit: PoolPermit) -> None:
+        if self._has_quotas:
+            self._quotas.answered(permit.resource.name, permit.route, permit.began_s)
+
     def _give_back(self, permit: PoolPermit) -> None:
+        self._end_call(permit)
         permit.breaker.abandoned(permit.permit)
         for breaker, granted in permit.scoped:
             breaker.abandoned(granted)

@@ -1,10 +1,12 @@
 """Azure's quotas, kept by us, so that a resource is left alone before it refuses.
 
 A quota is a sliding window: a token that was taken comes back when the window has passed. A bucket that refills evenly
-would let twice its quota through within the first window. Pure but for the times that were noted; callers bring the
-time.
+would let twice its quota through within the first window. The window counts from the call's answer, since the call may
+reach Azure at any time until then: two calls a second apart may arrive closer. Pure but for the times that were noted;
+callers bring the time.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -69,6 +71,12 @@ class Window:
         """Takes a token, whether there is one or not."""
         self._taken_s.append(now_s)
 
+    def answered(self, taken_s: float, now_s: float) -> None:
+        """The call that took its token at `taken_s` is over."""
+        with contextlib.suppress(ValueError):  # the window has passed
+            self._taken_s.remove(taken_s)
+            self._taken_s.append(now_s)
+
 
 @dataclass(slots=True)
 class Allowance:
@@ -89,6 +97,11 @@ class Allowance:
                 window.take(now_s)
             self._claims.pop(claimant, None)
         return wait_s
+
+    def answered(self, taken_s: float, now_s: float) -> None:
+        """The call that took its token at `taken_s` is over."""
+        for window in self.windows:
+            window.answered(taken_s, now_s)
 
     def claim(self, claimant: str, due_s: float) -> None:
         """The running talk comes back at `due_s`. One that claims again keeps its place."""
@@ -145,11 +158,10 @@ class KnownQuotas:
         """Whether any quota is known."""
         return any(self._of.values())
 
-    def take(self, resource: str, route: str, *, session_id: str, running: bool) -> float:
+    def take(self, resource: str, route: str, now_s: float, *, session_id: str, running: bool) -> float:
         """Takes a token for a call by `route` and returns 0, or returns the seconds to wait for one."""
         if (allowance := self._allowance(resource, route)) is None:
             return 0.0
-        now_s = self._clock()
         wait_s = allowance.take(now_s, running=running, claimant=session_id)
         if running and session_id:
             if wait_s == 0:
@@ -157,6 +169,11 @@ class KnownQuotas:
             else:
                 self._claim(allowance, session_id, now_s, now_s + wait_s)
         return wait_s
+
+    def answered(self, resource: str, route: str, taken_s: float) -> None:
+        """The call by `route` that took its token at `taken_s` is over."""
+        if (allowance := self._allowance(resource, route)) is not None:
+            allowance.answered(taken_s, self._clock())
 
     def wait_s(self, resource: str, route: str, *, session_id: str = "", running: bool = False) -> float:
         """Seconds until `take` gives a token."""

@@ -4,11 +4,12 @@ import asyncio
 import ssl
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import httpx
 import structlog
 
-from strategies.chain import Chain, Link, OnAttempt, RetryPolicy, Strategy, WebSocketProxy
+from strategies.chain import Chain, ChainLink, Link, OnAttempt, RetryPolicy, Strategy, WebSocketProxy
 from strategies.credentials import Credentials, EntraTokens, azure_identity_source
 from strategies.health import BreakerPolicy
 from strategies.hedging import Hedger
@@ -17,18 +18,24 @@ from strategies.resources import Quotas, Resource
 from strategies.routes import DirectDeployment, Ga, Project, Unified
 from strategies.transport import BoundedResolver
 from strategies.upstream import Upstream
+from strategies.voice_live_webrtc import VoiceLiveWebRtc, WebRtcAvailability
 from token_broker import __version__
 from token_broker.observability.logging import log_attempt
 from token_broker.relay.azure.connector import UpstreamConnector, make_routes
+from token_broker.relay.azure.route import Route, signalled_route
+from token_broker.relay.media.control_socket import CallConnector, probe_control
 from token_broker.resources import family_of
 from token_broker.settings import ResourceSettings, Settings, StrategyName
 
 __all__ = [
+    "build_availability",
+    "build_calls",
     "build_chain",
     "build_connector",
     "build_credentials",
     "build_hedger",
     "build_pool",
+    "control_routes",
     "credentials_at",
     "make_client",
     "watch_stalls",
@@ -136,12 +143,17 @@ def build_chain(
     transport: httpx.AsyncBaseTransport,
     credentials: Mapping[str, Credentials],
     hedger: Hedger,
+    *,
     on_attempt: OnAttempt = log_attempt,
+    availability: WebRtcAvailability | None = None,
 ) -> Chain:
-    """The configured strategies that exist at each resource's endpoint, in their order."""
+    """The configured strategies that exist at each resource's endpoint, in their order.
+
+    Without an `availability` there is no WebRTC that the broker signals.
+    """
     return Chain(
         hedger.pool,
-        _links(settings, transport, credentials, hedger.pool),
+        _links(settings, transport, credentials, hedger.pool, availability),
         policy=RetryPolicy(attempts=settings.retry_attempts, attempt_timeout_s=settings.attempt_timeout_s),
         on_attempt=on_attempt,
         hedger=hedger,
@@ -149,14 +161,22 @@ def build_chain(
 
 
 def _links(
-    settings: Settings, transport: httpx.AsyncBaseTransport, credentials: Mapping[str, Credentials], pool: Pool
-) -> list[Link | WebSocketProxy]:
+    settings: Settings,
+    transport: httpx.AsyncBaseTransport,
+    credentials: Mapping[str, Credentials],
+    pool: Pool,
+    availability: WebRtcAvailability | None,
+) -> list[ChainLink]:
     at = [
         (resource, each, Upstream(transport, credentials[each.name], resource=each.name, user_agent=USER_AGENT))
         for resource, each in zip(pool.resources, settings.resources, strict=True)
     ]
-    links: list[Link | WebSocketProxy] = []
+    links: list[ChainLink] = []
     for name in settings.token_strategies:
+        if name == "voice_live_webrtc":
+            if availability is not None:
+                links.append(VoiceLiveWebRtc(availability))
+            continue
         if name == "websocket_proxy":
             if at:
                 links.append(WebSocketProxy())
@@ -202,4 +222,25 @@ def build_connector(
         max_image_bytes=settings.image_bytes,
         tls=tls,
         proxy=settings.proxy,
+    )
+
+
+def control_routes(settings: Settings) -> dict[str, Route]:
+    """Voice Live's control sockets, by the name of the resource that may have one."""
+    version = settings.voice_live_webrtc_api_version
+    routes = {each.name: signalled_route(each.target, api_version=version) for each in settings.resources}
+    return {name: route for name, route in routes.items() if route is not None}
+
+
+def build_availability(settings: Settings, connector: UpstreamConnector) -> WebRtcAvailability:
+    """What is known of Voice Live by WebRTC at each resource. `start` it, and close it before the connector."""
+    mode = settings.voice_live_webrtc if "voice_live_webrtc" in settings.token_strategies else "off"
+    routes = control_routes(settings)
+    return WebRtcAvailability(connector.pool.resources, mode=mode, probe=partial(probe_control, connector, routes))
+
+
+def build_calls(settings: Settings, connector: UpstreamConnector, availability: WebRtcAvailability) -> CallConnector:
+    """What makes calls whose signalling the broker holds."""
+    return CallConnector(
+        connector, control_routes(settings), has=availability.has, timeout_s=settings.proxy_connect_timeout_s
     )

@@ -17,6 +17,8 @@ from token_broker.api.offers import CallRelay
 from token_broker.api.status import StatusSources
 from token_broker.api.token import Minting
 from token_broker.azure import (
+    build_availability,
+    build_calls,
     build_chain,
     build_connector,
     build_credentials,
@@ -159,6 +161,9 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             stack.push_async_callback(budgets.aclose)
         connector = build_connector(settings, credentials, tls, hedger)
         stack.push_async_callback(connector.aclose)
+        availability = build_availability(settings, connector)
+        availability.start()
+        stack.push_async_callback(availability.aclose)
         rate = RateLimiter(settings.rate_limit_per_minute)
         admission = Admission(
             settings=settings,
@@ -218,6 +223,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             on_ended=on_ended,
             ledger=ledger,
             leash=budgets,
+            calls=build_calls(settings, connector, availability),
         )
         shared_events = SharedEvents(memory.database)
         shared_events.start()
@@ -254,7 +260,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         memory.blocklist.watch(watched.end_where)
         memory.watch_lost_sessions(relay.end_session)
         memory.watch_lost_sessions(watched.end_session)
-        chain = build_chain(settings, transport, credentials, hedger, observe)
+        chain = build_chain(settings, transport, credentials, hedger, on_attempt=observe, availability=availability)
         minting = Minting(
             settings=settings,
             agents=agents,

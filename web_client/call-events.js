@@ -6,7 +6,7 @@
  * longer than a moment asks by itself again.
  */
 
-import { sessionHeaders } from "./broker.js";
+import { retryAfterMs, sessionHeaders } from "./broker.js";
 import { readFrame } from "./events.js";
 
 /**
@@ -144,7 +144,7 @@ export class CallEvents {
     const signal = readFrame(data, this.#options.onEvent);
     if (signal?.kind === "attached") this.#lead(true);
     else if (signal?.kind === "detached") this.#lead(false);
-    else if (signal?.kind === "error" && signal.code === "not_verified") console.warn(`VoiceSession: ${signal.message}`);
+    else if (signal && isUnseen(signal)) console.warn("VoiceSession: the broker does not hear this call; the talk goes on.");
     else if (signal) this.#options.onSignal(signal);
     return true;
   }
@@ -181,9 +181,16 @@ export class CallEvents {
    * @param {Response | null} answer
    */
   async #wait(failures, answer) {
-    const asked = Number(answer?.headers.get("Retry-After")) * 1000 || 0;
-    const grows = FIRST_PAUSE_MS * 2 ** Math.max(0, failures);
-    await this.#pause(Math.min(LONGEST_PAUSE_MS, Math.max(asked, grows)));
+    const grows = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** Math.max(0, failures));
+    await this.#pause(Math.max(retryAfterMs(answer?.headers.get("Retry-After") ?? null), grows));
     this.#closing.signal.throwIfAborted();
   }
+}
+
+/**
+ * The broker can't tell whose call it is, and the talk may go on without it.
+ * @param {import("./events.js").Signal} signal
+ */
+function isUnseen(signal) {
+  return signal.kind === "error" && signal.code === "not_verified" && !signal.retryable;
 }

@@ -5,13 +5,15 @@
  * order. An assistant's turn waits until its playback has ended: only then is it known whether it was interrupted.
  */
 
+import { Pace, firstWords } from "./heard.js";
+
 /**
  * @typedef {import("./events.js").Signal} Signal
  * @typedef {import("./events.js").Speaker} Speaker
  *
  * @typedef {object} Line  What is on screen for one turn; a later line with the same turnId replaces it.
  * @property {Speaker} speaker
- * @property {string} text
+ * @property {string} text  of an interrupted answer the words that were heard
  * @property {boolean} final
  * @property {string} turnId
  * @property {boolean} interrupted
@@ -31,6 +33,7 @@
  * @property {Speaker} speaker
  * @property {number} sequence
  * @property {string} text
+ * @property {{chars: number} | {share: number} | null} heard  of an item that was cut: no more of it than that was heard
  * @property {boolean} final
  * @property {boolean} interrupted
  * @property {boolean} reported  whether it was returned as a turn
@@ -45,12 +48,19 @@ export class Conversation {
   /** @type {Map<string, Item>} */
   #items = new Map();
   #nextSequence = 0;
-  #sounding = false;
+  /** When the sound that is heard now began; null while none is. @type {number | null} */
+  #soundingSinceMs = null;
+  #pace = new Pace();
   #now;
+  #clock;
 
-  /** @param {() => Date} [now] */
-  constructor(now = () => new Date()) {
+  /**
+   * @param {() => Date} [now]
+   * @param {() => number} [clock] monotonic, in milliseconds
+   */
+  constructor(now = () => new Date(), clock = () => performance.now()) {
     this.#now = now;
+    this.#clock = clock;
   }
 
   /**
@@ -78,11 +88,12 @@ export class Conversation {
         return this.#cutShort();
       case "playback_started": {
         const turns = this.#finishedTurns(true); // a missed stop: the playback before has ended
-        this.#sounding = true;
+        this.#soundingSinceMs = this.#clock();
         return { lines: [], turns };
       }
       case "playback_stopped":
-        this.#sounding = false;
+        this.#learnPace();
+        this.#soundingSinceMs = null;
         return { lines: [], turns: this.#finishedTurns() };
       default:
         return nothing();
@@ -100,20 +111,50 @@ export class Conversation {
   }
 
   /**
-   * Marks the assistant's items as interrupted.
-   * @param {string[]} [itemIds] the items that were cut; without them, those that are being played
+   * Marks the assistant's items as interrupted, and leaves them the words that were heard.
+   * @param {import("./heard.js").Cut[]} [cuts] what was cut; without it, what is being played is cut now
    * @returns {ConversationUpdate}
    */
-  interrupted(itemIds) {
-    const cut = [...this.#items.values()].filter((item) =>
-      itemIds ? itemIds.includes(item.itemId) : this.#sounding && item.speaker === "assistant" && !item.reported,
-    );
-    this.#sounding = false;
+  interrupted(cuts) {
+    const cut = cuts ? this.#cutAsTold(cuts) : this.#cutAfter(this.#soundingSinceMs);
+    this.#soundingSinceMs = null;
     const lines = cut.flatMap((item) => {
       item.interrupted = true;
       return this.#show(item).lines;
     });
     return { lines, turns: this.#finishedTurns() };
+  }
+
+  /** @param {import("./heard.js").Cut[]} cuts */
+  #cutAsTold(cuts) {
+    return [...this.#items.values()].filter((item) => {
+      const own = cuts.filter(({ itemId }) => itemId === item.itemId);
+      const sum = (/** @type {(cut: import("./heard.js").Cut) => number} */ of) => own.reduce((all, each) => all + of(each), 0);
+      const totalMs = sum((cut) => cut.totalMs ?? 0);
+      const share = totalMs > 0 ? Math.min(1, sum((cut) => cut.playedMs) / totalMs) : 1;
+      // The words that have come belong to the sound that has come; later ones were not heard.
+      if (own.length > 0) item.heard = item.text === "" ? { share } : { chars: item.text.length * share };
+      return own.length > 0;
+    });
+  }
+
+  /** @param {number | null} sinceMs when the sound began; null: nothing is heard */
+  #cutAfter(sinceMs) {
+    if (sinceMs === null) return [];
+    const cut = [...this.#items.values()].filter(({ speaker, reported }) => speaker === "assistant" && !reported);
+    let chars = this.#pace.charsIn(this.#clock() - sinceMs, cut[0]?.text ?? "");
+    for (const item of cut) {
+      item.heard = { chars };
+      chars = Math.max(0, chars - item.text.length);
+    }
+    return cut;
+  }
+
+  /** What is heard has come to its end by itself. */
+  #learnPace() {
+    if (this.#soundingSinceMs === null) return;
+    const heard = [...this.#items.values()].filter(({ speaker, final, reported }) => speaker === "assistant" && final && !reported);
+    this.#pace.learn(heard.map(({ text }) => text).join(""), this.#clock() - this.#soundingSinceMs);
   }
 
   /**
@@ -137,7 +178,7 @@ export class Conversation {
   close() {
     const turns = this.#finishedTurns(true);
     const partial = [...this.#items.values()]
-      .filter((item) => !item.final && item.text.trim() !== "")
+      .filter((item) => !item.final && wordsOf(item).trim() !== "")
       .map((item) => turnOf({ ...item, interrupted: true }));
     this.#items.clear();
     return { turns, partial };
@@ -156,7 +197,7 @@ export class Conversation {
     let item = this.#items.get(itemId);
     if (!item) {
       const createdAt = this.#now().toISOString();
-      item = { itemId, speaker, sequence: this.#nextSequence, text: "", final: false, interrupted: false, reported: false, createdAt };
+      item = { itemId, speaker, sequence: this.#nextSequence, text: "", heard: null, final: false, interrupted: false, reported: false, createdAt };
       this.#nextSequence += 1;
       this.#items.set(itemId, item);
       this.#forgetOldest();
@@ -191,8 +232,9 @@ export class Conversation {
    * @param {boolean} [worthShowing] also true for a user's empty line, which keeps the place of a later transcript
    * @returns {ConversationUpdate}
    */
-  #show({ itemId, speaker, text, final, interrupted }, worthShowing = true) {
-    return worthShowing ? { lines: [{ speaker, text, final, turnId: itemId, interrupted }], turns: [] } : nothing();
+  #show(item, worthShowing = true) {
+    const { itemId, speaker, final, interrupted } = item;
+    return worthShowing ? { lines: [{ speaker, text: wordsOf(item), final, turnId: itemId, interrupted }], turns: [] } : nothing();
   }
 
   /**
@@ -203,9 +245,9 @@ export class Conversation {
     const turns = [];
     for (const item of this.#items.values()) {
       if (!item.final || item.reported) continue;
-      if (item.speaker === "assistant" && this.#sounding && !all) continue;
+      if (item.speaker === "assistant" && this.#soundingSinceMs !== null && !all) continue;
       item.reported = true;
-      if (item.text.trim() !== "") turns.push(turnOf(item));
+      if (wordsOf(item).trim() !== "") turns.push(turnOf(item));
     }
     return turns;
   }
@@ -222,8 +264,18 @@ export class Conversation {
  * @param {Item} item
  * @returns {Turn}
  */
-function turnOf({ itemId, speaker, text, sequence, interrupted, createdAt }) {
-  return { turnId: itemId, role: speaker, content: text, sequence, interrupted, createdAt };
+function turnOf(item) {
+  const { itemId, speaker, sequence, interrupted, createdAt } = item;
+  return { turnId: itemId, role: speaker, content: wordsOf(item), sequence, interrupted, createdAt };
+}
+
+/**
+ * The words of an item, as far as they were heard.
+ * @param {Item} item
+ */
+function wordsOf({ text, heard }) {
+  if (!heard) return text;
+  return firstWords(text, "chars" in heard ? heard.chars : heard.share * text.length);
 }
 
 /** @returns {ConversationUpdate} */

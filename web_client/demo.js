@@ -54,6 +54,7 @@ const DOING = {
   listening: "Listening",
   thinking: "Thinking",
   speaking: "Speaking",
+  unheard: "The microphone is in use elsewhere",
   muted: "You are muted",
   ended: "The talk is over",
   failed: "Not connected",

@@ -1,7 +1,7 @@
 /** Reads the broker's plan, and checks every field: the page connects where the plan says. Pure. */
 
 /**
- * @typedef {"webrtc" | "webrtc_relay" | "websocket" | "websocket_proxy"} TransportName
+ * @typedef {"webrtc" | "webrtc_relay" | "webrtc_websocket" | "websocket" | "websocket_proxy"} TransportName
  *
  * @typedef {object} Connection
  * @property {TransportName} transport
@@ -24,7 +24,9 @@
  */
 
 /** @type {readonly TransportName[]} */
-export const TRANSPORTS = ["webrtc", "webrtc_relay", "websocket", "websocket_proxy"];
+export const TRANSPORTS = ["webrtc", "webrtc_relay", "webrtc_websocket", "websocket", "websocket_proxy"];
+/** Those that lead to the broker, with a token or a ticket of its own. */
+const BROKERS = ["webrtc_relay", "webrtc_websocket", "websocket_proxy"];
 
 const MAX_LIFE_S = 86_400;
 /** What a poor plan without a usable `retry_after_s` means, and the limits of one that has it. */
@@ -72,7 +74,7 @@ export function isDegraded(body) {
  */
 export function isEphemeral({ transport, token, protocols, expiresInS }) {
   if (!(expiresInS <= MAX_LIFE_S)) return false;
-  if (transport === "websocket_proxy" || transport === "webrtc_relay") return true; // the broker's own token
+  if (BROKERS.includes(transport)) return true;
   const secrets = token === null ? protocols.filter((name) => name.startsWith(KEY_PROTOCOL)) : [token];
   return secrets.length > 0 && secrets.every((secret) => !looksLongLived(secret.replace(KEY_PROTOCOL, "")));
 }
@@ -92,7 +94,7 @@ function readConnection(raw) {
   if (!TRANSPORTS.includes(raw?.transport) || !isText(raw.url)) return null;
   const protocols = Array.isArray(raw.protocols) ? raw.protocols.filter(isText) : [];
   const token = isText(raw.token) ? raw.token : null;
-  const webSocket = raw.transport.startsWith("websocket");
+  const webSocket = raw.transport.includes("websocket");
   if (!isSecure(raw.url, webSocket ? ["wss:", "ws:"] : ["https:", "http:"])) return null;
   if (webSocket ? protocols.length === 0 : token === null) return null;
   const expiresInS = Number.isFinite(raw.expires_in_s) ? raw.expires_in_s : Infinity;

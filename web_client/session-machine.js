@@ -6,6 +6,7 @@
  * |------------------------------------------------------|------------------------------------------------------|
  * | SDP refused or slow, token expired or not ephemeral  | the plan's next connection                           |
  * | ICE failed or not connected in time, channel dead    | the plan's WebSocket; WebRTC is left out from now on |
+ * | the broker may not leave this call unseen            | a new plan, at once; only what the broker sees        |
  * | a ticket spent or expired, the broker draining       | a new plan, at once                                  |
  * | the plan's connections are used up, a talk dropped   | a new plan for the same session, after a jittered wait |
  * | the plan says that Azure is not reachable            | a new plan, when the plan says so                    |
@@ -21,7 +22,7 @@
  *
  * @typedef {"sdp_refused" | "sdp_timeout" | "ice_failed" | "ice_timeout" | "channel_closed" | "token_expired"
  *   | "token_not_ephemeral" | "ticket_spent" | "socket_closed" | "socket_timeout" | "azure_dropped" | "draining"
- *   | "session_limit" | "not_reading" | "plan_failed" | "network_lost" | "azure_unavailable"
+ *   | "session_limit" | "not_reading" | "plan_failed" | "network_lost" | "azure_unavailable" | "not_verified"
  *   | "ended_by_agent" | "refused"} FailureCode
  *
  * @typedef {object} Failure
@@ -34,7 +35,8 @@
  * @typedef {object} Progress  What is known on the way to a connection.
  * @property {boolean} resume     the session was live before
  * @property {number} attempt     failed attempts since it was last live for STEADY_MS
- * @property {boolean} noWebRtc   WebRTC's media path is blocked
+ * @property {boolean} noWebRtc   WebRTC's media path is blocked, or broke off again and again
+ * @property {boolean} onlySeen   the broker has to see the talk: no connection goes straight to Azure
  * @property {number} poorPlans   plans in a row that said that Azure is not reachable
  * @property {string} reason      why the first choice is not used
  *
@@ -82,6 +84,8 @@ const STEADY_MS = 10_000;
 
 /** Codes after which WebRTC is not tried again: relayed signalling takes the same media path. */
 const MEDIA_BLOCKED = new Set(["ice_failed", "ice_timeout", "channel_closed"]);
+/** Codes of what concerns this talk alone, so that it may return at once. */
+const OF_THIS_TALK = new Set([...MEDIA_BLOCKED, "session_limit", "not_verified"]);
 /** Codes after which the plan is useless, and a new one is requested without a wait. */
 const PLAN_SPENT = new Set(["ticket_spent", "draining"]);
 
@@ -141,7 +145,7 @@ export function publicName(state) {
 
 /** @returns {Progress} */
 function newProgress() {
-  return { resume: false, attempt: 0, noWebRtc: false, poorPlans: 0, reason: "first_choice" };
+  return { resume: false, attempt: 0, noWebRtc: false, onlySeen: false, poorPlans: 0, reason: "first_choice" };
 }
 
 /**
@@ -193,11 +197,10 @@ function waitForAzure(progress, plan, { random }) {
 function openFrom(plan, index, progress, moment) {
   const connection = plan.connections[index];
   if (!connection) return retry(progress, { code: "plan_failed", message: "None of the ways to Azure worked." }, moment);
-  if (progress.noWebRtc && isWebRtc(connection) && !plan.connections.every(isWebRtc)) {
-    return openFrom(plan, index + 1, progress, moment);
-  }
+  const blocked = progress.noWebRtc && isWebRtc(connection) && !plan.connections.every(isWebRtc);
+  if (blocked || (progress.onlySeen && !isSeen(connection))) return openFrom(plan, index + 1, progress, moment);
   if (moment.nowMs - plan.receivedAtMs > (connection.expiresInS - EXPIRY_SLACK_S) * 1000) {
-    if (connection.transport === "websocket_proxy") return replan(progress, "ticket_spent", moment);
+    if (hasTicket(connection)) return replan(progress, "ticket_spent", moment);
     return openFrom(plan, index + 1, { ...progress, reason: "token_expired" }, moment);
   }
   return { state: { name: "connecting", progress, plan, index }, actions: [{ do: "open", connection }] };
@@ -232,16 +235,19 @@ function failOver({ progress, plan, index }, failure, moment) {
  * @param {Moment} moment
  * @returns {Decision}
  */
-function dropped({ progress, sinceMs }, failure, moment) {
+function dropped({ progress, plan, index, sinceMs }, failure, moment) {
   if (failure.code === "ended_by_agent") return { state: { name: "ended", reason: failure.code }, actions: [{ do: "close" }] };
   if (failure.fatal) return fail(failure);
   const learned = afterFailure(progress, failure);
   const steady = moment.nowMs - sinceMs >= STEADY_MS;
-  if (!steady && progress.attempt > 0) return retry(learned, failure, moment);
+  if (!steady && progress.attempt > 0) {
+    const flaps = isWebRtc(plan.connections[index]); // whatever ends it each time, the WebSocket may not have it
+    return retry({ ...learned, noWebRtc: learned.noWebRtc || flaps }, failure, moment);
+  }
   const next = { ...learned, attempt: 1 };
   // A broker that goes away drops all its talks at once, so that they must not return at once. A blocked path or the
   // session limit concerns this talk alone: no wait.
-  const alone = failure.code === "session_limit" || MEDIA_BLOCKED.has(failure.code);
+  const alone = OF_THIS_TALK.has(failure.code);
   return alone ? move(next, failure.code) : wait(next, jitter(FIRST_BACKOFF_MS / 2, moment), [{ do: "close" }]);
 }
 
@@ -332,12 +338,23 @@ function unchanged(state) {
  * @returns {Progress}
  */
 function afterFailure(progress, { code }) {
-  return { ...progress, reason: code, noWebRtc: progress.noWebRtc || MEDIA_BLOCKED.has(code) };
+  const noWebRtc = progress.noWebRtc || MEDIA_BLOCKED.has(code);
+  return { ...progress, reason: code, noWebRtc, onlySeen: progress.onlySeen || code === "not_verified" };
 }
 
 /** @param {Connection} connection */
 function isWebRtc({ transport }) {
   return transport.startsWith("webrtc");
+}
+
+/** @param {Connection} connection whose credential is good for one attempt */
+function hasTicket({ transport }) {
+  return transport === "websocket_proxy" || transport === "webrtc_websocket";
+}
+
+/** @param {Connection} connection that the broker sees, whatever Azure does */
+function isSeen({ transport }) {
+  return transport === "websocket_proxy" || transport === "webrtc_relay";
 }
 
 /**

@@ -74,7 +74,7 @@ export class TranscriptRecorder {
 
   /** @param {import("./audio/worklets.js").Cut[] | null} cuts null where only the peer knows what was cut */
   interrupted(cuts) {
-    this.#publish(this.#conversation.interrupted(cuts?.map(({ itemId }) => itemId)));
+    this.#publish(this.#conversation.interrupted(cuts ?? undefined));
   }
 
   /** Resolves when all turns are acknowledged, or after half a second. */

@@ -31,6 +31,8 @@ const LABELS = {
   "label-listening": "Listening",
   "label-thinking": "Thinking",
   "label-speaking": "Speaking",
+  "label-unheard": "Microphone in use elsewhere",
+  "label-switched": "You talk with {agent} now.",
   "label-ended": "Ended",
   "label-failed": "Not connected",
 };
@@ -121,6 +123,7 @@ export class VoiceTalk extends Base {
     session.addEventListener("state", ({ detail }) => this.#changed(session, "state", detail));
     session.addEventListener("activity", ({ detail }) => this.#changed(session, "activity", detail));
     session.addEventListener("transcript", ({ detail }) => this.#line(session, detail));
+    session.addEventListener("agent", ({ detail }) => this.#switched(session, detail));
     session.addEventListener("error", ({ detail }) => {
       if (session === this.#session) this.#fail(detail.message);
       this.#tell("error", detail);
@@ -229,22 +232,45 @@ export class VoiceTalk extends Base {
   #line(session, line) {
     this.#tell("transcript", line);
     const lines = this.#parts?.lines;
-    if (!lines || session !== this.#session || line.text === "") return;
     let shown = this.#lines.get(line.turnId);
-    const follows = lines.scrollHeight - lines.scrollTop - lines.clientHeight < 24; // unless somebody scrolled up
+    if (!lines || session !== this.#session || (line.text === "" && !shown)) return;
+    const follows = isAtEnd(lines);
     if (!shown) {
       shown = element("p", { part: `line ${line.speaker}`, dir: "auto" });
       shown.append(element("span", { class: "who" }, `${this.#label(line.speaker === "user" ? "label-you" : "label-agent")}: `), "");
-      lines.append(shown);
-      this.#lines.set(line.turnId, shown);
-      for (const [oldest, node] of this.#lines) {
-        if (this.#lines.size <= LINES) break;
-        node.remove();
-        this.#lines.delete(oldest);
-      }
+      this.#append(line.turnId, shown);
     }
     /** @type {Text} */ (shown.lastChild).data = line.interrupted ? `${line.text} …` : line.text;
     if (follows) lines.scrollTop = lines.scrollHeight;
+  }
+
+  /**
+   * Another agent leaves a line of its own.
+   * @param {VoiceSession} session
+   * @param {{agentId: string, before: string}} detail
+   */
+  #switched(session, detail) {
+    this.#tell("agent", detail);
+    const lines = this.#parts?.lines;
+    if (!lines || session !== this.#session) return;
+    const follows = isAtEnd(lines);
+    const words = this.#label("label-switched").replace("{agent}", detail.agentId);
+    this.#append(`switch ${performance.now()}`, element("p", { part: "line switch", dir: "auto" }, words));
+    if (follows) lines.scrollTop = lines.scrollHeight;
+  }
+
+  /**
+   * @param {string} id
+   * @param {HTMLElement} line
+   */
+  #append(id, line) {
+    this.#parts?.lines.append(line);
+    this.#lines.set(id, line);
+    for (const [oldest, node] of this.#lines) {
+      if (this.#lines.size <= LINES) break;
+      node.remove();
+      this.#lines.delete(oldest);
+    }
   }
 
   /** @returns {Parts} */
@@ -317,6 +343,11 @@ export class VoiceTalk extends Base {
  * @property {HTMLButtonElement} send
  * @property {HTMLInputElement} text
  */
+
+/** @param {HTMLElement} lines where nobody scrolled up */
+function isAtEnd(lines) {
+  return lines.scrollHeight - lines.scrollTop - lines.clientHeight < 24;
+}
 
 /** @param {Event} event */
 function isPress(event) {

@@ -38,7 +38,7 @@ async def test_talk_is_live_or_told(fault: str, hit: str, tmp_path: Path) -> Non
             await offer()
             for name in sick:
                 azure.by_name[name].set_faults(*FAULTS[fault])
-            running = Stage(azure, broker.base_url, broker.client)
+            running = Stage(azure, [broker.base_url], broker.client)
             await asyncio.gather(
                 *(
                     talk(cell, running, f"#{n}", result)

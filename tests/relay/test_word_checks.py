@@ -81,7 +81,7 @@ def _shown(action: GuardAction) -> str:
             content = event.get("item", {}).get("content", [{}])
             return f"{event['type']} {event.get('item_id') or content[0].get('text')}"
         case ForwardEvent(event=event):
-            return f"forward {event['type']} {words_of(event) or ''}".strip()
+            return f"forward {event['type']} {words_of(event).text}".strip()
         case WantAnswer(say=say):
             if say is None:
                 return "answer"
@@ -216,7 +216,44 @@ def test_unheard_sound_is_the_hooks_failure(*, fails_open: bool) -> None:
     talk = Talk(fails_open=fails_open)
     sound = {"type": "input_audio", "audio": "AAAA", "transcript": "Nothing bad."}
     assert not talk.client(typed({"type": "input_text", "text": "Listen:"}, sound))
-    assert talk.left() == (["forward conversation.item.create"] if fails_open else [])
+    ask = "ask typed: Listen:"
+    assert talk.left() == ([ask] if fails_open else ["refusal event_refused"]), "words beside it do not get past"
+
+
+@pytest.mark.parametrize("fails_open", [True, False])
+def test_image_is_the_hooks_failure(*, fails_open: bool) -> None:
+    talk = Talk(fails_open=fails_open)
+    image = {"type": "input_image", "image_url": "data:,x"}
+    assert not talk.client(typed(image))
+    assert talk.left() == (["forward conversation.item.create"] if fails_open else ["refusal event_refused"])
+    assert talk.client(CREATE) is fails_open
+    assert talk.left() == ([] if fails_open else ["say no"]), "silence is no answer"
+
+
+def owed(kind: str, **fields: Any) -> Event:
+    return {"type": "conversation.item.create", "item": {"type": kind, **fields}}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "output", "reason"),
+    [
+        (ALLOW, "4111", "Please: 4111."),
+        (REPLACE, "My card is [removed].", "My card is [removed]."),
+        (REFUSE, "The output was withheld by a check of its words. Do not guess what it was.", ""),
+    ],
+)
+def test_outputs_and_reasons_are_checked(verdict: Verdict, output: str, reason: str) -> None:
+    talk = Talk()
+    assert not talk.client(owed("function_call_output", call_id="c", output="4111"))
+    assert not talk.client(owed("mcp_approval_response", approval_request_id="a", approve=True, reason="Please: 4111."))
+    assert not talk.client(CREATE), "what is said after them waits too"
+    assert talk.left() == ["ask typed: 4111", "ask typed: Please: 4111."]
+    talk.judge(verdict, 2)
+    assert talk.left() == []
+    talk.judge(verdict, 1)
+    create = "forward conversation.item.create"
+    assert talk.left() == [f"{create} {output}", f"{create} {reason}".strip(), "forward response.create"]
+    assert talk.client(owed("mcp_approval_response", approval_request_id="a", approve=True)), "it has no words"
 
 
 def test_order_is_kept_behind_held_words() -> None:
@@ -226,8 +263,6 @@ def test_order_is_kept_behind_held_words() -> None:
     assert not talk.client(typed({"type": "input_image", "image_url": "data:,"}))
     assert talk.client({"type": "response.cancel"})
     assert talk.client({"type": "input_audio_buffer.append", "audio": ""})
-    output = {"type": "function_call_output", "call_id": "c", "output": "{}"}
-    assert talk.client({"type": "conversation.item.create", "item": output})
     talk.left()
     talk.judge(ALLOW)
     assert [each.split()[1] for each in talk.left()] == [
@@ -354,10 +389,10 @@ def test_words_that_go_are_no_turn(verdict: Verdict, released: list[str]) -> Non
 def test_words_of_parts() -> None:
     image = {"type": "input_image", "image_url": "data:,x"}
     said = typed(image, {"type": "input_text", "text": "One."}, {"type": "input_text", "text": "Two."})
-    assert words_of(said) == "One.\nTwo."
+    assert words_of(said) == ("One.\nTwo.", False)
     assert with_words(said, "Three.")["item"]["content"] == [image, {"type": "input_text", "text": "Three."}]
-    assert not has_words(typed(image))
-    assert words_of(typed({"type": "text", "text": "As the agent."}, role="assistant")) == "As the agent."
+    assert has_words(typed(image)), "which nobody knows"
+    assert words_of(typed({"type": "text", "text": "As the agent."}, role="assistant")) == ("As the agent.", True)
     assert with_words(typed({"type": "input_audio", "audio": "AA"}), "Hi.")["item"]["content"] == [
         {"type": "input_text", "text": "Hi."}
     ]

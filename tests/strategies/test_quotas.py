@@ -46,6 +46,26 @@ def test_no_window_has_more_than_its_quota(per_minute: int, per_second: int) -> 
     assert len(taken) > 0.7 * per_minute * now_s / MINUTE_S, "and most of it is used"
 
 
+def test_window_counts_from_the_answer() -> None:
+    """Calls that leave together arrive when they may: until its answer, each may be the one that Azure counts last."""
+    quota, chance = voice_live(30, 5), random.Random(3)
+    arrived: list[float] = []
+    under_way: list[tuple[float, float]] = []
+    for tick in range(4000):
+        now_s = tick / 50
+        for call in [each for each in under_way if each[1] <= now_s]:
+            under_way.remove(call)
+            quota.answered(call[0], now_s)
+        if quota.take(now_s, running=True) == 0:
+            answered_s = now_s + chance.uniform(0.02, 0.9)
+            under_way.append((now_s, answered_s))
+            arrived.append(chance.uniform(now_s, answered_s))
+    arrived.sort()
+    for length_s, limit in ((MINUTE_S, 30), (1.0, 5)):
+        assert all(later - first >= length_s for first, later in zip(arrived, arrived[limit:], strict=False))
+    assert len(arrived) > 40
+
+
 def test_wait_is_until_the_oldest_returns() -> None:
     quota = voice_live(2)
     assert [quota.take(now_s) for now_s in (0, 10, 20, 59.5, 60)] == [0, 0, 40, 0.5, 0]

@@ -6,7 +6,6 @@ relayed call is counted as an open talk until it is hung up here, or can no long
 
 import contextlib
 import math
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from token_broker.calls.running_calls import Calls
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
+from token_broker.relay.media.call_offers import offers_audio
 from token_broker.security.authentication import limit_key
 from token_broker.security.limits import SessionLease, SessionLimits
 from token_broker.security.tokens import Owner, TokenError, TokenSigner
@@ -59,7 +59,6 @@ _MINT_SHARE = 2 / 3
 # How long a resource may be silent on an offer while another one is left.
 _OFFER_SHARE_S = 1.0
 CALLS_ROUTE = "calls"
-_SDP_LINE = re.compile(rb"[a-z]=[^\x00-\x08\x0a-\x1f]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +83,7 @@ class PlacedCall:
 
 def check_offer(offer: bytes) -> None:
     """Raises Problem 400 where `offer` is not an SDP that offers audio."""
-    lines = offer.replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
-    well_formed = lines[0] == b"v=0" and all(_SDP_LINE.fullmatch(line) for line in lines)
-    if not well_formed or not any(line.startswith(b"m=audio ") for line in lines):
+    if not offers_audio(offer):
         raise Problem(400, "bad_sdp", "The offer is no SDP with an audio line: send createOffer()'s sdp as it is.")
 
 

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from strategies.base import EphemeralGrant, Grant
+from strategies.base import EphemeralGrant, Grant, SignallingGrant
 from strategies.chain import Chain, ChainResult
 from strategies.pool import Pool
 from token_broker.memory.types import Recall
@@ -143,7 +143,8 @@ async def create_token(request: Request[TokenState]) -> Response:
         minted = trace.grant if isinstance(trace.grant, EphemeralGrant) else None
         result: TokenResult
         if status == HTTPStatus.OK:
-            result = "minted" if minted else "poor" if trace.is_poor else "degraded"
+            signalled = isinstance(trace.grant, SignallingGrant) and not trace.is_poor
+            result = "minted" if minted else "signalled" if signalled else "poor" if trace.is_poor else "degraded"
         else:
             result = "refused" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"
         skew_s = minted.clock_skew_s if minted else None
@@ -178,7 +179,8 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
         specs.of(agent, tuple(wanted.modalities), seen=False),  # the page opens it by itself
         wanted=agent.wanted(owner.session_id),
         deadline_s=trace.began_s + settings.token_budget_s * ASKING_SHARE,
-        sockets_only=bool(agent.sockets_only),
+        sockets_only=_why_unminted(agent, owner),
+        signals=_may_signal(minting, callers, agent, owner),
     )
     grant = trace.minted.grant
     trace.model = minting.model_of(agent, grant, owner.session_id)
@@ -194,7 +196,7 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
         agent=agent,
         public_base=public_base(request.scope, settings.public_url, settings.trusted_proxies),
         correlation_id=correlation_id(request.scope),
-        unseen=callers.blocklist.was_read,
+        knows_blocked=callers.blocklist.was_read,
     )
     trace.is_poor = plan.outlook == "poor"
     entry = AuditEntry(
@@ -210,6 +212,22 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
     )
     write_audit(entry, minting.observe)  # before the answer: a plan that can't be audited is not released
     return plan
+
+
+def _why_unminted(agent: Agent, owner: Owner) -> str:
+    """Why nothing is minted for this talk; empty where something is."""
+    if agent.sockets_only:
+        return "this agent talks over WebSockets only"
+    if not owner.narrowed.permits("webrtc", "webrtc_relay", "websocket") and owner.narrowed.permits("webrtc_websocket"):
+        return "the request wants none of its transports"
+    return ""
+
+
+def _may_signal(minting: Minting, callers: Callers, agent: Agent, owner: Owner) -> bool:
+    """Whether this talk may go by WebRTC with the broker's signalling."""
+    return owner.narrowed.permits("webrtc_websocket") and minting.plans.unseen.permits_signalling(
+        agent, owner, knows_blocked=callers.blocklist.was_read
+    )
 
 
 _PLAN_EXAMPLE = {

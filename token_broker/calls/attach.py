@@ -205,7 +205,8 @@ class CallAttacher:
                 self._refused[row.owner.session_id, call_id] = None
                 log.warning("call_not_verified", session_id=row.owner.session_id, resource=minted.resource)
                 message = "The broker can't tell that this call is yours, and leaves it alone."
-                page.tell("broker.error", code="not_verified", message=message, retryable=False)
+                # Where the agent must be seen, the page takes a new plan; elsewhere the talk goes on as it is.
+                page.tell("broker.error", code="not_verified", message=message, retryable=wanted.agent.is_seen)
                 return
             spec = await wanted.supply(resource)
             self._calls.take_over(call_id, lease)

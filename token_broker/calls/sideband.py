@@ -361,10 +361,17 @@ class CallListener:
         source: WordSource = "speech"
         if kind == "conversation.item.input_audio_transcription.completed":
             words = event.get("transcript")
-        elif kind == "conversation.item.added" and isinstance(item, dict) and item.get("role") == "user":
-            words, source = words_of(event), "typed"
+        elif kind == "conversation.item.added" and isinstance(item, dict) and self._is_typed(item):
+            words, source = words_of(event).text, "typed"
         if isinstance(words, str) and words.strip():
             self._start(self._check(self._guardrail, words, source), "call-guardrail")
+
+    def _is_typed(self, item: dict[str, Any]) -> bool:
+        """Whether the page wrote the item: words of the user's, or what a tool of the page's gave."""
+        is_output = item.get("type") == "function_call_output"
+        return item.get("role") == "user" or (
+            is_output and self._answers.sequencer.calls.is_clients(str(item.get("call_id")))
+        )
 
     async def _check(self, guardrail: GuardrailClient, words: str, source: WordSource) -> None:
         verdict = await guardrail.check(self._agent, self._owner, words, source)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
     from token_broker.simulator.fleet import RunningResources
+    from token_broker.simulator.speech.actor import Actor
 
 __all__ = ["main"]
 
@@ -88,22 +89,26 @@ def serve() -> None:
 
 
 @main.command()
-def demo() -> None:
+@click.option("--echo", is_flag=True, help="The simulated agent plays back what it hears, instead of speaking.")
+def demo(*, echo: bool) -> None:
     """Run the broker with a built-in, simulated Azure: nothing to configure, and nothing leaves this machine."""
+    from token_broker.cli.demo import demo_agents, open_actor
 
-    async def run() -> None:
+    async def run(actor: "Actor | None") -> None:
         # Whatever Azure the environment names, nothing may leave this machine.
         probe = _load_settings(endpoint=None, agents_file=None, resources_file=None)
-        simulating = _simulator(probe.simulator_key, [probe.simulator_port], "all", _DEMO_RESOURCES)
+        simulating = _simulator(probe.simulator_key, [probe.simulator_port], "all", _DEMO_RESOURCES, actor=actor)
         async with simulating as azure:
-            resources_file = Path("var/demo-resources.toml")
+            resources_file, agents_file = Path("var/demo-resources.toml"), Path("var/demo-agents.toml")
             resources_file.parent.mkdir(exist_ok=True)
             text = azure.resources_file("SIMULATOR_KEY")
             resources_file.write_text(text, encoding="utf-8")  # noqa: ASYNC240  # nothing else runs by now
+            agents_file.write_text(demo_agents(), encoding="utf-8")  # noqa: ASYNC240
             # The file names the variable of its key, which may have been left at its default.
             os.environ["SIMULATOR_KEY"] = probe.simulator_key.get_secret_value()
             settings = load_settings(
                 resources_file=resources_file,
+                agents_file=agents_file,
                 endpoint=None,
                 openai_endpoint=None,
                 key=None,
@@ -127,7 +132,8 @@ def demo() -> None:
             # At the page's own origin, so that its button may break a resource and no other page may.
             await _serve(settings, title, also=[azure.control()])
 
-    _run(run())
+    with contextlib.nullcontext() if echo else open_actor(_warn) as actor:
+        _run(run(actor))
 
 
 @main.command()
@@ -228,15 +234,17 @@ async def _simulator(
     kind: str,
     names: Sequence[str] = ("default",),
     models: Mapping[str, Collection[str]] | None = None,
+    *,
+    actor: "Actor | None" = None,
 ) -> AsyncIterator["RunningResources"]:
-    """Simulated Azure resources in this process; `models` are what some of them have deployed."""
+    """Simulated Azure resources in this process; `models` are what some of them have deployed, `actor` plays agents."""
     try:
         from token_broker.simulator.config import ALL_KINDS, SimulatorConfig
         from token_broker.simulator.fleet import serve_resources
     except ImportError:
         raise ConfigurationError("The simulator is not part of this installation.") from None
     kinds = ALL_KINDS if kind == "all" else frozenset(k for k in ALL_KINDS if k == kind)
-    configs = {name: SimulatorConfig(kinds=kinds, key=key) for name in names}
+    configs = {name: SimulatorConfig(kinds=kinds, key=key, actor=actor) for name in names}
     for name, deployed in (models or {}).items():
         configs[name] = replace(configs[name], deployments=frozenset(deployed))
     try:

@@ -8,6 +8,7 @@ clients expect.
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import structlog
 from starlette.responses import Response
@@ -22,6 +23,9 @@ from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, Admit
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import Directions, RelayCounters, RelayStatus, ResourceUse, UpstreamStatus
+from token_broker.relay.media.control_socket import CallConnector
+from token_broker.relay.media.media_adapter import MediaAdapter
+from token_broker.relay.media.media_talk import MediaTalk
 from token_broker.relay.session import Talk
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.security.limits import SessionLimits
@@ -82,6 +86,7 @@ class VoiceRelay:
         on_ended: Callable[[Owner, str], None] = lambda _owner, _agent_id: None,
         ledger: UsageLedger | None = None,
         leash: Leash | None = None,
+        calls: CallConnector | None = None,
     ) -> None:
         lasting_secrets = (*own_secrets(settings), *(secret for agent in agents.values() for secret in agent.secrets))
 
@@ -90,6 +95,7 @@ class VoiceRelay:
 
         self._on_ended = on_ended
         self._leash = leash
+        self._calls = calls
         self._ledger = ledger or UsageLedger(None)
         self._observe = observe
         self._level = level or TalkLevelCounters()
@@ -98,7 +104,7 @@ class VoiceRelay:
         self._limits = limits
         self._drain = drain
         self._counters = RelayCounters()
-        self._talks: set[Talk] = set()
+        self._talks: set[Talk | MediaTalk] = set()
         self.parts = TalkParts(
             settings=settings,
             agents=agents,
@@ -155,10 +161,15 @@ class VoiceRelay:
             resources={name: counters.resources.get(name) or ResourceUse() for name in self.parts.connector.routes},
             upstreams=[
                 UpstreamStatus(**{name: getattr(status, name) for name in BreakerStatus.__slots__}, resource=resource)
-                for resource, route in self.parts.connector.breakers
+                for resource, route in self._upstreams()
                 for status in [self.parts.connector.pool.route_status(resource, route)]
             ],
         )
+
+    def _upstreams(self) -> list[tuple[str, str]]:
+        """The resources and routes that talks may be connected to now."""
+        signalled = [] if self._calls is None else self._calls.known
+        return [*self.parts.connector.breakers, *((name, route.name) for name, route in signalled)]
 
     def end_where(self, refused: Callable[[str, str | None], bool]) -> None:
         """Ends the talks for which `refused` is true of principal and session: the operator has blocked them."""
@@ -173,14 +184,19 @@ class VoiceRelay:
                 talk.end(SESSION_GONE)
 
     async def proxy(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The plan's proxy (docs/api.md §5.1): a plan's ticket opens it, once."""
+        """The plan's proxy (docs/api.md §5.1): a plan's ticket opens it, once. With `?media=webrtc` it carries the
+        signalling and the events of a talk by WebRTC (§5.6).
+        """
         if scope["type"] != "websocket":
             await _upgrade_required(scope, receive, send)
             return
         await receive()  # websocket.connect
         await send(_accepted(scope))  # before admission: only then can a refusal carry a close code
+        adapter = MediaAdapter() if "webrtc" in query_values(scope, "media") else ProxyAdapter()
         try:
             admitted = self._admission.by_ticket(scope)
+            if isinstance(adapter, MediaAdapter):
+                self._admission.ensure_signalling(admitted)
             lease = await self._admission.enter(admitted)
         except RefusedError as refused:
             ending = refused.ending
@@ -191,7 +207,7 @@ class VoiceRelay:
                 log.debug("client_left_first", code=ending.code)
             return
         with lease:
-            await self._talk(scope, receive, send, admitted, ProxyAdapter())
+            await self._talk(scope, receive, send, admitted, adapter)
 
     async def compat(self, endpoint: CompatEndpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """A compatible endpoint (docs/api.md §6.4): any credential of the broker's opens it, for its own session."""
@@ -227,20 +243,23 @@ class VoiceRelay:
     ) -> None:
         owner, agent = self._level.of(admitted.owner), admitted.agent
         self._level.begin(owner)
-        transport = "websocket_proxy" if adapter.dialect is None else "compat"
+        transport = adapter.transport if adapter.dialect is None else "compat"
         usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect="", seen=True)
-        talk = Talk(
-            self.parts,
-            adapter,
-            TalkClient.of(scope, receive, send),
-            owner=owner,
-            agent=agent,
-            on_live=partial(self._level.went_live, owner.talk_id),
-            greets=partial(self._level.greets, owner.talk_id),
-            usage=usage,
-            leash=None if self._leash is None else partial(self._leash.hold, usage, admitted.limit_key),
-            age_s=self._level.age_s(owner.talk_id),
-        )
+        client = TalkClient.of(scope, receive, send)
+        about: dict[str, Any] = {
+            "owner": owner,
+            "agent": agent,
+            "on_live": partial(self._level.went_live, owner.talk_id),
+            "greets": partial(self._level.greets, owner.talk_id),
+            "usage": usage,
+            "leash": None if self._leash is None else partial(self._leash.hold, usage, admitted.limit_key),
+            "age_s": self._level.age_s(owner.talk_id),
+        }
+        talk: Talk | MediaTalk
+        if isinstance(adapter, MediaAdapter) and self._calls is not None:
+            talk = MediaTalk(self.parts, adapter, client, calls=self._calls, **about)
+        else:
+            talk = Talk(self.parts, adapter, client, **about)
         self._counters.sessions += 1
         self._talks.add(talk)
         self._drain.add(talk)

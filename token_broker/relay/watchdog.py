@@ -63,11 +63,20 @@ class SoftEnd:
 class Watchdog:
     """Compares each snapshot with the ones before. Times are of the event loop's clock.
 
-    `longest_s` bounds the talk further, which is `age_s` old already.
+    `longest_s` bounds the talk further, which is `age_s` old already; `idle_s` is another bound of its silence.
     """
 
-    def __init__(self, settings: Settings, now_s: float, *, longest_s: float | None = None, age_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        now_s: float,
+        *,
+        longest_s: float | None = None,
+        age_s: float = 0.0,
+        idle_s: float | None = None,
+    ) -> None:
         self._settings = settings
+        self._idle_s = settings.idle_timeout_s if idle_s is None else idle_s
         self._longest_s = settings.max_talk_s if longest_s is None else min(settings.max_talk_s, longest_s - age_s)
         self._budget = SoftEnd()
         self._began_s = now_s
@@ -91,7 +100,7 @@ class Watchdog:
         signs = (snapshot.frames_from_client, snapshot.pings)
         if signs != self._signs or snapshot.answering:
             self._signs, self._heard_s = signs, now_s
-        if now_s - self._heard_s >= settings.idle_timeout_s:
+        if now_s - self._heard_s >= self._idle_s:
             why = "nothing was heard from the client for long: ask for a new plan"
             return Ending(DONE, why, "idle_timeout", ends_talk=True, outcome="idle")
         # A client is stalled only while a frame waits for it: a silent Azure is not its fault.

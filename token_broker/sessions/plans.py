@@ -9,9 +9,10 @@ import math
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 from urllib.parse import quote
 
-from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec, SpecSupplier
+from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec, SignallingGrant, SpecSupplier
 from strategies.pool import Outlook, Pool
 from strategies.resources import Resource, Wanted
 from strategies.session_model.session_fields import voice_name
@@ -20,6 +21,7 @@ from token_broker.resources import family_of
 from token_broker.security.tokens import TICKET_TTL_S, MintedSession, Owner, TokenSigner
 from token_broker.sessions.agent import Agent
 from token_broker.sessions.schemas import Connection, Plan, RelayConnection, WebRtcConnection, WebSocketConnection
+from token_broker.sessions.unseen import UnseenRule
 from token_broker.settings import Settings
 from token_broker.web.requests import Problem, websocket_url
 
@@ -101,8 +103,8 @@ class PlanMaker:
         self._settings = settings
         self._signer = signer
         self._pool = pool
+        self.unseen = UnseenRule(settings)
         # Derived once: the settings compute them anew at each access.
-        self._has_budget = bool(settings.budget_minutes_per_day or settings.budget_tokens_per_day)
         self._session_token_ttl_s = settings.session_token_ttl_s
         self._proxy_dialects = {each.name: each.settings.proxy_dialect for each in settings.resources}
         self._upstreams = {each.name: each.settings.upstreams for each in settings.resources}
@@ -115,16 +117,15 @@ class PlanMaker:
         agent: Agent,
         public_base: str,
         correlation_id: str,
-        unseen: bool = True,
+        knows_blocked: bool = True,
     ) -> Plan:
         """The plan for `grant`. `public_base` is the broker as the browser sees it: scheme, host, port.
 
-        Unless `unseen` is set and the agent permits it, the plan has only transports that the broker can end, and no
-        secret of Azure's: with such a secret a client opens a talk that the broker never sees. The same where a budget
-        or `max_session_s` holds, or an origin alone may talk. Raises Problem 409 where no transport is left.
+        Where an unseen talk is not permitted, the plan has only transports that the broker can end, and no secret of
+        Azure's: with such a secret a client opens a talk that the broker never sees. `knows_blocked`: the blocklist has
+        been read. Raises Problem 409 where no transport is left.
         """
-        bounded = self._has_budget or owner.narrowed.max_session_s is not None or owner.narrowed.origin is not None
-        unseen = unseen and not agent.is_seen and (self._settings.unseen_talks == "allow" or not bounded)
+        unseen = self.unseen.permits(agent, owner, knows_blocked=knows_blocked)
         now = datetime.now(UTC).replace(microsecond=0)
         minted = grant if isinstance(grant, EphemeralGrant) else None
         if minted is not None:
@@ -132,7 +133,7 @@ class PlanMaker:
         else:
             # The resource that a proxied talk would ask first.
             wanted = agent.wanted(owner.session_id)
-            outlook, first = self._proxy_outlook(wanted), next(iter(self._pool.order(wanted)), None)
+            outlook, first = self._proxy_outlook(wanted, grant), next(iter(self._pool.order(wanted)), None)
         model = agent.model or (first.model if first else self._settings.model)
         opens = None
         # With BROKER_ATTACH_CHECK=off the id is not asked for, and a mint may have none.
@@ -145,10 +146,16 @@ class PlanMaker:
         if minted is not None:
             direct = self._direct(minted, owner, public_base, session_token, now, model=model, agent=agent)
             connections += direct if unseen else [each for each in direct if each.transport == "webrtc_relay"]
-        connections = [each for each in connections if owner.narrowed.permits(each.transport)]
-        if "websocket_proxy" in self._settings.token_strategies and owner.narrowed.permits("websocket_proxy"):
+        if isinstance(grant, SignallingGrant):
+            connections.append(
+                self._socket("webrtc_websocket", owner, agent, public_base=public_base, now=now, dialect="preview")
+            )
+        if "websocket_proxy" in self._settings.token_strategies:
             dialect = self._proxy_dialects[first.name] if first else self._settings.proxy_dialect
-            connections.append(self._proxy(owner, agent, public_base, now, dialect))
+            connections.append(
+                self._socket("websocket_proxy", owner, agent, public_base=public_base, now=now, dialect=dialect)
+            )
+        connections = [each for each in connections if owner.narrowed.permits(each.transport)]
         if not connections:
             detail = "None of the transports that were asked for is to be had now: ask for others as well."
             raise Problem(409, "no_transport", detail)
@@ -158,7 +165,7 @@ class PlanMaker:
             agent_id=agent.id,
             model=model,
             strategy=grant.strategy,
-            degraded=minted is None,
+            degraded=grant.strategy == "websocket_proxy",
             token=None if shown is None else shown.token.get_secret_value(),
             expires_at=connections[0].expires_at,
             endpoint=public_base if shown is None else shown.endpoint,
@@ -170,12 +177,13 @@ class PlanMaker:
             correlation_id=correlation_id,
         )
 
-    def _proxy_outlook(self, wanted: Wanted) -> Outlook:
+    def _proxy_outlook(self, wanted: Wanted, grant: Grant) -> Outlook:
         """What to expect of the proxy: poor where each permitted resource is known to be down by all of its routes."""
         poor = Outlook("poor")
         for resource in self._pool.allowed(wanted):
             alone = replace(wanted, zones=(), resources=(resource.name,))
-            outlook = self._pool.outlook(alone, self._upstreams[resource.name])
+            own = (grant.strategy,) if isinstance(grant, SignallingGrant) and resource.name == grant.resource else ()
+            outlook = self._pool.outlook(alone, (*own, *self._upstreams[resource.name]))
             if outlook.state == "good":
                 return outlook
             waits_s = [each for each in (poor.retry_after_s, outlook.retry_after_s) if each is not None]
@@ -234,13 +242,22 @@ class PlanMaker:
             )
         return connections
 
-    def _proxy(
-        self, owner: Owner, agent: Agent, public_base: str, now: datetime, dialect: Dialect
+    def _socket(
+        self,
+        transport: Literal["webrtc_websocket", "websocket_proxy"],
+        owner: Owner,
+        agent: Agent,
+        *,
+        public_base: str,
+        now: datetime,
+        dialect: Dialect,
     ) -> WebSocketConnection:
+        """A WebSocket of the broker's own. Each has a ticket of its own, which works once."""
         ticket = self._signer.ticket(owner, agent_id=agent.id, ttl_s=TICKET_TTL_S)
+        media = "?media=webrtc" if transport == "webrtc_websocket" else ""
         return WebSocketConnection(
-            transport="websocket_proxy",
-            url=f"{websocket_url(public_base)}{_PREFIX}/voicelive/{owner.session_id}",
+            transport=transport,
+            url=f"{websocket_url(public_base)}{_PREFIX}/voicelive/{owner.session_id}{media}",
             protocols=["realtime", f"ticket.{ticket}"],
             expires_at=now + timedelta(seconds=TICKET_TTL_S),
             expires_in_s=TICKET_TTL_S,

@@ -41,7 +41,7 @@ _ORIGIN = r"^https?://[a-z0-9.:\[\]-]+$"
 UserId = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_PRINTABLE)]
 
 
-Transport = Literal["webrtc", "webrtc_relay", "websocket", "websocket_proxy"]
+Transport = Literal["webrtc", "webrtc_relay", "webrtc_websocket", "websocket", "websocket_proxy"]
 
 
 class NarrowedRequest(BaseModel):
@@ -50,7 +50,7 @@ class NarrowedRequest(BaseModel):
     max_session_s: Annotated[int, Field(ge=10, le=86_400), BeforeValidator(whole_number)] | None = Field(
         None, description="The longest talk, within the broker's own limit."
     )
-    transports: Annotated[list[Transport], Field(min_length=1, max_length=4)] | None = Field(
+    transports: Annotated[list[Transport], Field(min_length=1, max_length=5)] | None = Field(
         None, description="The only transports that may be used."
     )
     origin: Annotated[str, StringConstraints(pattern=_ORIGIN, max_length=255)] | None = Field(
@@ -205,9 +205,12 @@ class RelayConnection(_Connection):
 
 
 class WebSocketConnection(_Connection):
-    """A WebSocket, opened with `protocols`: the broker's proxy, or Azure's own where that is switched on."""
+    """A WebSocket, opened with `protocols`: the broker's proxy, or Azure's own where that is switched on.
 
-    transport: Literal["websocket", "websocket_proxy"]
+    With `webrtc_websocket` it carries signalling and events: media flows between the browser and Azure.
+    """
+
+    transport: Literal["webrtc_websocket", "websocket", "websocket_proxy"]
     protocols: list[str]
 
 

@@ -1,9 +1,12 @@
 """The configuration of a simulated resource: its kinds, its key, its deployments. It is fixed while it runs."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import SecretStr
+
+if TYPE_CHECKING:
+    from token_broker.simulator.speech.actor import Actor
 
 Kind = Literal["direct", "unified", "project"]
 TranscriptTiming = Literal["before_answer", "during_answer", "after_answer", "after_next_turn"]
@@ -53,6 +56,11 @@ class SimulatorConfig:
     voice_live_api_versions: frozenset[str] = frozenset(
         {"2025-05-01-preview", "2025-10-01", "2026-01-01-preview", "2026-04-10", "2026-07-15"}
     )
+    voice_live_calls_api_versions: frozenset[str] = frozenset({"2026-01-01-preview"})
+    """Those with WebRTC (docs/azure.md §12.1). Others answer 404, but for those that answer 401."""
+    voice_live_calls_unauthorized_versions: frozenset[str] = frozenset({"2026-06-01-preview"})
+    voice_live_webrtc: bool = True
+    """Whether Voice Live's control socket exists."""
     preview_socket_api_versions: frozenset[str] = frozenset({"2024-10-01-preview", "2025-04-01-preview"})
     ga_ttl_s: int = 7200
     """Life of a GA secret whose mint asked for none (docs/azure.md §2.1)."""
@@ -89,6 +97,8 @@ class SimulatorConfig:
     """How many times faster than real time answers are sent."""
     transcript_timing: TranscriptTiming = "during_answer"
     """When the user's transcript comes: all of these happen on Azure."""
+    actor: "Actor | None" = None
+    """Who plays the agents in the demo; `None`: answers say what came in, and echo it."""
     longest_talk_s: float = 3600.0
     # Beyond it a handshake is refused with 429, as where a quota ends.
     max_talks: int = 5000

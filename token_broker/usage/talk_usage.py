@@ -9,7 +9,7 @@ from token_broker.security.tokens import Owner
 from token_broker.usage.billed import ANSWER_COUNTS, TRANSCRIPTION_COUNTS, Counts, answer_counts, transcription_counts
 from token_broker.usage.days import StoreClock, split_by_day
 
-__all__ = ["LEAST_ANSWER_TOKENS", "MOVED", "Counted", "TalkUsage", "UsageRow"]
+__all__ = ["LEAST_ANSWER_TOKENS", "MOVED", "CountedReport", "TalkUsage", "UsageRow"]
 
 LEAST_ANSWER_TOKENS = 4096
 """What an answer is taken to have cost whose usage nobody knows, unless the talk had a larger one."""
@@ -74,7 +74,7 @@ class UsageRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class CountedReport:
     """An answer, or a transcription, by Azure's id, and where it was counted."""
 
     key: str
@@ -115,10 +115,12 @@ class TalkUsage:
         self.on_answer: Callable[[], None] = lambda: None
         self.on_closed: Callable[[], None] = lambda: None
         self.observers = 1
-        self.unclaimed: list[Counted] = []
+        self.unclaimed: list[CountedReport] = []
         self.may_move = transport.startswith("webrtc")
         self.hears = seen
         self._agents = [agent_id]
+        self.is_measured = True
+        """Whether Azure tells the broker what answers cost."""
         self._dialect = dialect
         self._clock = clock
         self._changed = changed
@@ -191,7 +193,7 @@ class TalkUsage:
             if agent_id not in self._agents:
                 self._agents.append(agent_id)
 
-    def counted_elsewhere(self, counted: Counted) -> None:
+    def counted_elsewhere(self, counted: CountedReport) -> None:
         """Another replica was first to count this."""
         counted.row.take_back(counted.counts, is_answer=counted.is_answer)
 
@@ -234,6 +236,7 @@ class TalkUsage:
 
     def values(self, row: UsageRow) -> dict[str, Any]:
         """The row as the store keeps it."""
+        is_over = self.observers <= 0
         return {
             "talk_id": self.owner.talk_id,
             # A row has one agent: a writer has a part for each.
@@ -252,13 +255,13 @@ class TalkUsage:
             "unmeasured": row.unmeasured if self.seen else None,
             "tools_run": row.tools_run if self.seen else None,
             "seen": self.seen,
-            "complete": self.seen and row.is_exact and self.ended is not None and self.observers <= 0,
-            "ended": self.ended if self.observers <= 0 else None,
+            "complete": self.seen and self.is_measured and row.is_exact and self.ended is not None and is_over,
+            "ended": self.ended if is_over else None,
         }
 
     def _note(self, key: str | None, row: UsageRow, counts: Counts | None, *, is_answer: bool) -> None:
         if key is not None and self.may_move:
-            self.unclaimed.append(Counted(key, row, counts, is_answer))
+            self.unclaimed.append(CountedReport(key, row, counts, is_answer))
 
     def _is_new(self, key: str | None) -> bool:
         if key is None:

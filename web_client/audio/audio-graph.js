@@ -8,6 +8,7 @@
  */
 
 import { within } from "../bounded.js";
+import { FirstWords } from "./first-words.js";
 import { WIRE_RATE, canResample } from "./rates.js";
 
 /**
@@ -21,6 +22,8 @@ const CLEAR_TIMEOUT_MS = 200;
 const SILENCE_DB = -60;
 const WORKLETS_TIMEOUT_MS = 4_000;
 const RESUME_TIMEOUT_MS = 1_000;
+/** A phone call takes the sound away for minutes, and no browser says when it may come back: it is tried so often. */
+const RESUME_EVERY_MS = 3_000;
 
 export class AudioGraph {
   /** @type {AudioContext | null} */
@@ -41,6 +44,7 @@ export class AudioGraph {
   #hasWorklets = false;
   /** @type {((chunk: Int16Array) => void) | null} */
   #onChunk = null;
+  #firstWords = new FirstWords();
   /** @type {((sounding: boolean) => void) | null} */
   #onSounding = null;
   /** @type {AudioWorkletNode | null} */
@@ -58,15 +62,17 @@ export class AudioGraph {
 
   /** Called when the browser suspends the sound. */
   onPaused = () => {};
+  /** Called when it goes on. */
+  onResumed = () => {};
+  /** @type {ReturnType<typeof setInterval> | undefined} */
+  #resuming;
 
   /** Must be created in the call of a click's handler: without one, browsers keep an AudioContext suspended. */
   constructor() {
     const context = attempt(newContext);
     if (!context) return;
     this.#context = context;
-    context.onstatechange = () => {
-      if (context.state !== "running" && context.state !== "closed") this.onPaused();
-    };
+    context.onstatechange = () => this.#stateChanged(context.state);
     this.#inputMeter = attempt(() => new AnalyserNode(context, { fftSize: 1024 }));
     this.#outputMeter = attempt(() => new AnalyserNode(context, { fftSize: 1024 }));
     this.#gain = attempt(() => new GainNode(context));
@@ -99,6 +105,12 @@ export class AudioGraph {
     return this.#microphone;
   }
 
+  /** A stream of silence, in place of a microphone; null where there is no AudioContext. */
+  silence() {
+    const context = this.#context;
+    return context ? attempt(() => new MediaStreamAudioDestinationNode(context).stream) : null;
+  }
+
   /**
    * Replaces the microphone.
    * @param {MediaStream} stream
@@ -108,6 +120,7 @@ export class AudioGraph {
     if (this.#microphone && this.#microphone !== stream) stop(this.#microphone);
     this.#microphone = stream;
     for (const track of stream.getAudioTracks()) track.enabled = !this.#muted;
+    this.#firstWords.drop(); // another device's sound does not go on with them
     this.#source = this.#sourceOf(stream);
     if (this.#inputMeter) this.#source?.connect(this.#inputMeter);
     if (this.#capture) this.#source?.connect(this.#capture);
@@ -116,7 +129,21 @@ export class AudioGraph {
   /** @param {boolean} muted silence is sent, because Azure's turn detection needs it to find the end of a sentence */
   setMuted(muted) {
     this.#muted = muted;
+    if (muted) this.#firstWords.drop();
     for (const track of this.#microphone?.getAudioTracks() ?? []) track.enabled = !muted;
+  }
+
+  /** No connection takes the microphone's sound for now: what is said is kept for `takeWords`, three seconds at most. */
+  keepWords() {
+    this.#firstWords.begin();
+    this.#beginCapture();
+  }
+
+  /** What was kept, in order; nothing more is. */
+  takeWords() {
+    const words = this.#firstWords.take();
+    if (!this.#onChunk) this.#endCapture();
+    return words;
   }
 
   /**
@@ -124,25 +151,38 @@ export class AudioGraph {
    * @param {(chunk: Int16Array) => void} onChunk
    */
   startCapture(onChunk) {
-    this.stopCapture();
     this.#onChunk = onChunk;
-    if (!this.#context || !this.#hasWorklets) return; // begins when they have loaded
-    const options = { numberOfInputs: 1, numberOfOutputs: 0 };
-    const context = this.#context;
-    const node = attempt(() => new AudioWorkletNode(context, "voice-capture", options));
-    if (!node) return;
-    node.port.onmessage = ({ data }) => onChunk(new Int16Array(data));
-    this.#source?.connect(node);
-    this.#capture = node;
+    this.#beginCapture();
   }
 
   stopCapture() {
     this.#onChunk = null;
+    if (!this.#firstWords.keeps) this.#endCapture();
+  }
+
+  #beginCapture() {
+    if (this.#capture || !this.#context || !this.#hasWorklets) return; // begins when they have loaded
+    const options = { numberOfInputs: 1, numberOfOutputs: 0 };
+    const context = this.#context;
+    const node = attempt(() => new AudioWorkletNode(context, "voice-capture", options));
+    if (!node) return;
+    node.port.onmessage = ({ data }) => this.#captured(new Int16Array(data));
+    this.#source?.connect(node);
+    this.#capture = node;
+  }
+
+  #endCapture() {
     if (!this.#capture) return;
     this.#capture.port.onmessage = null;
     this.#capture.port.postMessage("stop");
     this.#source?.disconnect(this.#capture);
     this.#capture = null;
+  }
+
+  /** @param {Int16Array} chunk */
+  #captured(chunk) {
+    if (this.#onChunk) this.#onChunk(chunk);
+    else if (!this.#muted) this.#firstWords.add(chunk);
   }
 
   /**
@@ -274,18 +314,38 @@ export class AudioGraph {
   }
 
   async close() {
+    this.takeWords();
     this.stopCapture();
     this.stopPlayback();
     this.detachRemote();
     if (this.#microphone) stop(this.#microphone);
     this.#microphone = null;
+    clearInterval(this.#resuming);
+    this.#resuming = undefined;
     if (this.#context && this.#context.state !== "closed") await within(this.#context.close(), RESUME_TIMEOUT_MS).catch(warn);
+  }
+
+  /** @param {string} state also `interrupted`, which only WebKit has */
+  #stateChanged(state) {
+    const isPaused = state !== "running" && state !== "closed";
+    if (isPaused === (this.#resuming !== undefined)) return;
+    clearInterval(this.#resuming);
+    this.#resuming = isPaused ? setInterval(() => void this.#tryAgain(), RESUME_EVERY_MS) : undefined;
+    if (isPaused) this.onPaused();
+    else if (state === "running") this.onResumed();
+  }
+
+  /** Resumes what was interrupted; a browser that wants a click first refuses, and is asked again. */
+  async #tryAgain() {
+    const context = this.#context;
+    if (context) await within(context.resume(), RESUME_TIMEOUT_MS).catch(() => undefined);
+    if (this.#speaker?.paused) await within(this.#speaker.play(), RESUME_TIMEOUT_MS).catch(() => undefined);
   }
 
   /** The worklets have loaded: begins what waited for them. */
   #beginWorklets() {
     this.#hasWorklets = true;
-    if (this.#onChunk) this.startCapture(this.#onChunk);
+    if (this.#onChunk || this.#firstWords.keeps) this.#beginCapture();
     if (this.#onSounding) this.startPlayback(this.#onSounding);
   }
 

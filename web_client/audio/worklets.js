@@ -218,6 +218,7 @@ function gcd(a, b) {
  * @property {string} itemId
  * @property {number} contentIndex
  * @property {number} playedMs
+ * @property {number} totalMs  of its sound that had come
  *
  * @typedef {object} Segment
  * @property {string} itemId
@@ -320,10 +321,11 @@ export class JitterBuffer {
    * @returns {Cut[]} the items cut short, in their order
    */
   clear(unheardSamples = 0) {
-    const cuts = this.#segments.map(({ itemId, contentIndex, pulled }) => ({
+    const cuts = this.#segments.map(({ itemId, contentIndex, chunks, offset, pulled }) => ({
       itemId,
       contentIndex,
       playedMs: Math.floor(toMs(Math.max(0, pulled - unheardSamples))),
+      totalMs: Math.floor(toMs(chunks.reduce((sum, chunk) => sum + chunk.length, pulled - offset))),
     }));
     this.#segments = [];
     this.#bufferedSamples = 0;

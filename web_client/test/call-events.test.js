@@ -20,6 +20,7 @@ function stream(...pieces) {
 
 /** Events of a call whose requests get these answers, in turn; then 404. */
 function following(...answers) {
+  const pauses = [];
   const asked = [];
   const heard = [];
   const leads = [];
@@ -34,9 +35,9 @@ function following(...answers) {
     sessionToken: "token",
     onSignal: (signal) => heard.push(signal.kind),
     onLead: (isLed) => leads.push(isLed),
-    pause: async () => {},
+    pause: async (ms) => void pauses.push(ms),
   });
-  return { events, asked, heard, leads };
+  return { events, asked, heard, leads, pauses };
 }
 
 test("a call of Azure's is attached first, and then read", async () => {
@@ -55,6 +56,27 @@ test("a refused call goes on unseen", async () => {
   await events.follow({ id: "rtc_1", isOurs: false });
   assert.equal(asked.length, 1);
   assert.deepEqual(leads, []);
+});
+
+test("while the broker has no store the page asks for itself, and waits as long as it is told", async () => {
+  const busy = () => new Response(null, { status: 503, headers: { "Retry-After": "30" } });
+  const { events, asked, leads, pauses } = following(busy(), busy(), Response.json({ call_id: "ours" }, { status: 202 }), stream(ATTACHED));
+  await events.follow({ id: "rtc_1", isOurs: false });
+  assert.deepEqual(pauses.slice(0, 2), [30_000, 30_000]);
+  assert.equal(asked.filter(({ method }) => method === "POST").length, 3);
+  assert.deepEqual(leads, [true, false]); // not before it is attached
+});
+
+test("a call that the broker can't tell for the page's own goes on, unless that is not permitted", async () => {
+  const warned = console.warn;
+  console.warn = () => {};
+  for (const [retryable, told] of [[false, []], [true, ["error"]]]) {
+    const refusal = `data: ${JSON.stringify({ type: "broker.error", code: "not_verified", message: "no", retryable })}\n\n`;
+    const { events, heard } = following(stream(refusal));
+    await events.follow({ id: "ours", isOurs: true });
+    assert.deepEqual(heard, told);
+  }
+  console.warn = warned;
 });
 
 test("a broken stream is read on from where it was", async () => {

@@ -60,17 +60,69 @@ test("an assistant's turn waits for the end of its sound, the user's does not", 
   assert.deepEqual(after.turns.map(({ turnId, interrupted }) => [turnId, interrupted]), [["a", false]]);
 });
 
-test("an answer cut short says so, on screen and in its turn", () => {
+/** A conversation whose clock stands where `at` puts it. */
+function timed() {
+  let nowMs = 0;
+  return { conversation: new Conversation(undefined, () => nowMs), at: (ms) => (nowMs = ms) };
+}
+const STORY = "Once upon a time there was a fox who had a house of his own.";
+const cut = (itemId, playedMs, totalMs) => ({ itemId, contentIndex: 0, playedMs, totalMs });
+
+test("an answer cut short says so, on screen and in its turn, and keeps the words that were heard", () => {
   const conversation = new Conversation();
-  take(conversation, [{ kind: "playback_started" }, said("assistant", "a", "A long story.")]);
-  const { lines, turns } = conversation.interrupted();
-  assert.deepEqual(lines.map(({ turnId, interrupted }) => [turnId, interrupted]), [["a", true]]);
-  assert.deepEqual(turns.map(({ turnId, interrupted }) => [turnId, interrupted]), [["a", true]]);
+  take(conversation, [{ kind: "playback_started" }, said("assistant", "a", STORY)]);
+  const { lines, turns } = conversation.interrupted([cut("a", 1_400, 3_700)]);
+  assert.deepEqual(lines.map(({ turnId, text, interrupted }) => [turnId, text, interrupted]), [["a", "Once upon a time there", true]]);
+  assert.deepEqual(turns.map(({ turnId, content, interrupted }) => [turnId, content, interrupted]), [["a", "Once upon a time there", true]]);
+});
+
+test("words that come after the cut were not heard", () => {
+  const conversation = new Conversation();
+  take(conversation, [{ kind: "playback_started" }, words("assistant", "a", "Once upon a time there was")]);
+  conversation.interrupted([cut("a", 1_000, 2_000)]);
+  const { lines, turns } = take(conversation, [words("assistant", "a", " a fox"), said("assistant", "a", STORY)]);
+  assert.deepEqual(lines.map(({ text, final }) => [text, final]), [["Once upon a", false], ["Once upon a", true]]);
+  assert.deepEqual(turns.map(({ content }) => content), ["Once upon a"]);
+});
+
+test("words that come only after the cut are shared out by their sound", () => {
+  const conversation = new Conversation();
+  take(conversation, [item("a", "assistant"), { kind: "playback_started" }]);
+  conversation.interrupted([cut("a", 1_000, 2_000)]);
+  assert.equal(take(conversation, [said("assistant", "a", STORY)]).lines.at(-1).text, "Once upon a time there was a");
+});
+
+test("an answer of which nothing was heard leaves no words, and no turn", () => {
+  const conversation = new Conversation();
+  take(conversation, [{ kind: "playback_started" }, said("assistant", "a", STORY)]);
+  const { lines, turns } = conversation.interrupted([cut("a", 0, 3_700)]);
+  assert.deepEqual([lines.map(({ text }) => text), turns], [[""], []]);
+});
+
+test("where only the time is known, the agent's own pace says how far it came", () => {
+  const { conversation, at } = timed();
+  take(conversation, [{ kind: "playback_started" }, said("assistant", "a", STORY)]);
+  at(1_000); // 15 characters, as people speak
+  assert.equal(conversation.interrupted().lines[0].text, "Once upon a");
+  take(conversation, [{ kind: "playback_stopped" }, { kind: "playback_started" }, said("assistant", "b", STORY)]);
+  at(7_000); // the whole of it in six seconds: ten a second
+  take(conversation, [{ kind: "playback_stopped" }, { kind: "playback_started" }, said("assistant", "c", STORY), said("assistant", "d", STORY)]);
+  at(14_500);
+  const { lines } = conversation.interrupted();
+  assert.deepEqual(lines.map(({ turnId, text }) => [turnId, text]), [["c", STORY], ["d", "Once upon a"]]);
+});
+
+test("words in scripts without blanks are cut between characters, and no character in two", () => {
+  const conversation = new Conversation();
+  take(conversation, [{ kind: "playback_started" }, said("assistant", "a", "端到端测试已经通过"), said("assistant", "b", "😀😀")]);
+  const { lines } = conversation.interrupted([cut("a", 1_000, 3_000), cut("b", 1_500, 2_000)]);
+  assert.deepEqual(lines.map(({ text }) => text), ["端到端", "😀"]);
 });
 
 test("an answer cut before its words were complete is told as interrupted when they are", () => {
-  const conversation = new Conversation();
+  const { conversation, at } = timed();
   take(conversation, [{ kind: "playback_started" }, words("assistant", "a", "A long")]);
+  at(500);
   conversation.interrupted();
   const { turns } = conversation.apply(said("assistant", "a", "A long story."));
   assert.deepEqual(turns.map(({ interrupted }) => interrupted), [true]);
@@ -85,7 +137,7 @@ test("speech into silence interrupts nothing", () => {
 test("only the items that were cut are marked, where they are known", () => {
   const conversation = new Conversation();
   take(conversation, [words("assistant", "a", "One"), words("assistant", "b", "Two")]);
-  assert.deepEqual(conversation.interrupted(["b"]).lines.map(({ turnId }) => turnId), ["b"]);
+  assert.deepEqual(conversation.interrupted([cut("b", 10, 10)]).lines.map(({ turnId, text }) => [turnId, text]), [["b", "Two"]]);
 });
 
 test("the next sound ends the one before, though nobody said so", () => {

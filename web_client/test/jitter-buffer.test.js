@@ -57,8 +57,8 @@ test("clearing says how far each item was played, never beyond what was pulled",
   buffer.push("b", 2, ms(100));
   pull(buffer, 35);
   assert.deepEqual(buffer.clear(), [
-    { itemId: "a", contentIndex: 0, playedMs: 35 },
-    { itemId: "b", contentIndex: 2, playedMs: 0 },
+    { itemId: "a", contentIndex: 0, playedMs: 35, totalMs: 100 },
+    { itemId: "b", contentIndex: 2, playedMs: 0, totalMs: 100 },
   ]);
   assert.equal(buffer.bufferedMs, 0);
   assert.equal(pull(buffer, 10), 0);
@@ -86,7 +86,7 @@ test("an item that still grows is cut where it was, though all of it was pulled"
   const buffer = new JitterBuffer({ prerollMs: 0 });
   buffer.push("a", 0, ms(30));
   pull(buffer, 50);
-  assert.deepEqual(buffer.clear(), [{ itemId: "a", contentIndex: 0, playedMs: 30 }]);
+  assert.deepEqual(buffer.clear(), [{ itemId: "a", contentIndex: 0, playedMs: 30, totalMs: 30 }]);
 });
 
 test("what exceeds the capacity is dropped, and counted", () => {

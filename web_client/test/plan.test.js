@@ -14,6 +14,16 @@ test("a plan keeps the order of its connections and the time it came", () => {
   assert.equal(plan.connections[0].expiresInS, 59);
 });
 
+test("Voice Live's call is signalled over the broker's socket, with a ticket", () => {
+  const call = { ...PROXY, transport: "webrtc_websocket", url: "wss://b/api/v1/voice/voicelive/s?media=webrtc", dialect: "preview" };
+  const [read] = readPlan({ ...BODY, connections: [call, PROXY] }, 0).connections;
+  assert.deepEqual([read.transport, read.protocols, read.token, read.dialect], ["webrtc_websocket", PROXY.protocols, null, "preview"]);
+  assert.equal(isEphemeral(read), true);
+  for (const wrong of [{ protocols: [] }, { url: "https://b/v" }, { url: "ws://b.example/v" }]) {
+    assert.equal(readPlan({ ...BODY, connections: [{ ...call, ...wrong }] }, 0), null);
+  }
+});
+
 test("only the wanted transports are kept", () => {
   assert.deepEqual(readPlan(BODY, 0, ["websocket_proxy"]).connections.map(({ transport }) => transport), ["websocket_proxy"]);
 });

@@ -11,14 +11,16 @@ const connection = (transport, expiresInS) => ({ transport, url: "https://x", to
 const WEBRTC = connection("webrtc", 60);
 const RELAY = connection("webrtc_relay", 7_200);
 const PROXY = connection("websocket_proxy", 180);
+const VOICE_LIVE = connection("webrtc_websocket", 180);
 const PLAN = { sessionId: "s", sessionToken: "t", agentId: "elena", degraded: false, connections: [WEBRTC, RELAY, PROXY], receivedAtMs: 1_000 };
+const UNIFIED = { ...PLAN, connections: [VOICE_LIVE, PROXY] };
 const DEGRADED = { ...PLAN, degraded: true, connections: [PROXY] };
 const POOR = { ...DEGRADED, outlook: "poor", retryAfterMs: 8_000 };
 
-const progress = (change = {}) => ({ resume: false, attempt: 0, noWebRtc: false, poorPlans: 0, reason: "first_choice", ...change });
+const progress = (change = {}) => ({ resume: false, attempt: 0, noWebRtc: false, onlySeen: false, poorPlans: 0, reason: "first_choice", ...change });
 const requesting = (change) => ({ name: "requesting", progress: progress(change) });
 const connecting = (index, change, plan = PLAN) => ({ name: "connecting", progress: progress(change), plan, index });
-const live = (index = 0, change) => ({ name: "live", progress: progress({ resume: true, ...change }), plan: PLAN, index, sinceMs: 1_000 });
+const live = (index = 0, change, plan = PLAN) => ({ name: "live", progress: progress({ resume: true, ...change }), plan, index, sinceMs: 1_000 });
 const waiting = (change) => ({ name: "waiting", progress: progress(change), delayMs: 1 });
 const failed = (code, change) => ({ type: "failed", failure: { code, message: "m", ...change } });
 const dropped = (code, change) => ({ type: "dropped", failure: { code, message: "m", ...change } });
@@ -74,6 +76,17 @@ const TABLE = [
   ["ICE dies in mid-talk", live(), dropped("ice_failed"), NOW, "requesting | ice_failed | close | request_plan"],
   ["the plan after that leaves WebRTC out", requesting({ resume: true, noWebRtc: true, reason: "ice_failed" }), { type: "plan", plan: PLAN }, NOW, "connecting | ice_failed | open websocket_proxy"],
   ["WebRTC is all that is wanted", requesting({ resume: true, noWebRtc: true }), { type: "plan", plan: { ...PLAN, connections: [WEBRTC, RELAY] } }, NOW, "connecting | first_choice | open webrtc"],
+  ["Voice Live takes the call", requesting(), { type: "plan", plan: UNIFIED }, NOW, "connecting | first_choice | open webrtc_websocket"],
+  ["Voice Live has no WebRTC", connecting(0, {}, UNIFIED), failed("azure_dropped"), NOW, "connecting | azure_dropped | open websocket_proxy"],
+  ["Voice Live's media is blocked", connecting(0, {}, UNIFIED), failed("ice_timeout"), NOW, "connecting | ice_timeout | open websocket_proxy"],
+  ["Voice Live's ticket was spent", connecting(0, {}, UNIFIED), failed("ticket_spent"), NOW, "requesting | ticket_spent | close | request_plan"],
+  ["Voice Live's ticket expired on its way", requesting(), { type: "plan", plan: UNIFIED }, TOO_LATE, "requesting | ticket_spent | close | request_plan"],
+  ["the control socket of a call is lost", live(0, {}, UNIFIED), dropped("azure_dropped"), NOW, "waiting | azure_dropped | close | wait"],
+  ["a call after that is tried again", requesting({ resume: true, attempt: 1 }), { type: "plan", plan: UNIFIED }, NOW, "connecting | first_choice | open webrtc_websocket"],
+  ["the proxy fails the talk after that", requesting({ resume: true, reason: "azure_dropped" }), { type: "plan", plan: UNIFIED }, NOW, "connecting | azure_dropped | open webrtc_websocket"],
+  ["a plan comes for a call that flaps", requesting({ resume: true, noWebRtc: true }), { type: "plan", plan: UNIFIED }, NOW, "connecting | first_choice | open websocket_proxy"],
+  ["a call may not stay unseen", live(0), dropped("not_verified"), NOW, "requesting | not_verified | close | request_plan"],
+  ["the plan after that leaves out what is unseen", requesting({ resume: true, onlySeen: true }), { type: "plan", plan: { ...PLAN, connections: [WEBRTC, VOICE_LIVE, RELAY] } }, NOW, "connecting | first_choice | open webrtc_relay"],
   ["Azure drops the proxy's talk", live(2), dropped("azure_dropped"), NOW, "waiting | azure_dropped | close | wait"],
   ["the socket breaks", live(2), dropped("socket_closed"), NOW, "waiting | socket_closed | close | wait"],
   ["Azure ends the session", live(), dropped("session_limit"), NOW, "requesting | session_limit | close | request_plan"],
@@ -142,6 +155,12 @@ test("a talk that lived for a while begins anew in its attempts; one that flaps 
     state = progress ? { ...live(2), progress } : { name: "failed" };
   }
   assert.equal(drops, MAX_ATTEMPTS.resume);
+});
+
+test("a call that breaks off again before it was steady takes the WebSocket", () => {
+  const flapping = { ...live(0, { attempt: 1 }, UNIFIED) };
+  assert.equal(decide(flapping, dropped("azure_dropped"), NOW).state.progress.noWebRtc, true);
+  assert.equal(decide({ ...flapping, sinceMs: -60_000 }, dropped("azure_dropped"), NOW).state.progress.noWebRtc, false);
 });
 
 test("a talk that is told at once, again and again, that its time is up does not spin", () => {

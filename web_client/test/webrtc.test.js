@@ -2,28 +2,10 @@ import assert from "node:assert/strict";
 import { afterEach, test } from "node:test";
 
 import { WebRtcTransport } from "../transports/webrtc.js";
+import { FakePeer, fakeAudio } from "./fake-peer.js";
 
 const { fetch: realFetch, RTCPeerConnection: realPeer } = globalThis;
 afterEach(() => Object.assign(globalThis, { fetch: realFetch, RTCPeerConnection: realPeer }));
-
-/** A peer that has an offer, and is connected once it has the answer. */
-class FakePeer {
-  connectionState = "new";
-  localDescription = null;
-  channel = { onmessage: null, onopen: null, readyState: "open", close() {}, addEventListener() {} };
-  createDataChannel = () => this.channel;
-  addTransceiver() {}
-  addEventListener() {}
-  async setLocalDescription() {
-    this.localDescription = { sdp: "v=0" };
-  }
-  async setRemoteDescription() {
-    this.connectionState = "connected";
-    this.onconnectionstatechange?.();
-    this.channel.onopen?.();
-  }
-  close() {}
-}
 
 /** Opens and closes a call over `transport`; gives every request that it made. */
 async function requestsOf(transport) {
@@ -34,9 +16,8 @@ async function requestsOf(transport) {
     return new Response("v=0", { status: 201, headers: { Location: "/realtime/calls/ours" } });
   };
   const connection = { transport, url: "https://b.example/realtime/calls", token: "t" };
-  const audio = { microphone: null, attachRemote() {}, muteRemote() {}, detachRemote() {} };
-  const call = new WebRtcTransport({ connection, audio, request: (...sent) => fetch(...sent), onSignal() {}, onDropped() {} });
-  await Promise.race([call.open(new AbortController().signal), new Promise((done) => setTimeout(done, 50))]);
+  const call = new WebRtcTransport({ connection, audio: fakeAudio(), request: (...sent) => fetch(...sent), onSignal() {}, onDropped() {} });
+  await call.open(new AbortController().signal);
   call.close();
   return asked;
 }

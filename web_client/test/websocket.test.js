@@ -26,12 +26,13 @@ class FakeSocket {
 }
 
 /** A proxied talk that is ready, what its page hears, and what its player is told. */
-async function talking() {
+async function talking(words = []) {
   globalThis.WebSocket = FakeSocket;
   const played = [];
   const signals = [];
   const drops = [];
   const audio = {
+    takeWords: () => words.splice(0),
     startPlayback: () => undefined,
     startCapture: (take) => (audio.capture = take),
     stopCapture: () => undefined,
@@ -52,6 +53,20 @@ async function talking() {
   socket.says({ type: "broker.ready", dialect: "preview", upstream: "voice_live" });
   await opening;
   return { transport, socket, audio, played, signals, drops };
+}
+
+/** As `talking`, where the network has not taken a byte of the first words. */
+async function talkingSlowly() {
+  const { send } = FakeSocket.prototype;
+  FakeSocket.prototype.send = function (text) {
+    this.bufferedAmount += text.length;
+    send.call(this, text);
+  };
+  try {
+    return await talking(Array.from({ length: 150 }, () => new Int16Array(480)));
+  } finally {
+    FakeSocket.prototype.send = send;
+  }
 }
 
 const sound = (type, responseId, itemId) => ({ type, response_id: responseId, item_id: itemId, content_index: 0, delta: "AAA=" });
@@ -93,6 +108,28 @@ test("unsent audio ends a connection, but not while the proxy has no Azure or th
   socket.bufferedAmount = 1e6;
   audio.capture(new Int16Array(480));
   assert.deepEqual([drops, socket.sent], [["socket_closed"], ["input_audio_buffer.append"]]);
+});
+
+test("what was said before the talk was live goes out first, and its bytes end no connection", async () => {
+  const words = Array.from({ length: 150 }, () => new Int16Array(480));
+  const { socket, audio, drops } = await talking(words);
+  assert.deepEqual([socket.sent.length, words.length], [150, 0]);
+  audio.capture(new Int16Array(480));
+  assert.deepEqual([socket.sent.length, drops], [151, []]);
+});
+
+test("the first words may wait to be sent, and after them as much as ever", async () => {
+  const { transport, socket, audio, drops } = await talkingSlowly();
+  audio.capture(new Int16Array(480));
+  socket.bufferedAmount = 380_000;
+  audio.capture(new Int16Array(480));
+  assert.deepEqual(drops, []);
+  socket.bufferedAmount = 100_000; // they have gone out
+  audio.capture(new Int16Array(480));
+  socket.bufferedAmount = 380_000;
+  audio.capture(new Int16Array(480));
+  assert.deepEqual(drops, ["socket_closed"]);
+  transport.close();
 });
 
 test("the end of an answer beside the conversation does not end the sound of another", async () => {

@@ -6,6 +6,7 @@
 import { appendFrame, decodePcm16 } from "../audio/pcm.js";
 import { within } from "../bounded.js";
 import { readFrame, truncateEvent } from "../events.js";
+import { EXPIRED, NETWORK, failureOf } from "./close-codes.js";
 import { failure } from "./transport.js";
 
 /**
@@ -21,27 +22,6 @@ const READY_TIMEOUT_MS = 12_000;
 const MAX_BACKLOG_BYTES = 192_000;
 const CANCELLED_KEPT = 16;
 
-/** @type {Record<number, Failure>} Failures by the broker's close codes, and by Azure's. */
-const CLOSE_CODES = {
-  1000: { code: "session_limit", message: "The talk has reached its longest time; it goes on in a new one." },
-  1001: { code: "session_limit", message: "Azure ended the session; it goes on in a new one." },
-  1009: { code: "socket_closed", message: "A message was too large; the talk goes on in a new connection." },
-  4400: { code: "refused", reportAs: "bad_request", message: "This page's version does not fit the voice service's. Reload the page.", fatal: true },
-  4401: { code: "ticket_spent", message: "The ticket was used or has expired." },
-  4403: { code: "refused", reportAs: "origin_refused", message: "This page's address may not use the voice service. Its operator can allow it.", fatal: true },
-  4408: { code: "azure_dropped", message: "Azure did not answer in time." },
-  4410: { code: "not_reading", message: "The network was too slow for the answer." },
-  4429: { code: "refused", reportAs: "too_many_sessions", message: "Too many talks are open. End another one, then press Talk again.", fatal: true },
-  4502: { code: "azure_dropped", message: "Azure ended the connection." },
-  4503: { code: "draining", message: "The voice service is being renewed." },
-};
-/** The reason with which the broker closes a talk (1000) that its agent has ended: nobody wants it back. */
-const ENDED_BY_AGENT = "the agent has ended the talk";
-/** @type {Failure} */
-const ENDED = { code: "ended_by_agent", message: "The agent has ended the talk.", fatal: true };
-/** @type {Failure} */
-const NETWORK = { code: "socket_closed", message: "The connection to the voice service broke off." };
-
 /** @implements {Transport} */
 export class WebSocketTransport {
   reportsTurns;
@@ -55,6 +35,8 @@ export class WebSocketTransport {
   /** The item whose sound came last, and its response. */
   #last = { itemId: "", responseId: "" };
   #sounding = false;
+  /** The audio that may wait to be sent: more than usual while the first words go out. */
+  #allowedBytes = MAX_BACKLOG_BYTES;
   /** `yes` from `resuming` to `resumed`, then `was` until the unsent audio has gone out. @type {"no" | "yes" | "was"} */
   #resuming = "no";
   /** Answers that were cut: their later audio is not played. @type {Set<string>} */
@@ -76,8 +58,8 @@ export class WebSocketTransport {
       socket.onmessage = ({ data }) => {
         if (this.#handle(data)?.kind === "ready") resolve();
       };
-      socket.onclose = ({ code, reason: why }) => {
-        const reason = why === ENDED_BY_AGENT ? ENDED : (CLOSE_CODES[code] ?? NETWORK);
+      socket.onclose = (close) => {
+        const reason = failureOf(close);
         reject(failure(reason.code, reason.message, reason));
         this.#drop(reason);
       };
@@ -85,6 +67,7 @@ export class WebSocketTransport {
     audio.startPlayback((sounding) => this.#setSounding(sounding));
     await within(ready, READY_TIMEOUT_MS, signal, () => failure("socket_timeout", "The voice service took too long to connect."));
     this.#open = true;
+    this.#handOver(audio.takeWords());
     audio.startCapture((chunk) => this.#sendAudio(chunk));
   }
 
@@ -123,10 +106,21 @@ export class WebSocketTransport {
     this.#socket.close(1000);
   }
 
+  /**
+   * Sends what was said before the talk was live, all at once: what is said now comes behind it.
+   * @param {Int16Array[]} chunks
+   */
+  #handOver(chunks) {
+    for (const chunk of chunks) this.#socket?.send(appendFrame(chunk));
+    this.#allowedBytes += this.#socket?.bufferedAmount ?? 0;
+  }
+
   /** @param {Int16Array} chunk */
   #sendAudio(chunk) {
     if (this.#socket?.readyState !== WebSocket.OPEN) return;
-    if (this.#socket.bufferedAmount > MAX_BACKLOG_BYTES) {
+    const waitingBytes = this.#socket.bufferedAmount;
+    if (waitingBytes < MAX_BACKLOG_BYTES) this.#allowedBytes = MAX_BACKLOG_BYTES;
+    if (waitingBytes > this.#allowedBytes) {
       // The proxy may read nothing while it has no Azure. Then audio is left out: a new connection would help nobody.
       return this.#resuming === "no" ? this.#drop(NETWORK) : undefined;
     }
@@ -164,7 +158,7 @@ export class WebSocketTransport {
         this.#finishAnswer();
         break;
       case "session_expired":
-        this.#drop(CLOSE_CODES[1001]);
+        this.#drop(EXPIRED);
         return signal;
       case "transcript_delta":
       case "transcript_done":

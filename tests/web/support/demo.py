@@ -28,8 +28,10 @@ class Demo:
     The process belongs to no event loop, so that the tests of a module share it while each has a loop of its own.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, echo: bool = True) -> None:
+        """With `echo` it says what it hears, which tests compare; else it speaks as for a visitor."""
         self._folder = folder
+        self._command = [str(COMMAND), "demo", *(["--echo"] if echo else [])]
         self._port, self._simulator_port = free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.base_url = f"http://127.0.0.1:{self._port}"
@@ -39,7 +41,7 @@ class Demo:
         environment |= {"PORT": str(self._port), "SIMULATOR_PORT": str(self._simulator_port), "BROKER_DRAIN_S": "1"}
         with self._log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [COMMAND, "demo"], cwd=self._folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self._command, cwd=self._folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while self._process.poll() is None and time.monotonic() < deadline_s:
@@ -89,9 +91,9 @@ class Demo:
 
 
 @contextlib.contextmanager
-def run_demo(folder: Path) -> Iterator[Demo]:
+def run_demo(folder: Path, *, echo: bool = True) -> Iterator[Demo]:
     """A demo, from its readiness until the end of the block."""
-    demo = Demo(folder)
+    demo = Demo(folder, echo=echo)
     try:
         demo.start()
         yield demo

@@ -8,7 +8,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -18,13 +18,14 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from tests.support.serving import serve_app
 from tests.web.support.partner import Partner
-from tests.web.support.webrtc import Call
+from tests.web.support.webrtc import Call, VoiceLiveCall
 from token_broker.api.static import client_routes
 
 __all__ = ["FakeBroker", "run_fake"]
 
 _HANG_S = 60
 DIRECT, RELAY, PROXY, WEBSOCKET = "webrtc", "webrtc_relay", "websocket_proxy", "websocket"
+VOICE_LIVE = "webrtc_websocket"
 
 
 @dataclass
@@ -40,6 +41,8 @@ class FakeBroker:
     relay_answers: list[int | str] = field(default_factory=list)
     socket_closes: list[int | str] = field(default_factory=list)  # close codes before ready, or "hang"; then ready
     turn_answers: list[int | str] = field(default_factory=list)
+    ready: asyncio.Event | None = None  # a socket's talk is ready only when this is set
+    call_channel: Literal["client's", "own", "none"] = "client's"  # of Voice Live's calls
     dialect: str = "preview"
     extra_page: str = ""
     extra_files: dict[str, str] = field(default_factory=dict)  # scripts, by their paths
@@ -79,6 +82,7 @@ class FakeBroker:
             RELAY: (f"{self.base_url}/relay/calls", {"token": f"session-{number}"}, 7_200),
             WEBSOCKET: (f"ws{host}/azure/realtime", {"protocols": ["realtime", "openai-insecure-api-key.ek_1"]}, 59),
             PROXY: (f"ws{host}/proxy", {"protocols": ["realtime", f"ticket.{number}"]}, 180),
+            VOICE_LIVE: (f"ws{host}/proxy?media=webrtc", {"protocols": ["realtime", f"ticket.{number}"]}, 180),
         }
         plan = {
             "session_id": body.get("session_id") or "fake-session-000001",
@@ -163,6 +167,18 @@ class FakeBroker:
     async def proxy(self, websocket: WebSocket) -> None:
         await self._talk(websocket, "broker.ready", self.dialect)
 
+    async def _call_over(self, websocket: WebSocket) -> None:
+        """Voice Live by WebRTC: the socket carries the offer and the page's events."""
+        offered = await websocket.receive_json()
+        assert offered["type"] == "rtc.call.sdp.create"
+        self.sdp_offers.append(offered["sdp_offer"])
+        call = VoiceLiveCall(websocket.send_json, self.call_channel)
+        self.calls.append(call)
+        self.partners.append(call.partner)
+        answer = (await call.answer(offered["sdp_offer"])).replace("\r\n", "\n").rstrip("\n")  # some answers are so
+        created = {"type": "rtc.call.sdp.created", "rtc_call_id": f"rtc_{len(self.calls)}", "sdp_answer": answer}
+        await websocket.send_json({"event_id": "event_created", **created})
+
     async def azure_socket(self, websocket: WebSocket) -> None:
         await self._talk(websocket, "session.created", "ga")
 
@@ -176,9 +192,15 @@ class FakeBroker:
         async def tell(event: dict[str, Any]) -> None:
             await websocket.send_text(json.dumps(event))
 
-        partner = Partner(tell, dialect=dialect)
         self.sockets.append(websocket)
-        self.partners.append(partner)
+        if websocket.query_params.get("media") == "webrtc":
+            await self._call_over(websocket)
+            partner = self.partners[-1]
+        else:
+            partner = Partner(tell, dialect=dialect)
+            self.partners.append(partner)
+        if self.ready:
+            await self.ready.wait()
         await tell({"type": ready, "dialect": dialect, "upstream": "fake", "agent_id": "elena"})
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             while True:

@@ -44,12 +44,15 @@ class Partner:
         self.from_client: list[Event] = []
         self.heard_s = 0.0
         self.was_loud = False
+        self.recorded = bytearray()
+        """All that was heard."""
         self._news = asyncio.Event()
 
     async def hear(self, pcm: bytes) -> None:
         loud = max(map(abs, array.array("h", pcm)), default=0) > _LOUD
         length_s = len(pcm) / 2 / WIRE_RATE
         self.heard_s += length_s
+        self.recorded += pcm
         self.was_loud |= loud
         self._heard += pcm
         if loud and not self._speaking:
@@ -96,6 +99,11 @@ class Partner:
         infix = "output_audio" if self._dialect == "ga" else "audio"
         await self._tell({"type": f"response.{infix}_transcript.delta", **ids, "delta": words})
 
+    async def call_function(self, name: str, arguments: str) -> None:
+        """Calls a function of the client's."""
+        call = {"type": "function_call", "call_id": self._new("call"), "name": name, "arguments": arguments}
+        await self._tell({"type": "response.output_item.done", "item": {**call, "status": "completed"}})
+
     async def notice_speech(self) -> None:
         """Says that the user speaks. Azure cancels its answer by itself then."""
         await self._tell({"type": "input_audio_buffer.speech_started", "audio_start_ms": 0})
@@ -113,6 +121,7 @@ class Partner:
         await self._tell({"type": "conversation.item.input_audio_transcription.completed", **heard})
 
     async def _item(self, item: Event) -> None:
+        item = {"id": self._new("item"), **item}
         made = "conversation.item.added" if self._dialect == "ga" else "conversation.item.created"
         await self._tell({"type": made, "previous_item_id": self._last_item, "item": item})
         self._last_item = item["id"]

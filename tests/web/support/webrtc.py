@@ -2,9 +2,11 @@
 
 import asyncio
 import fractions
+import itertools
 import json
 from collections import deque
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
 
 import numpy as np
 from aioice import ice
@@ -14,7 +16,7 @@ from av import AudioFrame, AudioResampler
 
 from tests.web.support.partner import WIRE_RATE, Partner
 
-__all__ = ["Call"]
+__all__ = ["Call", "VoiceLiveCall"]
 
 _RATE = 48_000
 _FRAME_SAMPLES = 960  # 20 ms
@@ -57,7 +59,7 @@ class _Voice(AudioStreamTrack):
 class Call:
     """One call: `answer` its offer, then `close` it. `partner` is the other side."""
 
-    def __init__(self, *, blocked: bool = False) -> None:
+    def __init__(self, *, blocked: bool = False, dialect: str = "ga") -> None:
         ice.get_host_addresses = lambda use_ipv4, use_ipv6: ["127.0.0.1"]
         self._peer = RTCPeerConnection()
         self._blocked = blocked
@@ -65,7 +67,7 @@ class Call:
         self._channel: Any = None
         self._listening: asyncio.Task[None] | None = None
         self._stopping: set[asyncio.Task[None]] = set()
-        self.partner = Partner(self._tell, self._speak, dialect="ga")
+        self.partner = Partner(self._tell, self._speak, dialect=dialect)
 
     async def answer(self, offer: str) -> str:
         """The SDP answer; where ICE is blocked, one that leads nowhere."""
@@ -125,6 +127,34 @@ class Call:
     async def _tell(self, event: dict[str, Any]) -> None:
         if self._channel and self._channel.readyState == "open" and _passes_filter(event["type"]):
             self._channel.send(json.dumps(event))
+
+
+class VoiceLiveCall(Call):
+    """A call of Voice Live: `tell` writes to the socket that carried the offer, and some events go both ways.
+
+    `channel` is whose data channel is used: the client's, one that the service opens, or none.
+    """
+
+    def __init__(
+        self, tell: Callable[[dict[str, Any]], Awaitable[None]], channel: Literal["client's", "own", "none"]
+    ) -> None:
+        super().__init__(dialect="preview")
+        self._tell_socket = tell
+        self._numbers = itertools.count(1)
+        self._uses = channel
+        if channel == "own":
+            self._channel = self._peer.createDataChannel("service-events")
+
+    def _take_channel(self, channel: Any) -> None:
+        if self._uses == "client's":
+            super()._take_channel(channel)
+
+    async def _tell(self, event: dict[str, Any]) -> None:
+        event = {"event_id": f"event_{next(self._numbers)}", **event}
+        if self._channel and self._channel.readyState == "open":
+            self._channel.send(json.dumps(event))
+        if event["type"].endswith(("transcription.completed", "audio_transcript.done", "output_item.done")):
+            await self._tell_socket(event)
 
 
 def _passes_filter(kind: str) -> bool:

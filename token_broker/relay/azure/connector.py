@@ -42,15 +42,21 @@ from token_broker.relay.azure.opening import (
     handshake_error,
     take_session,
 )
-from token_broker.relay.azure.route import ConnectionHealth, NoUpstreamError, Route, UpstreamConnection, make_routes
+from token_broker.relay.azure.route import (
+    ConnectionHealth,
+    NoUpstreamError,
+    Route,
+    RouteName,
+    UpstreamConnection,
+    make_routes,
+)
 from token_broker.relay.azure.socket import AzureSocket, connect
 from token_broker.relay.confirmation.settings_report import SettingsReport
 from token_broker.relay.guardrail.held import held_session
 from token_broker.security.limits import BoundedDict
 from token_broker.server.close_codes import SESSION_REFUSED, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
-from token_broker.settings import UpstreamName
 
-__all__ = ["NoUpstreamError", "Route", "UpstreamConnection", "UpstreamConnector", "make_routes"]
+__all__ = ["NoUpstreamError", "Route", "UpstreamConnection", "UpstreamConnector", "ending_of", "make_routes"]
 
 log = structlog.get_logger("token_broker.relay")
 
@@ -87,6 +93,8 @@ class UpstreamConnector:
         self.pool = hedger.pool
         self._hedger = hedger
         self.routes = dict(routes)
+        self.agents_routes: dict[tuple[str, str], Route] = {}
+        """The one route of an agent that is defined at Azure, by the agent's id and the resource."""
         self._credentials = credentials
         self._at_endpoint = at_endpoint
         self._names = DnsCache(resolver)
@@ -107,7 +115,7 @@ class UpstreamConnector:
         return tuple(secret for credentials in self._credentials.values() for secret in credentials.secrets)
 
     @property
-    def breakers(self) -> dict[tuple[str, UpstreamName], CircuitBreaker]:
+    def breakers(self) -> dict[tuple[str, RouteName], CircuitBreaker]:
         """The breakers, by resource and route."""
         return {
             (name, route.name): self.pool.breaker(name, route.name)
@@ -128,7 +136,7 @@ class UpstreamConnector:
         supply: SpecSupplier,
         *,
         wanted: Wanted,
-        only: UpstreamName | None = None,
+        only: RouteName | None = None,
         prefer: Dialect | None = None,
         after: UpstreamConnection | None = None,
         on_refused: Callable[[str], None] = lambda _resource: None,
@@ -142,7 +150,12 @@ class UpstreamConnector:
         """
         candidates: list[_Candidate] = []
         for resource in self.pool.order(wanted):
-            routes = [route for route in self.routes[resource.name] if only is None or route.name == only]
+            own = self.agents_routes.get((wanted.agent_id, resource.name))
+            routes = [
+                route
+                for route in (self.routes[resource.name] if own is None else (own,))
+                if only is None or route.name == only
+            ]
             if prefer is not None:
                 routes.sort(key=lambda route: route.dialect != prefer)
             candidates += [(resource, route) for route in routes]
@@ -215,7 +228,7 @@ class UpstreamConnector:
         model = model or resource.model
         try:
             async with asyncio.timeout_at(deadline_s):
-                opened = await self._opened(route.url_of(model), deadline_s, self._credentials.get(resource.name))
+                opened = await self.open_route(resource, route, model=model, deadline_s=deadline_s)
                 try:
                     spec = await supply(resource)
                     session = route.session(spec)
@@ -237,6 +250,17 @@ class UpstreamConnector:
             session=taken.session,
             left_out=taken.left_out,
         )
+
+    async def open_route(
+        self, resource: Resource, route: Route, *, model: str = "", deadline_s: float, query: str = ""
+    ) -> AzureSocket:
+        """An open socket of that route, in which nothing was said yet; `query` is added to its URL. Raises MintError,
+        and TimeoutError at `deadline_s` of the loop's clock.
+        """
+        credentials = self._credentials.get(resource.name)
+        if not route.takes_keys and credentials is not None and (credentials := credentials.without_key()) is None:
+            raise MisconfiguredError("this service takes Entra alone, and AZURE_VOICELIVE_AUTH is key")
+        return await self._opened(f"{route.url_of(model or resource.model)}{query}", deadline_s, credentials)
 
     async def _opened(self, url: str, deadline_s: float, credentials: Credentials | None) -> AzureSocket:
         """A socket opened with the key, or with Entra where the resource has keys disabled."""
@@ -327,7 +351,7 @@ class _Handshakes:
             log.info("upstream_attempt", **about, outcome="connected")
             return
         if self.ending is None or self.ending.code != UPSTREAM_TIMED_OUT:  # the one that hung is the client's reason
-            self.ending = _ending(error)
+            self.ending = ending_of(error)
         if isinstance(error, TransientError) and not isinstance(error, RateLimitedError):
             # The resource may be down as a whole: its other ways come after those of the others.
             self._left.sort(key=lambda each: each[0].name == call.permit.resource.name)
@@ -375,7 +399,8 @@ class _Handshakes:
         return None
 
 
-def _ending(error: MintError) -> Ending:
+def ending_of(error: MintError) -> Ending:
+    """What the client is told where Azure took no talk."""
     match error:
         case TimedOutError():
             return Ending(UPSTREAM_TIMED_OUT, "Azure did not answer in time: ask for a new plan")

@@ -1,30 +1,54 @@
-"""The words in a client's events, and events with other words. Pure."""
+"""The words in a client's events, and events with other words. Pure.
+
+A client writes messages, the outputs of tools that it runs, and the reasons of its approvals. The model reads all of
+them. Nobody knows the words of sound and of images.
+"""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["has_words", "with_words", "words_of"]
+__all__ = ["ClientWords", "has_words", "is_owed", "with_words", "words_of"]
 
 Event = Mapping[str, Any]
 
 _INPUTS = ("input", "input_items", "append_input_items")
 _SPOKEN = "input_audio"
+_UNREAD = frozenset({_SPOKEN, "input_image"})
+_TEXT_OF = {"function_call_output": "output", "mcp_approval_response": "reason"}
+"""Items that are no messages, and their field that the model reads."""
+
+
+class ClientWords(NamedTuple):
+    """What an event says. `is_complete` is False where it brings sound or an image besides."""
+
+    text: str
+    is_complete: bool = True
 
 
 def has_words(event: Event) -> bool:
-    """Whether the event brings words, or sound, into the conversation, or into an answer."""
-    return any(_parts(item) for item in _items(event))
+    """Whether the event brings words, sound or images into the conversation, or into an answer."""
+    said = words_of(event)
+    return bool(said.text) or not said.is_complete
 
 
-def words_of(event: Event) -> str | None:
-    """All words that the event brings; None where it brings sound, of which nobody knows the words."""
+def words_of(event: Event) -> ClientWords:
+    """All words that the event brings, a line each."""
     words: list[str] = []
+    is_complete = True
     for item in _items(event):
+        if isinstance(text := item.get(_TEXT_OF.get(str(item.get("type")), "")), str):
+            words.append(text)
         for part in _parts(item):
-            if part.get("type") == _SPOKEN:
-                return None
-            words += [text for name in ("text", "transcript") if isinstance(text := part.get(name), str)]
-    return "\n".join(filter(str.strip, words))
+            is_complete = is_complete and part.get("type") not in _UNREAD
+            if part.get("type") not in _UNREAD:  # a transcript beside sound need not be what is heard
+                words += [text for name in ("text", "transcript") if isinstance(text := part.get(name), str)]
+    return ClientWords("\n".join(filter(str.strip, words)), is_complete)
+
+
+def is_owed(event: Event) -> bool:
+    """Whether somebody waits for the event, whatever its words: an output or an approval."""
+    item = event.get("item")
+    return isinstance(item, Mapping) and item.get("type") in _TEXT_OF
 
 
 def with_words(event: Event, words: str) -> dict[str, Any]:
@@ -57,14 +81,14 @@ def _items(event: Event) -> list[Event]:
 
 
 def _parts(item: Event) -> list[Event]:
-    """The parts of a message that are words or sound, whoever is said to have said them: the client wrote them all."""
+    """The parts of a message, whoever is said to have said them: the client wrote them all."""
     content = item.get("content")
-    if not isinstance(content, list):
-        return []
-    return [part for part in content if isinstance(part, Mapping) and part.get("type") != "input_image"]
+    return [part for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
 
 
 def _with_words(item: Event, left: list[str]) -> dict[str, Any]:
+    if (name := _TEXT_OF.get(str(item.get("type")))) in item:
+        return {**item, str(name): left.pop() if left else ""}
     content = item.get("content")
     if not isinstance(content, list):
         return dict(item)

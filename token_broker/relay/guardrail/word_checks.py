@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from token_broker.relay.guardrail.client_words import has_words, with_words, words_of
+from token_broker.relay.guardrail.client_words import is_owed, with_words, words_of
 from token_broker.security.limits import BoundedDict
 from token_broker.tools.verdict import Verdict
 
@@ -52,12 +52,13 @@ GUARD_EVENTS = frozenset({
 _UNCHECKED = frozenset({"input_text.delta", "input_text.done"})
 _TURNS = "input_audio.turn."
 _HELD_BEHIND = frozenset({"conversation.item.create", "conversation.item.delete", "response.create"})
-_WORDLESS_ITEMS = frozenset({"function_call_output", "mcp_approval_response"})
 _REFUSED = (
     "Tell the user in one short, polite sentence, in their language, that you can't respond to that. Do not guess what "
     "it was, and add nothing."
 )
 _NOT_WITH_GUARDRAIL = "this agent's words are checked first: send them by conversation.item.create"
+_UNREAD = "what this agent hears is checked first, which nobody can do with an image or with recorded sound"
+_WITHHELD = "The output was withheld by a check of its words. Do not guess what it was."
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +185,12 @@ class WordChecks:
             return True, [*_kept(spoken), *self._settle()]
         if kind not in _HELD_BEHIND:
             return True, []
-        item = event.get("item")
-        if isinstance(item, Mapping) and item.get("type") in _WORDLESS_ITEMS:
-            return True, []
-        checked = has_words(event)
-        if kind == "conversation.item.create":
+        said = words_of(event)
+        checked = bool(said.text) or not said.is_complete
+        if is_owed(event):
+            if not checked:
+                return True, []
+        elif kind == "conversation.item.create":
             self._say_later = None
         waits = checked or bool(self._held) or (kind == "response.create" and (self.is_checking or self._speaking))
         if not waits:
@@ -200,14 +202,14 @@ class WordChecks:
         self._held_chars += chars
         if not checked:
             return False, self._advance()
-        words = words_of(event)
-        if words is None:  # sound that nobody transcribes
+        if not (said.is_complete or self.fails_open):
+            told = DropEvent("event_refused", _UNREAD, _id_of(event))
+            return False, [told, *self._decide_typed(held, None)]
+        if not said.text:
             return False, self._decide_typed(held, None)
-        if not words:
-            return False, self._advance()
         held.number = self._next_number()
         held.due_s = now_s + self.hook_s + _VERDICT_S
-        return False, [AskHook(held.number, words, "typed")]
+        return False, [AskHook(held.number, said.text, "typed")]
 
     def azure_sent(self, event: Event, now_s: float) -> tuple[bool, list[GuardAction]]:
         """Takes a parsed event of Azure's. Whether its turn is kept now; otherwise `KeepTurn` follows."""
@@ -371,6 +373,9 @@ class WordChecks:
         held.number, held.due_s = None, math.inf
         if action == "replace":
             held.event = with_words(held.event, words)
+        elif action == "refuse" and is_owed(held.event):
+            is_output = held.event["item"].get("type") == "function_call_output"
+            held.event = with_words(held.event, _WITHHELD if is_output else "")
         elif action == "refuse":
             self._held.remove(held)
             self._held_chars -= held.chars

@@ -14,7 +14,8 @@ quoted. Those that say to call a tool, by its name or as "the tool", get a call 
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -78,6 +79,15 @@ class Words:
 
     text: str
     pcm: bytes = b""
+    voice: "Future[bytes] | None" = None
+    """The PCM that goes before, as soon as it is made; empty where it can't be."""
+
+    def spoken(self) -> "Words":
+        """The words with the voice that was made for them, or over a tone where it is missing or late."""
+        voice = self.voice.result() if self.voice is not None and self.voice.done() else b""
+        if not voice:
+            return output_message(self.text, self.pcm, speaks=True)
+        return Words(self.text, voice + self.pcm)
 
     def pieces(self) -> list[Piece]:
         """The words, spread evenly over the audio."""
@@ -178,10 +188,12 @@ def plan_for(
     scripted: ScriptedResponse | None,
     told: str = "",
     persona: str = "",
+    acted: "Callable[[], Words | PlannedCall] | None" = None,
 ) -> ResponsePlan:
     """The response to what was last said, written, or given by a tool; text alone unless it `speaks`.
 
-    `told` are its own instructions, `persona` the session's.
+    `told` are its own instructions, `persona` the session's. `acted` gives what an actor makes of it, in place of the
+    words that say what came in.
     """
     text, pcm, written, after_tool = "hello", b"", "", False
     match follows(items):
@@ -211,6 +223,8 @@ def plan_for(
         answers = bool(written or pcm)
         required = (tools.required() if answers else None) or tools.told(f"{told} {persona}" if answers else told)
         calls = [required] if required is not None else []
+    if acted is not None and not calls:
+        return ResponsePlan([acted()], status)
     return ResponsePlan(calls or [output_message(text, pcm, speaks=speaks)], status)
 
 

@@ -2,6 +2,7 @@
 
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,6 +31,9 @@ ResponseStatus = Literal["completed", "cancelled", "failed", "incomplete"]
 _AUDIO_TOKENS_PER_S = {"input": 10, "output": 20}
 _CHARS_PER_TOKEN = 4
 _WORD_S = 0.02
+# A synthetic voice is made in another thread; one that takes longer than 5 s is not waited for.
+_LOOK_S = 0.02
+_MOST_LOOKS = 250
 # What came due while the socket was not looked at comes in portions, so that a cancel is heard in between.
 _MOST_AT_ONCE = 10
 
@@ -186,8 +190,14 @@ class Responses:
             return
         for output in plan.outputs:
             match output:
-                case Words():
+                case Words(voice=None):
                     yield from self._say(active, output)
+                case Words(voice=Future() as voice):
+                    looks = 0
+                    while not voice.done() and looks < _MOST_LOOKS:
+                        looks += 1
+                        yield _LOOK_S
+                    yield from self._say(active, output.spoken())
                 case PlannedCall(mcp=tool) if (
                     tool is not None and tool.needs_approval and not output.approval_request_id
                 ):

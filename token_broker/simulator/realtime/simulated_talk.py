@@ -1,10 +1,12 @@
 """One talk as a state machine: client events, audio and the time go in, server events come out. No I/O, no clock.
 
-It answers speech with the caller's own speech, and text with a tone; every transcript says that it is simulated.
+It answers speech with the caller's own speech, and text with a tone; every transcript says that it is simulated. With
+an actor it plays the agent that the instructions describe, in words and a voice of its own.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from pydantic import JsonValue
@@ -37,7 +39,15 @@ from token_broker.simulator.realtime.received_events import (
     read_event,
     read_items,
 )
-from token_broker.simulator.realtime.response_plan import ResponsePlan, ScriptedResponse, Tools, follows, plan_for
+from token_broker.simulator.realtime.response_plan import (
+    PlannedCall,
+    ResponsePlan,
+    ScriptedResponse,
+    Tools,
+    Words,
+    follows,
+    plan_for,
+)
 from token_broker.simulator.realtime.responses import PromptSize, Responses, SpeechRate
 from token_broker.simulator.realtime.server_events import Event, Ids, ServerEvents
 from token_broker.simulator.realtime.speech.input_buffer import InputBuffer
@@ -48,6 +58,7 @@ from token_broker.simulator.realtime.speech.wire_audio import AudioReader
 from token_broker.simulator.records.transcript import Follows, TalkRecord, utterance_key
 from token_broker.simulator.session_bodies.check import INVALID_VALUE, InvalidRequest, check, parse_json
 from token_broker.simulator.session_bodies.persona import DEFAULT_PERSONA
+from token_broker.simulator.speech.actor import Actor, Heard, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +77,12 @@ class TalkOptions:
     """Takes what a test wants the next response to be."""
     behaviour: TalkBehaviour = field(default_factory=lambda: TalkBehaviour(FaultTable(), "/"))
     """What faults change in it."""
+    check_update: Callable[[Any, Any], None] = lambda _before, _after: None
+    """Refuses an update by what the session was and would be, with an `InvalidRequest`."""
     record: TalkRecord = field(default_factory=TalkRecord)
     """Where it is written down."""
+    actor: Actor | None = None
+    """Who plays the agent; `None`: answers say what came in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +116,7 @@ class SimulatedTalk:
         self._conversation = Conversation()
         self._items = ItemOperations(self._conversation, dialect, self._ids, self._events)
         self._mcp = McpServers(self._conversation, self._ids, self._events)
-        self._playback = Playback(self._events) if options.server_plays else None
+        self._playback = Playback(self._events.emit) if options.server_plays else None
         self._transcripts = Transcripts(self._events, options.transcription_models, options.transcript_timing)
         self._responses = Responses(
             dialect,
@@ -253,6 +268,7 @@ class SimulatedTalk:
         if updated.model != self._session.model:
             raise InvalidRequest(INVALID_VALUE, "The model of a session can't be changed.", "session.model")
         settings = self._dialect.settings(updated)
+        self._options.check_update(self._session, updated)
         self._check_voice(settings.voice, "session")
         self._session, self.settings = updated, settings
         self._said_modalities |= not {"modalities", "output_modalities"}.isdisjoint(taken)
@@ -351,8 +367,13 @@ class SimulatedTalk:
             )
             options = replace(options, speaks=speaks)
         told = options.instructions or ""
+        persona, actor = self.settings.instructions, self._options.actor
+        acted: Callable[[], Words | PlannedCall] | None = None
+        if actor is not None and not self._responses.active:
+            heard, role = Heard(items, tools, told), Role(persona, options.voice)
+            acted = partial(actor.answer, heard, role, speaks=options.speaks)
         plan = plan_for(
-            items, speaks=options.speaks, tools=tools, scripted=scripted, told=told, persona=self.settings.instructions
+            items, speaks=options.speaks, tools=tools, scripted=scripted, told=told, persona=persona, acted=acted
         )
         if not self._responses.active:
             plan = replace(plan, thinking_s=behaviour.thinking_s(self._options.speech_rate.thinking_s))

@@ -1,0 +1,1 @@
+"""What the simulated agents of the demo say, and the synthetic voice in which they say it."""
