@@ -22,7 +22,7 @@ from token_broker.memory.store_errors import StoreError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["CallLeases", "LeaseWatcher"]
+__all__ = ["CallLeases", "LeaseCounts", "LeaseWatcher"]
 
 log = structlog.get_logger("token_broker.calls")
 
@@ -73,6 +73,15 @@ class _LeasedCall:
     is_new: bool = False  # its client has its answer, and the store does not know
 
 
+@dataclass(slots=True)
+class LeaseCounts:
+    """Calls taken from replicas that were gone or left, calls that another replica has taken, and failed renewals."""
+
+    taken: int = 0
+    lost: int = 0
+    failed: int = 0
+
+
 class CallLeases:
     """The calls that this process holds. `run` it, beside a `watcher`.
 
@@ -92,6 +101,7 @@ class CallLeases:
     ) -> None:
         self.watcher: LeaseWatcher | None = None
         self.others = 0  # live replicas
+        self.counts = LeaseCounts()
         self._database = database
         self._holder = holder
         self._every_s = every_s
@@ -208,6 +218,7 @@ class CallLeases:
                 await self.refresh()
                 is_silent = False
             except StoreError as error:
+                self.counts.failed += 1
                 if not is_silent:
                     log.warning("call_leases_unrenewed", reason=str(error), calls=len(self._held))
                 is_silent = True
@@ -232,6 +243,7 @@ class CallLeases:
             return
         for each in older:
             self.watcher.replaced(each)
+        self.counts.taken += len(taken)
         for each in taken:
             self._held[each.row.name] = _LeasedCall(
                 each.row, each.state, each.epoch, each.ending, is_stored=True, is_told=each.ending is not None
@@ -358,5 +370,7 @@ class CallLeases:
                     self.watcher.read_elsewhere(stored)
 
     def _lose(self, name: CallName) -> None:
-        if self._held.pop(name, None) is not None and self.watcher is not None:
-            self.watcher.lost(name)
+        if self._held.pop(name, None) is not None:
+            self.counts.lost += 1
+            if self.watcher is not None:
+                self.watcher.lost(name)
