@@ -309,6 +309,9 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             memory=memory,
             relay=relay.snapshot,
             availability=availability,
+            ledger=ledger,
+            budgets=budgets,
+            leases=leases,
         )
         if len(pool.resources) > 1:  # with one there is nobody else to go to
             stalls = asyncio.create_task(watch_stalls(pool), name="watch-stalls")

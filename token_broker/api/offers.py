@@ -195,6 +195,7 @@ class CallRelay:
                     accepted = await self._offer(
                         grant, offer, wanted=wanted, filtered=filtered, owner=owner, lease=lease, transport=transport,
                         timeout_s=max(0.1, deadline_s - time.monotonic()), share_s=_OFFER_SHARE_S if left else None,
+                        lasts_s=self.level.left_s(owner, minting.settings.max_talk_s),
                     )  # fmt: skip
                 except MintError as error:
                     refusal, tried = error, grant.resource
