@@ -255,6 +255,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         memory.watch_lost_sessions(relay.end_session)
         memory.watch_lost_sessions(watched.end_session)
         chain = build_chain(settings, transport, credentials, hedger, observe)
+        chain.on_left_out = connector.settings_report.note_left_out
         minting = Minting(
             settings=settings,
             agents=agents,
