@@ -25,7 +25,9 @@ import structlog
 
 from strategies.base import SessionSpec
 from strategies.errors import MintError
+from strategies.session_model.refused_field import field_to_leave_out, shown_path, without
 from strategies.session_model.running_session import agents_session
+from strategies.session_model.session_paths import Path
 from token_broker.calls.idle import IdleClock
 from token_broker.calls.page_events import PageEvents
 from token_broker.observability.logging import audit_changed_call
@@ -38,8 +40,6 @@ from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
 from token_broker.relay.answers.turn_clock import TurnClock
 from token_broker.relay.azure.connector import NO_SUCH_CALL
 from token_broker.relay.azure.socket import AzureSocket
-from strategies.session_model.session_paths import Path
-from strategies.session_model.refused_field import field_to_leave_out, shown_path, without
 from token_broker.relay.counters import USAGE_EVENTS, TalkCounters
 from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import compact, event_of, event_type

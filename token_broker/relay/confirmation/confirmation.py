@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from token_broker.relay.confirmation.agreement import disagreements
 from strategies.session_model.refused_field import field_to_leave_out, shown_path, without
+from token_broker.relay.confirmation.agreement import disagreements
 
 __all__ = ["Confirmation"]
 
