@@ -31,8 +31,8 @@ _VOICE_FIXED = "cannot_update_voice"  # Azure may name no field with it (docs/az
 def field_to_leave_out(error: Fields, session: Fields) -> Path | None:
     """The field of `session` that has to go for Azure to take it. None: the error names none, or one that must stay.
 
-    `error` is that of Azure's `error` event or of its answer. Where the named field is essential to what it stands in, or is missing
-    there, the whole of that goes: a tool without its parameters, say, is no tool.
+    `error` is from an event or an answer of Azure's. Where the named field is essential to what it stands in, or is
+    missing there, the whole of that goes: a tool without its parameters, say, is no tool.
     """
     path = _named(error, session)
     if path is None:
