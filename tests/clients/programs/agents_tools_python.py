@@ -1,4 +1,4 @@
-"""PyPI `openai-agents` with a tool of its own, at an agent that has this tool and others. It has a Python of its own."""
+"""PyPI `openai-agents`, in a Python of its own: with one tool, at an agent that has this tool and others."""
 
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
