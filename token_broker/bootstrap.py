@@ -285,6 +285,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             availability=availability,
             of_agents=of_agents,
         )
+        chain.on_left_out = connector.settings_report.note_left_out
         minting = Minting(
             settings=settings,
             agents=agents,

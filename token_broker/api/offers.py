@@ -27,6 +27,7 @@ from strategies.errors import MintError, RateLimitedError, RejectedError, TimedO
 from strategies.live_calls import LiveOffer, SessionFieldError
 from strategies.resources import Resource, Wanted
 from strategies.session_model.live_session import LIVE_CALLS_ROUTE, live_session, web_session
+from strategies.session_model.refused_field import shown_path, without
 from token_broker.api.token import LIVE_GRANTED, RETRY_AFTER_S, Minting, RequestTrace
 from token_broker.calls.attach_claims import AttachClaims
 from token_broker.calls.page_events import CallStreams
@@ -34,7 +35,6 @@ from token_broker.calls.running_calls import Calls
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
-from token_broker.relay.confirmation.refused_field import shown_path, without
 from token_broker.relay.live.upstream import left_out_of
 from token_broker.relay.media.call_offers import offers_audio
 from token_broker.security.authentication import limit_key

@@ -149,7 +149,7 @@ class PlanMaker:
         if minted is not None:
             direct = self._direct(minted, owner, public_base, session_token, now, model=model, agent=agent)
             connections += direct if unseen else [each for each in direct if each.transport == "webrtc_relay"]
-        own: Dialect | None = None if agent.foundry_agent is None else "ga"
+        own: AnyDialect | None = None if agent.foundry_agent is None else "ga"
         if is_live and self.unseen.permits_live_calls(agent, owner, knows_blocked=knows_blocked):
             connections.append(self._relay(owner, public_base, session_token, now, grant=None, agent=agent))
         elif isinstance(grant, SignallingGrant) and not is_live:
