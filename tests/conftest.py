@@ -48,6 +48,11 @@ _BROWSER_GROUPS = {
 """Where tests drive a browser, by path: one at a time listens to how it sounds, and one does everything else. More on
 one machine starve each other's audio."""
 
+_ENGINE = re.compile(r"\[(firefox|webkit)\b")
+"""The other engine than Chromium that a test is parametrised with: a group of its own, since it shares the browser."""
+
+_BROWSER_PATHS = tuple(path for paths in _BROWSER_GROUPS.values() for path in paths)
+
 _GROUPS = {
     **_BROWSER_GROUPS,
     "clients": ("tests/clients/",),  # they share the processes that run the clients
@@ -126,6 +131,8 @@ several, mostly because they start processes. `pytest.mark.slow` says the same b
 
 def group_of(nodeid: str) -> str | None:
     """The group that a test is in, if it is in one."""
+    if engine := _ENGINE.search(nodeid):
+        return engine[1]
     by_path = (group for group, paths in _GROUPS.items() if nodeid.startswith(paths))
     return next(by_path, "postgres" if "postgresql" in nodeid else None)
 
@@ -163,7 +170,7 @@ def pytest_collection() -> Generator[None, object, object]:
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects by the marks given here
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if group_of(item.nodeid) in _BROWSER_GROUPS:
+        if item.nodeid.startswith(_BROWSER_PATHS):
             item.add_marker(pytest.mark.browser)
         if item.nodeid.startswith(_SLOW):
             item.add_marker(pytest.mark.slow)

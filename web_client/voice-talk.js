@@ -43,7 +43,7 @@ const LINES = 200;
 const STYLE = `
 :host { display: block; max-width: 32rem; color: var(--voice-talk-text, CanvasText); font: var(--voice-talk-font, 1rem/1.45 system-ui, sans-serif); }
 :host([hidden]) { display: none; }
-.box { display: grid; gap: 0.75rem; padding: 1rem; border: 1px solid var(--voice-talk-border, color-mix(in srgb, currentColor 22%, transparent)); border-radius: var(--voice-talk-radius, 0.75rem); background: var(--voice-talk-background, Canvas); }
+.box { display: grid; grid-template-columns: minmax(0, 1fr); gap: 0.75rem; padding: 1rem; border: 1px solid var(--voice-talk-border, color-mix(in srgb, currentColor 22%, transparent)); border-radius: var(--voice-talk-radius, 0.75rem); background: var(--voice-talk-background, Canvas); }
 p { margin: 0; }
 .disclosure { font-size: 0.85em; opacity: 0.85; }
 .lines { display: grid; gap: 0.35rem; max-height: var(--voice-talk-height, 16rem); overflow-y: auto; overflow-wrap: anywhere; }

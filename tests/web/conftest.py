@@ -9,15 +9,19 @@ import pytest
 
 from tests.conftest import group_of
 from tests.web.support.chromium import Browser, run_chromium
+from tests.web.support.firefox import firefox_page, run_firefox
+from tests.web.support.page import ScriptPage
 from tests.web.support.recorder import MICROPHONE_RATE
+from tests.web.support.sound_card import SoundCard, run_sound_card
 from tests.web.support.speech import Samples, speech, write_wav
+from tests.web.support.webkit import run_webkit, webkit_page
 
 LEAD_IN_S = 1.4  # longer than a busy machine takes until a talk is live
 SAID_S = 1.6
 PAUSE_S = 2.2
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def _in_one_process(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
     """Fails where a group's tests run in several processes: several browsers would starve each other's audio."""
     if request.config.getoption("loadgroup", default=False):
@@ -56,6 +60,38 @@ def speaking_chromium(microphone: Path) -> Iterator[str]:
 def quiet_chromium(silent_microphone: Path) -> Iterator[str]:
     with run_chromium(silent_microphone) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def sound_card() -> Iterator[SoundCard | None]:
+    with run_sound_card() as card:
+        yield card
+
+
+@pytest.fixture(scope="session")
+def firefox(sound_card: SoundCard | None) -> Iterator[str]:
+    with run_firefox(sound_card) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def webkit(sound_card: SoundCard | None) -> Iterator[str]:
+    with run_webkit(sound_card) as url:
+        yield url
+
+
+@pytest.fixture
+async def engine_page(request: pytest.FixtureRequest, engine: str) -> AsyncIterator[ScriptPage]:
+    """A page of the engine that a test is parametrised with: `chromium`, `firefox` or `webkit`."""
+    if engine == "chromium":
+        async with Browser.connect(request.getfixturevalue("quiet_chromium")) as browser, browser.page() as page:
+            yield page
+    elif engine == "firefox":
+        async with firefox_page(request.getfixturevalue("firefox")) as tab:
+            yield tab
+    else:
+        async with webkit_page(request.getfixturevalue("webkit")) as window:
+            yield window
 
 
 @pytest.fixture

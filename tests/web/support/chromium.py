@@ -3,7 +3,6 @@
 It is found by `CHROMIUM`, on the path, or where Playwright keeps its own; else Playwright's is installed.
 """
 
-import asyncio
 import base64
 import contextlib
 import itertools
@@ -13,18 +12,20 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
+
+from tests.web.support.connection import CALL_TIMEOUT_S, Connection, Event, ScriptError
+from tests.web.support.page import ScriptPage, find, waiting
 
 __all__ = ["Browser", "Page", "ScriptError", "find_chromium", "open_browser", "run_chromium"]
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PLAYWRIGHT = "playwright-core@1.65.1"
 START_TIMEOUT_S = 30
-CALL_TIMEOUT_S = 30
 HOW_TO = (
     "The browser tests need a Chromium, and none was found. Install one (Debian, Ubuntu: apt install chromium), "
     f"or name its executable in CHROMIUM, or run: npx {PLAYWRIGHT} install --with-deps chromium"
@@ -45,12 +46,6 @@ _FLAGS = (
     "--hide-scrollbars",
     "--autoplay-policy=document-user-activation-required",
 )
-
-Event = dict[str, Any]
-
-
-class ScriptError(AssertionError):
-    """The page's own JavaScript threw."""
 
 
 def find_chromium() -> str:
@@ -78,48 +73,7 @@ def _playwrights() -> str | None:
     return None
 
 
-class Connection:
-    """The DevTools protocol: numbered calls and their answers, and events by session."""
-
-    def __init__(self, socket: ClientConnection) -> None:
-        self._socket = socket
-        self._numbers = itertools.count(1)
-        self._calls: dict[int, asyncio.Future[Event]] = {}
-        self._listeners: dict[str, list[Callable[[Event], None]]] = {}
-        self._reading = asyncio.create_task(self._read())
-
-    async def call(self, method: str, session: str | None = None, **params: Any) -> Event:
-        """Raises ScriptError where the browser refuses, TimeoutError where it is silent."""
-        number = next(self._numbers)
-        answer: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
-        self._calls[number] = answer
-        message = {"id": number, "method": method, "params": params} | ({"sessionId": session} if session else {})
-        await self._socket.send(json.dumps(message))
-        return await asyncio.wait_for(answer, CALL_TIMEOUT_S)
-
-    def listen(self, session: str, listener: Callable[[Event], None]) -> None:
-        self._listeners.setdefault(session, []).append(listener)
-
-    async def close(self) -> None:
-        self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
-        await self._socket.close()
-
-    async def _read(self) -> None:
-        async for text in self._socket:
-            message = json.loads(text)
-            if call := self._calls.pop(message.get("id"), None):
-                if call.done():
-                    continue
-                if "error" in message:
-                    call.set_exception(ScriptError(message["error"]["message"]))
-                else:
-                    call.set_result(message["result"])
-            for listener in self._listeners.get(message.get("sessionId", ""), ()):
-                listener(message)
-
-
-class Page:
+class Page(ScriptPage):
     """One tab. `complaints` collects its console's errors and warnings, and its uncaught exceptions."""
 
     def __init__(self, connection: Connection, session: str, target: str) -> None:
@@ -147,44 +101,23 @@ class Page:
         await self.call("Page.navigate", url=url)
         await self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
 
-    async def run(self, expression: str, *, user_gesture: bool = False) -> Any:
-        """The JSON value of an expression; a promise is awaited. Raises ScriptError."""
+    async def run(self, expression: str, *, user_gesture: bool = False, within_s: float = CALL_TIMEOUT_S) -> Any:
         answer = await self.call(
-            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=user_gesture
-        )
+            "Runtime.evaluate",
+            expression=expression, awaitPromise=True, returnByValue=True, userGesture=user_gesture, within_s=within_s,
+        )  # fmt: skip
         if failure := answer.get("exceptionDetails"):
             raise ScriptError(failure.get("exception", {}).get("description", failure["text"]))
         return answer["result"].get("value")
 
     async def wait_for(self, condition: str, timeout_s: float = 10) -> Any:
-        """The first truthy value of an expression. Raises TimeoutError with the page's complaints."""
-        script = f"""new Promise((resolve, reject) => {{
-            const end = performance.now() + {timeout_s * 1000};
-            const look = () => {{
-                let value;
-                try {{ value = {condition}; }} catch (error) {{ return reject(error); }}
-                if (value) return resolve(value);
-                if (performance.now() > end) return resolve("\\u0000late");
-                setTimeout(look, 10);
-            }};
-            look();
-        }})"""
         try:
-            value = await asyncio.wait_for(self.run(script), timeout_s + 5)
+            value = await self.run(waiting(condition, timeout_s), within_s=timeout_s + 5)
         except ScriptError as error:
             if "context was destroyed" not in str(error) and "navigated" not in str(error):
                 raise
             return await self.wait_for(condition, timeout_s)  # the page was loading
-        if value == "\0late":
-            raise TimeoutError(f"not within {timeout_s} s: {condition}; the page says {self.complaints}")
-        return value
-
-    async def text(self, test_id: str) -> str:
-        return str(await self.run(f"{_find(test_id)}.textContent.trim()"))
-
-    async def wait_for_text(self, test_id: str, expected: str, timeout_s: float = 10) -> None:
-        """Waits until the element's whole text is `expected`."""
-        await self.wait_for(f"{_find(test_id)}.textContent.trim() === {json.dumps(expected)}", timeout_s)
+        return self.unless_late(value, condition, timeout_s)
 
     async def click(self, test_id: str) -> None:
         await self.click_on(f"[data-testid={test_id}]")
@@ -202,7 +135,7 @@ class Page:
             )
 
     async def type(self, test_id: str, text: str) -> None:
-        await self.run(f"{_find(test_id)}.focus()")
+        await self.run(f"{find(test_id)}.focus()")
         await self.call("Input.insertText", text=text)
 
     async def press(self, key: str) -> None:
@@ -286,16 +219,20 @@ class Browser:
 
 
 @contextlib.contextmanager
-def run_chromium(microphone: Path | None = None, *, devices: bool = True, trusting: bool = False) -> Iterator[str]:
+def run_chromium(
+    microphone: Path | None = None, *, devices: bool = True, trusting: bool = False, hosts: str = ""
+) -> Iterator[str]:
     """A Chromium whose microphone plays a WAV file over and over (without one, it beeps), or that has no devices.
 
-    `trusting` makes it accept any certificate, for TLS on loopback. Yields the address of its DevTools, for
+    `trusting` makes it accept any certificate, for TLS on loopback. `hosts` leads names elsewhere, such as
+    `MAP login.microsoftonline.com 127.0.0.1:8443`. Yields the address of its DevTools, for
     `Browser.connect`: many tests use one browser, each in a tab of its own.
     """
     with _profile() as profile:
         sound = ["--use-fake-device-for-media-stream"] if devices else []
         sound += [f"--use-file-for-fake-audio-capture={microphone}"] if microphone else []
         trust = ["--ignore-certificate-errors"] if trusting else []
+        trust += [f"--host-resolver-rules={hosts}"] if hosts else []
         process = subprocess.Popen(
             [find_chromium(), *_FLAGS, *sound, *trust, f"--user-data-dir={profile}", "about:blank"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -339,7 +276,3 @@ def _profile() -> Iterator[Path]:
     # Not pytest's tmp_path: Chromium's child processes may still write while it is removed.
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
-
-
-def _find(test_id: str) -> str:
-    return f"document.querySelector({json.dumps(f'[data-testid={test_id}]')})"

@@ -1,0 +1,60 @@
+"""What tests ask of a page, in whatever engine: scripts, waits, and what stands in it."""
+
+import json
+from abc import ABC, abstractmethod
+from typing import Any
+
+__all__ = ["ScriptPage", "find", "waiting"]
+
+_LATE = "\0late"
+
+
+class ScriptPage(ABC):
+    """A page that runs scripts. `complaints` collects what its console and its policy complain of."""
+
+    complaints: list[str]
+
+    @abstractmethod
+    async def run(self, expression: str, *, user_gesture: bool = False) -> Any:
+        """The JSON value of an expression; a promise is awaited. Raises ScriptError."""
+
+    @abstractmethod
+    async def goto(self, url: str) -> None:
+        """Loads `url` to its end."""
+
+    @abstractmethod
+    async def wait_for(self, condition: str, timeout_s: float = 10) -> Any:
+        """The first truthy value of an expression. Raises TimeoutError with the page's complaints."""
+
+    def unless_late(self, value: Any, condition: str, timeout_s: float) -> Any:
+        """What a script of `waiting` gave. Raises TimeoutError."""
+        if value == _LATE:
+            raise TimeoutError(f"not within {timeout_s} s: {condition}; the page says {self.complaints}")
+        return value
+
+    async def text(self, test_id: str) -> str:
+        return str(await self.run(f"{find(test_id)}.textContent.trim()"))
+
+    async def wait_for_text(self, test_id: str, expected: str, timeout_s: float = 10) -> None:
+        """Waits until the element's whole text is `expected`."""
+        await self.wait_for(f"{find(test_id)}.textContent.trim() === {json.dumps(expected)}", timeout_s)
+
+
+def waiting(condition: str, timeout_s: float) -> str:
+    """The expression of a promise: of the first truthy value of `condition`, for `ScriptPage.unless_late`."""
+    return f"""new Promise((resolve, reject) => {{
+        const end = performance.now() + {timeout_s * 1000};
+        const look = () => {{
+            let value;
+            try {{ value = {condition}; }} catch (error) {{ return reject(error); }}
+            if (value) return resolve(value);
+            if (performance.now() > end) return resolve({json.dumps(_LATE)});
+            setTimeout(look, 10);
+        }};
+        look();
+    }})"""
+
+
+def find(test_id: str) -> str:
+    """The expression of the element that has this test id."""
+    return f"document.querySelector({json.dumps(f'[data-testid={test_id}]')})"
