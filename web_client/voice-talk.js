@@ -89,6 +89,7 @@ export class VoiceTalk extends Base {
   connectedCallback() {
     clearTimeout(this.#removal);
     this.#parts ??= this.#build();
+    this.#style();
     this.#show();
   }
 
@@ -297,11 +298,6 @@ export class VoiceTalk extends Base {
     row.append(parts.talk, parts.hangUp, parts.mute, parts.hold, form);
     parts.error.hidden = true;
     parts.box.append(parts.disclosure, parts.status, parts.lines, parts.error, row);
-    // A sheet made by script needs no `style-src 'unsafe-inline'`, and has to be of the element's own document.
-    const view = /** @type {(Window & typeof globalThis) | null} */ (this.ownerDocument.defaultView);
-    const sheet = new (view ?? globalThis).CSSStyleSheet();
-    sheet.replaceSync(STYLE);
-    root.adoptedStyleSheets = [sheet];
     root.replaceChildren(parts.box);
     parts.talk.addEventListener("click", () => void this.talk().catch(() => undefined)); // `error` has told it
     parts.hangUp.addEventListener("click", () => this.hangUp());
@@ -316,6 +312,16 @@ export class VoiceTalk extends Base {
       this.#send(parts.text);
     });
     return parts;
+  }
+
+  /** A sheet made by script needs no `style-src 'unsafe-inline'`, and stays behind when the element goes to another document. */
+  #style() {
+    const root = this.shadowRoot;
+    if (!root || root.adoptedStyleSheets.length > 0) return;
+    const view = /** @type {(Window & typeof globalThis) | null} */ (this.ownerDocument.defaultView);
+    const sheet = new (view ?? globalThis).CSSStyleSheet();
+    sheet.replaceSync(STYLE);
+    root.adoptedStyleSheets = [sheet];
   }
 
   /** @param {HTMLInputElement} text */
