@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from strategies.resources import Resource
-from strategies.session_model.agent_settings import AgentSettings, Dialect, Voice
+from strategies.session_model.agent_settings import AgentSettings, AnyDialect, Dialect, Voice
 
 __all__ = [
     "Attempt",
@@ -20,6 +20,7 @@ __all__ = [
     "Grant",
     "ProxyGrant",
     "SessionSpec",
+    "SignallingGrant",
     "SpecSupplier",
 ]
 
@@ -31,7 +32,7 @@ class SessionSpec:
     model: str  # the deployment's name
     model_family: str = field(default="", kw_only=True)  # what it is, where its name does not say
     instructions: str = field(repr=False)
-    voices: Mapping[Dialect, Voice]
+    voices: Mapping[AnyDialect, Voice]
     modalities: tuple[str, ...] = ("audio", "text")
     transcription_model: str = "gpt-4o-mini-transcribe"  # a deployment's name, and for GA alone
     settings: AgentSettings = field(default_factory=AgentSettings)
@@ -64,6 +65,7 @@ class EphemeralGrant:
     clock_skew_s: float | None = None
     resource: str = ""  # the name of the resource that minted
     session_id: str | None = None  # Azure's, of the first session that is opened with the token
+    left_out: tuple[str, ...] = ()  # fields of the session that Azure has refused, as it writes their paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +76,22 @@ class ProxyGrant:
     resource: str = ""  # chosen when the talk connects
 
 
-Grant = EphemeralGrant | ProxyGrant
+@dataclass(frozen=True, slots=True)
+class SignallingGrant:
+    """Nothing was minted: media goes straight to Azure, and the broker's WebSocket carries signalling and events."""
+
+    strategy: str = "voice_live_webrtc"
+    resource: str = ""  # which would be asked now; chosen anew when the talk connects
+
+
+Grant = EphemeralGrant | ProxyGrant | SignallingGrant
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """What one strategy did in one request.
 
-    `outcome` is `minted`, `granted` (by the proxy), `skipped`, `undone` (another resource was faster) or a
+    `outcome` is `minted`, `granted` (where nothing is minted), `skipped`, `undone` (another resource was faster) or a
     `MintError.outcome`. `why` is the broker's own sentence. `tries` counts HTTP attempts.
     """
 

@@ -3,8 +3,10 @@
 Each resource that is left gets an equal share of the time that is left; of one resource, each strategy does. A mint
 that exceeds its share is cancelled; one that ignores the cancellation is left running, and nobody waits for it. A
 resource that is silent is hedged with the next one, and after a time-out or a failed connection its other strategies
-come behind those of the other resources: so it costs its share once. With `websocket_proxy` among the links the chain
-always ends in a grant. `Chain.mint` raises nothing but the cancellation of its caller.
+come behind those of the other resources: so it costs its share once. Where nothing is minted, `voice_live_webrtc`
+grants what the broker's own signalling can carry; where it stands before all mints, it comes first. With
+`websocket_proxy` among the links the chain always ends in a grant. `Chain.mint` raises nothing but the cancellation of
+its caller.
 
 `retry` repeats one strategy's transient failures within its share. The only module that uses tenacity.
 """
@@ -18,7 +20,7 @@ from typing import Protocol, TypeVar
 
 import tenacity
 
-from strategies.base import Attempt, Grant, ProxyGrant, SessionSpec, SpecSupplier
+from strategies.base import Attempt, EphemeralGrant, Grant, ProxyGrant, SessionSpec, SpecSupplier
 from strategies.endpoint import Target
 from strategies.errors import CredentialError, MintError, RateLimitedError, TimedOutError, TransientError
 from strategies.health import CircuitBreaker
@@ -26,12 +28,15 @@ from strategies.hedging import Call, Hedger
 from strategies.pool import Pool, PoolPermit
 from strategies.resource_health import Fault, fault_of
 from strategies.resources import Resource, Wanted
+from strategies.voice_live_webrtc import VoiceLiveWebRtc
 
 __all__ = [
     "Chain",
+    "ChainLink",
     "ChainResult",
     "Link",
     "OnAttempt",
+    "OnLeftOut",
     "RetryPolicy",
     "Strategy",
     "Tries",
@@ -42,6 +47,14 @@ __all__ = [
 T = TypeVar("T")
 
 OnAttempt = Callable[[Attempt], None]
+
+
+class OnLeftOut(Protocol):
+    """Is told of fields of an agent's session that Azure has refused, and without which it has minted."""
+
+    def __call__(self, fields: tuple[str, ...], *, resource: str, agent_id: str) -> None: ...
+
+
 # Reserved from the budget for making the plan itself.
 _RESERVE_S = 0.02
 # An attempt ends this much before its share does: then it can still say what it waited for in vain.
@@ -91,6 +104,9 @@ class Link:
     strategy: Strategy
 
 
+ChainLink = Link | VoiceLiveWebRtc | WebSocketProxy
+
+
 @dataclass(frozen=True, slots=True)
 class ChainResult:
     """The grant, and the attempts in the order they were made. `grant` is None only where the proxy is no link."""
@@ -121,12 +137,14 @@ class Tries:
 
 
 class Chain:
-    """The links of each resource in order, and how often to retry. `on_attempt` is called with every attempt made."""
+    """The links of each resource in order, and how often to retry. `on_attempt` is called with every attempt made,
+    `on_left_out` with what a mint had to leave out.
+    """
 
     def __init__(
         self,
         pool: Pool,
-        links: Sequence[Link | WebSocketProxy],
+        links: Sequence[ChainLink],
         *,
         policy: RetryPolicy,
         hedger: Hedger | None = None,
@@ -136,12 +154,16 @@ class Chain:
         self.pool = pool
         self.policy = policy
         self.on_attempt = on_attempt
+        self.on_left_out: OnLeftOut | None = None
         self.hedger = hedger or Hedger(pool)
         self.clock = self.hedger.clock
         # The proxy always grants: whatever stands behind it is never asked.
         self._proxy = next((link for link in self.links if isinstance(link, WebSocketProxy)), None)
-        end = self.links.index(self._proxy) if self._proxy else None
-        minting = [link for link in self.links[:end] if isinstance(link, Link)]
+        asked = self.links[: self.links.index(self._proxy) if self._proxy else None]
+        minting = [link for link in asked if isinstance(link, Link)]
+        self._signalling = next((link for link in asked if isinstance(link, VoiceLiveWebRtc)), None)
+        # Where it stands before every mint, nothing is minted for a talk that may go by it.
+        self._signals_first = bool(asked) and asked[0] is self._signalling
         self._of = {each.name: [link for link in minting if link.resource is each] for each in pool.resources}
 
     def of(self, resource: Resource) -> Sequence[Link]:
@@ -158,13 +180,15 @@ class Chain:
         *,
         deadline_s: float,
         wanted: Wanted = _ANYBODY,
-        sockets_only: bool = False,
+        sockets_only: str = "",
+        signals: bool = False,
         needs_token: bool = False,
     ) -> ChainResult:
         """A grant before `deadline_s` of the hedger's clock. `spec` is awaited before each real mint, within its share.
 
-        With `sockets_only` nothing is minted: the proxy is granted, where it is among the links. `needs_token` is for a
-        caller whom the proxy's grant does not help.
+        With `sockets_only`, which says why, nothing is minted: what needs no token is granted, where it is among the
+        links. `signals` permits the broker's signalling for WebRTC. `needs_token` is for a caller whom a grant without
+        one does not help.
         """
         order = self.pool.order(wanted)
         links = [link for resource in order for link in self._of[resource.name]]
@@ -178,18 +202,31 @@ class Chain:
         early = len(self.pool.resources) > 1 and self.pool.all_fail(wanted, ways) and are_last()
         minting = _Minting(self, links, spec, wanted, deadline_s, early=early)
         grant: Grant | None = None
-        if sockets_only:
-            minting.skip_all("this agent talks over WebSockets only")
+        if signals and self._signals_first:
+            grant = await self._signal(minting, wanted, deadline_s)
+        if grant is not None or sockets_only:
+            minting.skip_all(sockets_only or "Voice Live's own WebRTC comes before it")
         else:
             grant = await self.hedger.race(minting)
             if grant is None and not minting.has_asked and are_last():
                 self.pool.ease(wanted, tuple({link.strategy.name for link in links}))
                 minting.again(links)
                 grant = await self.hedger.race(minting)
+        if grant is None and signals and not self._signals_first:
+            grant = await self._signal(minting, wanted, deadline_s)
         if grant is None and self._proxy is not None:
             minting.attempts.append(Attempt(self._proxy.name, "granted", 0.0, "asks nobody"))
             grant = self._proxy.grant()
         return ChainResult(grant, tuple(minting.attempts))
+
+    async def _signal(self, minting: "_Minting", wanted: Wanted, deadline_s: float) -> Grant | None:
+        """The grant of the broker's own signalling, where it is among the links."""
+        if self._signalling is None:
+            return None
+        left_s = deadline_s - _RESERVE_S - self.clock()
+        grant, attempt = await self._signalling.grant(self.pool, wanted, timeout_s=left_s)
+        minting.attempts.append(attempt)
+        return grant
 
 
 class _Minting:
@@ -306,13 +343,17 @@ class _Minting:
             call.asked_s = math.inf
             spec = await self._spec(link.resource)
             call.asked_s = self._chain.clock()
-            return await retry(
+            grant = await retry(
                 lambda timeout_s: link.strategy.mint(spec, timeout_s=timeout_s),
                 policy=self._chain.policy,
                 deadline_s=call.began_s + share_s - _LAST_WORD_S,
                 tries=tries,
                 clock=self._chain.clock,
             )
+            if isinstance(grant, EphemeralGrant) and grant.left_out and self._chain.on_left_out is not None:
+                about = {"resource": link.resource.name, "agent_id": self._wanted.agent_id}
+                self._chain.on_left_out(grant.left_out, **about)
+            return grant
 
         call = Call(f"mint-{link.resource.name}-{link.strategy.name}", permit, mint, share_s)
         self._tries[call.name] = tries

@@ -178,6 +178,10 @@ class Credentials:
             raise CredentialError("there is no credential")
         return Authorization("entra", await self._entra.get(timeout_s=timeout_s))
 
+    def without_key(self) -> "Credentials | None":
+        """The same without the key, for services that take Entra alone; None where there is no Entra."""
+        return None if self._entra is None else Credentials(key=None, entra=self._entra)
+
     @property
     def secrets(self) -> tuple[SecretStr, ...]:
         """The secrets in use: the key and the last Entra token."""

@@ -64,7 +64,7 @@ __all__ = [
     "unused_proxies",
 ]
 
-StrategyName = Literal["ga", "direct_deployment", "project", "unified", "websocket_proxy"]
+StrategyName = Literal["ga", "direct_deployment", "project", "unified", "voice_live_webrtc", "websocket_proxy"]
 UpstreamName = Literal["voice_live", "openai_realtime"]
 SinkName = Literal["zep", "zep_cloud", "http"]
 
@@ -232,6 +232,16 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("no_proxy", "NO_PROXY"),
         description="hosts, domains, addresses and CIDRs that are asked without the proxy; loopback always is",
     )
+    gpt_live_ends: Literal["on", "off"] = Field(
+        "off",
+        alias="AZURE_GPT_LIVE_ENDS",
+        description="on: somebody has seen that a GPT-Live session over WebRTC ends when the broker closes it",
+    )
+    gpt_live_data_channel: Literal["restricted", "open"] = Field(
+        "restricted",
+        alias="AZURE_GPT_LIVE_DATA_CHANNEL",
+        description="what Azure is asked to let pages send and see over GPT-Live's WebRTC; open: everything",
+    )
     client_id: str | None = Field(
         None, alias="AZURE_CLIENT_ID", description="client id of a user-assigned managed identity"
     )
@@ -241,10 +251,26 @@ class Settings(BaseSettings):
         alias="AZURE_VOICELIVE_TRANSCRIPTION_MODEL",
         description="transcription deployment of the GA routes; Voice Live has models of its own",
     )
+    voice_live_webrtc: Literal["auto", "on", "off"] = Field(
+        "auto",
+        alias="AZURE_VOICELIVE_WEBRTC",
+        description="Voice Live by WebRTC: auto looks which resources have it, at the start and hourly; on, or off",
+    )
+    voice_live_webrtc_api_version: str = Field(
+        "2026-01-01-preview",
+        pattern=r"^\d{4}-\d{2}-\d{2}(-preview)?$",
+        alias="AZURE_VOICELIVE_WEBRTC_API_VERSION",
+        description="its own api-version: the others answer 404 or 401",
+    )
+    voice_live_webrtc_ends: Literal["on", "off"] = Field(
+        "off",
+        alias="AZURE_VOICELIVE_WEBRTC_ENDS",
+        description="on: its calls are known to die with their control socket, so that limits hold for them, too",
+    )
 
     # --- the chain
     token_strategies: Annotated[tuple[StrategyName, ...], NoDecode, BeforeValidator(_split)] = Field(
-        ("ga", "direct_deployment", "project", "unified", "websocket_proxy"),
+        ("ga", "direct_deployment", "project", "unified", "voice_live_webrtc", "websocket_proxy"),
         min_length=1,
         alias="BROKER_TOKEN_STRATEGIES",
         description="the strategies to use, in order, separated by commas",

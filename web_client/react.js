@@ -18,19 +18,20 @@ import { VoiceSession } from "./voice-session.js";
  * @property {boolean} prompting
  * @property {import("./voice-session.js").Activity | null} activity
  * @property {import("./plan.js").TransportName | null} transport
+ * @property {string | null} agentId
  * @property {Line[]} lines
  * @property {boolean} muted
  * @property {{code: string, message: string, retryable: boolean} | null} error
  */
 
 /** @type {Snapshot} */
-const IDLE = { state: "idle", prompting: false, activity: null, transport: null, lines: [], muted: false, error: null };
+const IDLE = { state: "idle", prompting: false, activity: null, transport: null, agentId: null, lines: [], muted: false, error: null };
 const SILENT = { input: 0, output: 0 };
 const MAX_LINES = 500;
 /** A component that mounts again at once, as under strict mode, keeps its talk. */
 const UNMOUNTED_AFTER_MS = 200;
 /** @type {(keyof VoiceSessionEvents)[]} */
-const EVENTS = ["state", "activity", "transport", "resuming", "resumed", "transcript", "level", "tool", "approval", "latency", "error"];
+const EVENTS = ["state", "activity", "transport", "agent", "resuming", "resumed", "transcript", "level", "tool", "approval", "latency", "error"];
 
 /** One component's talk, outside of React: rendering twice makes no second one. */
 class Store {
@@ -108,7 +109,8 @@ class Store {
           break;
         case "activity":
         case "transport":
-          this.#set({ ...snapshot, activity: session.activity, transport: session.transport });
+        case "agent":
+          this.#set({ ...snapshot, activity: session.activity, transport: session.transport, agentId: session.agentId });
           break;
         case "transcript":
           this.#set({ ...snapshot, lines: withLine(snapshot.lines, detail) });

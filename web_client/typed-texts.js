@@ -19,6 +19,10 @@ const ANSWERING = "conversation_already_has_active_response";
 const ENDING_MS = 400;
 /** After so long without an answer, a text is asked about here although the broker should have done that. */
 const UNANSWERED_MS = 8_000;
+/** Nothing at all has come for so long, while a text waits: longer than the broker waits for Azure before it takes another. */
+const SILENT_MS = 40_000;
+/** A text that met this many silent connections is given up. */
+const SILENCES = 2;
 
 export class TypedTexts {
   #send;
@@ -26,6 +30,14 @@ export class TypedTexts {
   #interrupts;
   #later;
   #isLed;
+  #onSilent;
+  #onLost;
+  /** Everything that came, so that a look later sees whether something did. */
+  #signs = 0;
+  #isHeard = false;
+  #silences = 0;
+  /** The look that counts. */
+  #looks = 0;
   #questions = 0;
   /** The events of this connection tell of the start and the end of answers. */
   #toldOfEnds = false;
@@ -43,14 +55,19 @@ export class TypedTexts {
    * @param {() => void} options.interrupt  stops the answer that runs
    * @param {"interrupt" | "queue"} options.whileAnswering  what a text does to the answer that runs
    * @param {() => boolean} [options.isLed]  the broker asks for answers, and the page sends items alone
+   * @param {() => void} [options.onSilent]  a text waits, and the connection is silent: another one may not be
+   * @param {() => void} [options.onLost]  the texts that wait are given up
    * @param {(work: () => void, ms: number) => void} [options.later]
    */
-  constructor({ send, interrupt, whileAnswering, isLed = () => false, later = (work, ms) => void setTimeout(work, ms) }) {
+  constructor({ send, interrupt, whileAnswering, ...options }) {
+    const { isLed = () => false, onSilent = () => {}, onLost = () => {} } = options;
     this.#send = send;
     this.#interrupt = interrupt;
     this.#interrupts = whileAnswering === "interrupt";
     this.#isLed = isLed;
-    this.#later = later;
+    this.#onSilent = onSilent;
+    this.#onLost = onLost;
+    this.#later = options.later ?? ((work, ms) => void setTimeout(work, ms));
   }
 
   /**
@@ -61,6 +78,7 @@ export class TypedTexts {
   say(itemId, words) {
     this.#open.set(itemId, words);
     this.#send(textEvents(itemId, words)[0]);
+    this.#listen();
     if ((this.#answering || this.#asked) && this.#interrupts) {
       this.#waits = true;
       this.#interrupt();
@@ -81,6 +99,8 @@ export class TypedTexts {
    * @returns {boolean} whether the signal concerns nobody else: a refusal that was expected
    */
   handle(signal) {
+    this.#signs += 1;
+    if (signal.kind === "playback_started" || signal.kind === "playback_stopped") this.#isHeard = signal.kind === "playback_started";
     switch (signal.kind) {
       case "response_started":
         this.#toldOfEnds = true;
@@ -121,9 +141,10 @@ export class TypedTexts {
 
   /** The talk goes on over a new connection, which does not know what had no answer yet. */
   reconnected() {
-    this.#answering = this.#waits = this.#asked = this.#toldOfEnds = false;
+    this.#answering = this.#waits = this.#asked = this.#toldOfEnds = this.#isHeard = false;
     for (const [itemId, words] of this.#open) this.#send(textEvents(itemId, words)[0]);
     if (this.#open.size > 0) this.#waits = true;
+    if (this.#waits) this.#listen();
     this.#ask();
   }
 
@@ -138,6 +159,8 @@ export class TypedTexts {
   end() {
     const texts = [...this.#open.values()];
     this.#open.clear();
+    this.#looks += 1;
+    this.#silences = 0;
     this.#answering = this.#waits = this.#asked = false;
     return texts;
   }
@@ -145,6 +168,21 @@ export class TypedTexts {
   /** Something of an answer was heard: it answers what was typed before it was asked for. */
   #heard() {
     if (!this.#waits) this.#open.clear();
+    this.#silences = 0;
+  }
+
+  /** A text waits: looks after a while whether anything has come, and again as long as something does. */
+  #listen() {
+    const signs = this.#signs;
+    const look = ++this.#looks;
+    this.#later(() => {
+      if (look !== this.#looks || this.#open.size === 0) return;
+      if (signs !== this.#signs || this.#isHeard) return this.#listen();
+      this.#silences += 1;
+      if (this.#silences < SILENCES) return this.#onSilent();
+      this.end();
+      this.#onLost();
+    }, SILENT_MS);
   }
 
   #ask() {

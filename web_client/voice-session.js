@@ -8,22 +8,28 @@
  * `session-machine.js` decides what comes next; this class performs it.
  */
 
+import { ActivityWatch } from "./activity.js";
 import { AudioEngine, listDevices } from "./audio/audio-engine.js";
-import { Broker, BrokerError } from "./broker.js";
+import { Broker } from "./broker.js";
 import { approvalEvent, imageEvent, pushToTalkEvent } from "./events.js";
 import { errorWithCode, pageFault, planFailed, tooOld } from "./failures.js";
-import { isDegraded, isEphemeral, readPlan } from "./plan.js";
+import { isEphemeral } from "./plan.js";
 import { PageTools } from "./page-tools.js";
+import { PlanSource } from "./plan-source.js";
+import { Replacement } from "./replacement.js";
 import { decide, publicName } from "./session-machine.js";
+import { checkOptions } from "./session-options.js";
 import { watchOtherTabs } from "./tabs.js";
 import { ConnectionFailure, failure } from "./transports/transport.js";
-import { MAX_TEXT_BYTES, TypedTexts } from "./typed-texts.js";
 import { TalkReporter } from "./talk-reporter.js";
 import { TranscriptRecorder } from "./transcript-recorder.js";
+import { MAX_TEXT_BYTES, TypedTexts } from "./typed-texts.js";
 
 /**
- * @typedef {"idle" | "requesting" | "connecting" | "live" | "reconnecting" | "ended" | "failed"} SessionState
- * @typedef {"listening" | "thinking" | "speaking"} Activity
+ * @typedef {import("./session-options.js").SessionState} SessionState
+ * @typedef {import("./session-options.js").VoiceSessionOptions} VoiceSessionOptions
+ * @typedef {import("./session-options.js").VoiceSessionEvents} VoiceSessionEvents
+ * @typedef {import("./activity.js").Activity} Activity
  * @typedef {import("./plan.js").TransportName} TransportName
  * @typedef {import("./session-machine.js").State} MachineState
  * @typedef {import("./session-machine.js").Action} Action
@@ -34,45 +40,7 @@ import { TranscriptRecorder } from "./transcript-recorder.js";
  * @property {AudioEngine} engine
  * @property {AbortController} closing
  * @property {boolean} watchesTabs  whether `watchOtherTabs` was called
- *
- * @typedef {object} TalkOptions
- * @property {string} brokerUrl  where the broker is, such as `https://voice.example.com`
- * @property {string} [agentId]  the broker's default agent without it
- * @property {string} [sessionId]  16 to 64 of `A-Za-z0-9_-`; the broker makes one without it
- * @property {string} [userId]
- * @property {TransportName[]} [transports]  the only ones to use; all by default
- * @property {number} [moveAfterMs]  after so long, a new connection replaces the current one at the next pause; by default
- *   27 minutes, and never for a talk through the broker's proxy, which moves it by itself
- * @property {boolean} [microphone]  false: the talk is typed and heard, and no microphone is asked for
- * @property {boolean} [pushToTalk]  true: the microphone is sent between `startSpeaking` and `stopSpeaking` alone
- * @property {boolean} [report]  false: what the page measures of the talk is not reported to the broker's metrics
- * @property {"interrupt" | "queue"} [whileAnswering]  what a typed text does to the answer that runs; `interrupt` by default
- *
- * @typedef {TalkOptions & import("./broker.js").BrokerOptions} VoiceSessionOptions
- *
- * @typedef {object} VoiceSessionEvents  The `detail` of each event.
- * @property {{state: SessionState, prompting: boolean}} state  `prompting`: the browser asks the user for the microphone
- * @property {{activity: Activity}} activity  what a live talk does: `listening`, `thinking` or `speaking`
- * @property {{transport: TransportName | null, reason: string, resource: string | null}} transport
- *   the current transport, why no better one is used, and the Azure resource that it leads to
- * @property {{reason: string, retryAfterMs: number | null}} resuming
- *   the broker connects the talk to Azure again: `lost`, `silent`, `expiring`, `quota` or `refused`. The talk stays live
- * @property {{resource: string | null, upstream: string | null, dialect: string | null}} resumed  the talk goes on there
- * @property {import("./conversation.js").Line} transcript  a later one with the same `turnId` replaces it
- * @property {{input: number, output: number}} level  each from 0 to 1, 20 times a second
- * @property {import("./page-tools.js").ToolState} tool  a tool runs, in the page or at the broker
- * @property {{id: string, name: string, args: string, server: string}} approval
- *   an MCP server's tool waits for `approve(id, yes)`, for a minute at most
- * @property {{turnMs: number, from: string}} latency  from the end of the user's speech to the answer's first sound
- * @property {object} event  every event that the peer sends, as it came
- * @property {{code: string, message: string, retryable: boolean, retryAfterMs?: number}} error
- *   `message` says what happened and what to do. Not retryable: the session has given up. `retryAfterMs`: it asks again then.
  */
-
-const OPTIONS = [
-  ...["brokerUrl", "agentId", "sessionId", "userId", "transports", "moveAfterMs", "microphone", "pushToTalk", "whileAnswering", "report"],
-  ...["getToken", "headers", "credentials", "fetch", "getPlan"],
-];
 
 /** A shorter press is a slip: what was said within it is dropped. */
 const SHORTEST_SPEECH_MS = 200;
@@ -81,46 +49,40 @@ const MOVE_AFTER_MS = 27 * 60_000;
 /** A data channel takes messages of 256 KiB in every browser; the broker takes 4 MiB of an image. */
 const DATA_CHANNEL_IMAGE_BYTES = 150_000;
 const SOCKET_IMAGE_BYTES = 2_000_000;
-/** Without a pause, the session moves on after so long. */
-const MOVE_AT_LATEST_MS = 90_000;
-/** The same after `session_expiring`, which the proxy says a minute before the end. */
+/** Without a pause, the session moves on so long after `session_expiring`, which the proxy says a minute before the end. */
 const MOVE_BEFORE_END_MS = 45_000;
-/** After so long a move is tried again that found no usable plan. */
-const MOVE_AGAIN_MS = 60_000;
+/** A socket that was away for longer is not trusted, unless something came over it meanwhile. */
+const TRUSTED_AWAY_MS = 5_000;
 
 export class VoiceSession extends EventTarget {
   #options;
   #broker;
+  #plans;
   #recorder;
   #texts;
   #tools;
+  #activity;
+  #replacement;
+  /** @type {TalkReporter | null} */
+  #reporter = null;
   /** When the user began to speak by `startSpeaking`; null while nobody holds it. @type {number | null} */
   #heldSinceMs = null;
   #prompting = false;
-  /** @type {Activity} */
-  #activity = "listening";
   #volume = 1;
   #microphoneId = "";
   #speakerId = "";
+  #muted = false;
   #hearsEvents = false;
-  /** When the user stopped speaking, and no sound of an answer has come since. @type {number | null} */
-  #stoppedAtMs = null;
-  /** The answer that began last, and the one that the user spoke over: its sound may begin late. */
-  #answer = { latest: "", stale: "" };
+  /** When the peer's last event came. */
+  #heardAtMs = 0;
+  /** @type {number | null} */
+  #offlineSinceMs = null;
   /** Since when the user waits for the talk to be live; null once it was. @type {number | null} */
   #wantedAtMs = null;
-  /** @type {TalkReporter | null} */
-  #reporter = null;
   /** @type {MachineState} */
   #machine = { name: "idle" };
-  /** @type {string | undefined} */
-  #agentId;
-  /** An agent that the next plan is asked for, and that the broker may not know. @type {string | undefined} */
-  #wantedAgentId;
-  /** @type {string | undefined} */
-  #sessionId;
-  #sessionToken = "";
-  #muted = false;
+  /** Whom the talk was live with last. @type {string | undefined} */
+  #metAgentId;
   /** @type {Talk | null} */
   #talk = null;
   /** Aborts the current plan request or the opening of a connection. */
@@ -131,15 +93,8 @@ export class VoiceSession extends EventTarget {
   #callEvents = null;
   /** @type {TransportName | null} */
   #transportName = null;
-  /** The timer of the next attempt, or of the move to a new connection. @type {ReturnType<typeof setTimeout> | undefined} */
+  /** The timer of the next attempt. @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
-  /** @type {"no" | "at the next pause"} */
-  #moving = "no";
-  #quiet = true;
-  /** A plan is being requested that will replace the current connection. */
-  #replacing = false;
-  /** The proxy is connecting the talk to Azure again. */
-  #resuming = false;
   /** @type {string | null} */
   #resource = null;
   /** @type {{promise: Promise<void>, resolve: () => void, reject: (error: Error) => void} | null} */
@@ -151,20 +106,29 @@ export class VoiceSession extends EventTarget {
    */
   constructor(options) {
     super();
-    if (typeof options?.brokerUrl !== "string" || !isAddress(options.brokerUrl)) {
-      throw new TypeError('VoiceSession: brokerUrl is needed: the broker\'s address, such as "https://voice.example.com".');
-    }
-    const unknown = Object.keys(options).filter((name) => !OPTIONS.includes(name));
-    if (unknown.length > 0) console.warn(`VoiceSession: there is no option ${unknown.join(", ")}; there are ${OPTIONS.join(", ")}.`);
+    checkOptions(options);
     this.#options = options;
-    this.#agentId = options.agentId;
-    this.#sessionId = options.sessionId;
     this.#broker = new Broker(options.brokerUrl, options);
+    this.#plans = new PlanSource(this.#broker, options, ({ code, message }) => this.#report(code, message));
+    this.#activity = new ActivityWatch({
+      onChange: (activity) => this.#machine.name === "live" && this.#emit("activity", { activity }),
+      onAnswered: (turnMs) => this.#answered(turnMs),
+    });
+    this.#replacement = new Replacement({
+      nextPlan: (signal) => this.#nextPlan(signal),
+      source: this.#plans,
+      connection: () => this.#attempt.signal,
+      isQuiet: () => this.#activity.isQuiet,
+      onPlan: (plan, reason) => this.#dispatch({ type: "replace", plan, reason }),
+      onSwitchFailed: (message) => this.#report("switch_failed", message),
+    });
     this.#texts = new TypedTexts({
       send: (event) => this.#transport?.send(event),
       interrupt: () => this.interrupt(),
       whileAnswering: options.whileAnswering ?? "interrupt",
       isLed: () => this.#callEvents?.leads === true,
+      onSilent: () => this.#dropped({ code: "azure_dropped", message: "Azure does not answer." }),
+      onLost: () => this.#textsLost(),
     });
     this.#tools = new PageTools({
       send: (event) => this.#transport?.send(event),
@@ -238,7 +202,7 @@ export class VoiceSession extends EventTarget {
 
   /** What a live talk does; null where none is live. */
   get activity() {
-    return this.#machine.name === "live" ? this.#activity : null;
+    return this.#machine.name === "live" ? this.#activity.activity : null;
   }
 
   /** The transport that is used or being tried; null without one. */
@@ -253,11 +217,11 @@ export class VoiceSession extends EventTarget {
 
   /** The session's id, once the broker has assigned it. */
   get sessionId() {
-    return this.#sessionId ?? null;
+    return this.#plans.sessionId ?? null;
   }
 
   get agentId() {
-    return this.#agentId ?? null;
+    return this.#plans.agentId ?? null;
   }
 
   get muted() {
@@ -305,7 +269,7 @@ export class VoiceSession extends EventTarget {
       throw errorWithCode("text_too_long", "The text is too long. Send at most 60,000 bytes at once.");
     }
     const itemId = `msg_${randomHex(24)}`;
-    this.#does("thinking");
+    this.#activity.typed();
     this.#recorder.typed(itemId, words);
     this.#texts.say(itemId, words);
   }
@@ -341,8 +305,7 @@ export class VoiceSession extends EventTarget {
     this.#heldSinceMs = null;
     this.setMuted(this.#muted);
     if (this.#muted || spokenMs < SHORTEST_SPEECH_MS) return this.#transport?.send({ type: "input_audio_buffer.clear" });
-    this.#stoppedAtMs = performance.now();
-    this.#does("thinking");
+    this.#activity.spoken();
     this.#transport?.send({ type: "input_audio_buffer.commit" });
     this.#texts.want();
   }
@@ -416,42 +379,17 @@ export class VoiceSession extends EventTarget {
    * @param {string} agentId
    */
   switchAgent(agentId) {
-    if (agentId === (this.#wantedAgentId ?? this.#agentId)) return;
+    if (agentId === (this.#plans.wantedAgentId ?? this.#plans.agentId)) return;
     if (!this.#talk) {
-      this.#agentId = agentId;
+      this.#plans.agentId = agentId;
     } else if (this.#machine.name !== "live") {
-      this.#wantedAgentId = agentId;
+      this.#plans.wantedAgentId = agentId;
       this.#dispatch({ type: "move", reason: "agent_switched" });
     } else if (this.#transport?.switchesAgents) {
       this.#transport.send({ type: "broker.agent.switch", agent_id: agentId }); // `broker.agent.switched` confirms it
     } else {
-      this.#wantedAgentId = agentId;
-      void this.#replaceForAgent();
-    }
-  }
-
-  /** The current connection is used until there is a plan for the other agent. */
-  async #replaceForAgent() {
-    if (this.#replacing) return; // that plan is asked for again below, with this agent
-    this.#replacing = true;
-    const { signal } = this.#attempt; // aborted when the current connection closes
-    try {
-      let plan;
-      let asked;
-      do {
-        asked = this.#wantedAgentId;
-        plan = await this.#nextPlan(signal);
-      } while (this.#wantedAgentId !== undefined && this.#wantedAgentId !== asked);
-      if (plan.agentId !== asked) return; // the broker does not know it: that is told already
-      if (plan.outlook === "poor") this.#report("switch_failed", "The other agent can't be reached now. Try again in a moment.");
-      else this.#dispatch({ type: "replace", plan, reason: "agent_switched" });
-    } catch (error) {
-      if (signal.aborted) return;
-      this.#wantedAgentId = undefined;
-      const message = error instanceof BrokerError ? error.message : "The other agent can't be reached now. Try again in a moment.";
-      this.#report("switch_failed", message);
-    } finally {
-      this.#replacing = false;
+      this.#plans.wantedAgentId = agentId;
+      void this.#replacement.switchAgent();
     }
   }
 
@@ -528,32 +466,8 @@ export class VoiceSession extends EventTarget {
   async #nextPlan(signal) {
     await this.#recorder.settled(); // the broker puts the turns into the next connection's instructions
     signal.throwIfAborted();
-    const request = {
-      agentId: this.#wantedAgentId ?? this.#agentId,
-      sessionId: this.#sessionId,
-      sessionToken: this.#sessionToken,
-      userId: this.#options.userId,
-    };
-    let body;
-    try {
-      body = await this.#broker.requestPlan(request, signal);
-    } catch (error) {
-      const isUnknown = error instanceof BrokerError && error.code === "unknown_agent";
-      if (!isUnknown || this.#wantedAgentId === undefined || !this.#sessionToken) throw error;
-      this.#report(error.code, error.message);
-      this.#wantedAgentId = undefined;
-      body = await this.#broker.requestPlan({ ...request, agentId: this.#agentId }, signal);
-    }
-    const plan = readPlan(body, performance.now(), this.#options.transports);
-    if (!plan) {
-      const message = "The voice service offers no way to connect that this page can use.";
-      throw new BrokerError("no_way", message, { retryable: isDegraded(body) });
-    }
-    this.#sessionId = plan.sessionId;
-    this.#sessionToken = plan.sessionToken;
+    const plan = await this.#plans.next(signal);
     this.#reporter?.about(plan.sessionId, plan.sessionToken);
-    this.#agentId = plan.agentId || request.agentId;
-    if (this.#wantedAgentId === this.#agentId) this.#wantedAgentId = undefined;
     return plan;
   }
 
@@ -577,6 +491,7 @@ export class VoiceSession extends EventTarget {
         request: (url, init) => this.#broker.request(url, init),
         onSignal: (signal) => this.#handle(signal),
         onEvent: (event) => {
+          this.#heardAtMs = performance.now();
           if (this.#hearsEvents) this.#emit("event", event);
         },
         onDropped: (reason) => this.#dropped(reason),
@@ -598,11 +513,10 @@ export class VoiceSession extends EventTarget {
     }
     const moveAfterMs = this.#options.moveAfterMs ?? (connection.transport === "websocket_proxy" ? null : MOVE_AFTER_MS);
     if (!connection.transport.startsWith("websocket")) talk.engine.audio.takeWords(); // nobody gets them
-    if (moveAfterMs !== null) this.#timer = setTimeout(() => this.#timeToMove(), moveAfterMs);
+    if (moveAfterMs !== null) this.#replacement.dueAfter(moveAfterMs);
+    const { sessionId = "", sessionToken, agentId = "" } = this.#plans;
     this.#recorder.begin({
-      sessionId: this.#sessionId ?? "",
-      sessionToken: this.#sessionToken,
-      agentId: this.#agentId ?? "",
+      ...{ sessionId, sessionToken, agentId },
       reports: transport.reportsTurns,
     });
     if (transport.call) void this.#followCall(transport.call).catch(ignore); // the talk goes on without
@@ -610,6 +524,7 @@ export class VoiceSession extends EventTarget {
     this.#wantedAtMs = null;
     this.#reporter?.begin(connection.transport, liveAfterMs, transport.statistics && (() => transport.statistics?.() ?? Promise.resolve(null)));
     this.#dispatch({ type: "opened" });
+    this.#meetAgent();
     if (this.#options.pushToTalk) transport.send(pushToTalkEvent(connection.dialect));
     this.#texts.reconnected();
     this.#connecting?.resolve();
@@ -625,8 +540,8 @@ export class VoiceSession extends EventTarget {
     if (signal.aborted) return;
     this.#callEvents = new CallEvents({
       request: (path, init) => this.#broker.request(this.#options.brokerUrl.replace(/\/+$/, "") + path, init),
-      sessionId: this.#sessionId ?? "",
-      sessionToken: this.#sessionToken,
+      sessionId: this.#plans.sessionId ?? "",
+      sessionToken: this.#plans.sessionToken,
       onSignal: (signal) => this.#handle(signal),
       onEvent: (event) => {
         if (this.#hearsEvents) this.#emit("event", event);
@@ -669,16 +584,13 @@ export class VoiceSession extends EventTarget {
     this.#transport = null;
     this.#recorder.end();
     this.#tools.end();
-    this.#stoppedAtMs = null;
+    this.#replacement.end();
+    this.#activity.reset();
     if (this.#heldSinceMs !== null) {
       this.#heldSinceMs = null; // the button has to be pressed again
       this.setMuted(this.#muted);
     }
     if (this.#options.microphone !== false) this.#talk?.engine.audio.keepWords();
-    this.#activity = "listening";
-    this.#moving = "no";
-    this.#quiet = true;
-    this.#resuming = false;
   }
 
   // --- the talk's beginning and end
@@ -691,6 +603,7 @@ export class VoiceSession extends EventTarget {
       {
         onLevels: (levels) => this.#emit("level", levels),
         onWarning: (code, message) => this.#report(code, message),
+        onUnheard: (isUnheard) => this.#activity.setUnheard(isUnheard),
         onNewMicrophone: (track) => void this.#transport?.replaceMicrophone(track).catch(ignore),
       },
       { muted: this.#sendsSilence, microphone: this.#options.microphone !== false },
@@ -701,9 +614,8 @@ export class VoiceSession extends EventTarget {
       engine.audio.setSpeaker(this.#speakerId).catch(() => this.#report("speaker_lost", "The chosen loudspeaker is gone. You hear the answer on the system's."));
     }
     addEventListener("pagehide", () => this.#pageHides(), { signal });
-    addEventListener("online", () => this.#dispatch({ type: "wake" }), { signal });
-    const offline = "You are offline. The talk goes on by itself when the network is back.";
-    addEventListener("offline", () => this.#report("offline", offline), { signal });
+    addEventListener("online", () => this.#backOnline(), { signal });
+    addEventListener("offline", () => this.#goneOffline(), { signal });
     globalThis.document?.addEventListener("securitypolicyviolation", (violation) => this.#refusedByPolicy(violation), { signal });
     return { engine, closing, watchesTabs: false };
   }
@@ -724,6 +636,21 @@ export class VoiceSession extends EventTarget {
     return "plan" in machine ? (machine.plan.connections[machine.index]?.url ?? "") : "";
   }
 
+  #goneOffline() {
+    this.#offlineSinceMs ??= performance.now();
+    this.#report("offline", "You are offline. The talk goes on by itself when the network is back.");
+  }
+
+  /** Browsers keep a socket whose network has gone, and tell of its end minutes later: it is not waited for. */
+  #backOnline() {
+    const sinceMs = this.#offlineSinceMs;
+    this.#offlineSinceMs = null;
+    this.#dispatch({ type: "wake" });
+    const isDoubtful = sinceMs !== null && performance.now() - sinceMs > TRUSTED_AWAY_MS && this.#heardAtMs < sinceMs;
+    if (!isDoubtful || this.#machine.name !== "live" || !this.#transportName?.includes("websocket")) return;
+    this.#dropped({ code: "network_lost", message: "The network was away." });
+  }
+
   #pageHides() {
     this.#recorder.flushOnClose();
     this.#reporter?.flushOnClose();
@@ -739,10 +666,9 @@ export class VoiceSession extends EventTarget {
     this.#connecting = null;
     if (!this.#talk) return;
     void this.#reporter?.end({ isLast: true });
-    this.#wantedAgentId = undefined;
-    if (this.#texts.end().length > 0 && reason !== "hung_up" && reason !== "page_closed") {
-      this.#report("text_lost", "What you typed last was not answered.");
-    }
+    this.#plans.wantedAgentId = this.#metAgentId = undefined;
+    this.#offlineSinceMs = null;
+    if (this.#texts.end().length > 0 && reason !== "hung_up" && reason !== "page_closed") this.#textsLost();
     this.#talk.closing.abort();
     void this.#talk.engine.close().catch(ignore);
     this.#talk = null;
@@ -764,44 +690,20 @@ export class VoiceSession extends EventTarget {
         return this.#emit("approval", { id: signal.id, name: signal.name, args: signal.args, server: signal.server });
       case "latency":
         return this.#emit("latency", { turnMs: signal.turnMs, from: signal.from });
-      case "speech_stopped":
-        this.#stoppedAtMs = performance.now();
-        this.#does("thinking");
-        break;
       case "speech_started":
-        this.#does("listening");
-        this.#quiet = false;
-        this.#stoppedAtMs = null;
-        this.#answer.stale = this.#answer.latest;
         this.#transport?.yieldToUser().then((cuts) => this.#recorder.interrupted(cuts), ignore);
-        break;
-      case "response_started":
-        this.#answer.latest = signal.responseId;
-        this.#quiet = false;
-        if (this.#activity !== "speaking") this.#does("thinking");
-        break;
-      case "playback_stopped":
-        this.#does("listening");
-        break;
-      case "playback_started":
-        this.#does("speaking");
-        this.#quiet = false;
-        if (!signal.responseId || signal.responseId !== this.#answer.stale) this.#measure();
-        break;
-      case "response_done":
-        if (signal.status !== "completed") this.#stoppedAtMs = null; // no answer to measure
-        if (this.#activity === "thinking") this.#does("listening"); // a text, or a call of a tool
         break;
       case "switch_agent":
         return this.switchAgent(signal.agentId);
       case "agent_switched":
-        this.#agentId = signal.agentId;
+        this.#plans.agentId = signal.agentId;
+        this.#meetAgent();
         break;
       case "ready":
         this.#resource = signal.resource ?? this.#resource;
         break;
       case "resuming":
-        this.#resuming = true;
+        this.#replacement.isHeld = true;
         this.#emit("resuming", { reason: signal.reason, retryAfterMs: signal.retryAfterMs });
         break;
       case "resumed":
@@ -809,72 +711,48 @@ export class VoiceSession extends EventTarget {
         break;
       case "error":
         if (signal.code === "not_verified") return this.#dropped({ code: "not_verified", message: signal.message });
-        if (signal.code === "session_expiring") this.#timeToMove(MOVE_BEFORE_END_MS);
+        if (signal.code === "session_expiring") this.#replacement.due(MOVE_BEFORE_END_MS);
         else this.#report(signal.code, signal.message);
         break;
       case "session_expired":
         return this.#dispatch({ type: "move", reason: "session_limit" });
     }
+    this.#activity.handle(signal);
     this.#recorder.handle(signal);
-    if (signal.kind === "playback_stopped") {
-      this.#quiet = true;
-      if (this.#moving !== "no") void this.#move();
-    }
+    if (signal.kind === "playback_stopped") this.#replacement.pause();
   }
 
-  /** The answer's first sound: tells how long the user waited for it. The proxy measures by itself. */
-  #measure() {
-    if (this.#stoppedAtMs === null || this.#transport?.switchesAgents) return;
-    const turnMs = Math.round(performance.now() - this.#stoppedAtMs);
-    this.#stoppedAtMs = null;
+  /** @param {number} turnMs how long the user waited for the answer's first sound. The proxy measures by itself */
+  #answered(turnMs) {
+    if (this.#transport?.switchesAgents) return;
     this.#reporter?.turn(turnMs);
     this.#emit("latency", { turnMs, from: this.#options.pushToTalk ? "commit" : "speech_stopped" });
   }
 
   /** @param {Extract<import("./events.js").Signal, {kind: "resumed"}>} signal */
   #resumed({ resource, upstream, dialect }) {
-    this.#resuming = false;
+    this.#replacement.isHeld = false;
     this.#resource = resource ?? this.#resource;
     this.#emit("resumed", { resource: this.#resource, upstream, dialect });
-    if (this.#moving !== "no" && this.#quiet) void this.#move();
+    this.#replacement.pause();
   }
 
-  /**
-   * Azure's limit is near: moves at the next pause, or after `latestMs`.
-   * @param {number} [latestMs]
-   */
-  #timeToMove(latestMs = MOVE_AT_LATEST_MS) {
-    clearTimeout(this.#timer);
-    this.#moving = "at the next pause";
-    if (this.#quiet) return void this.#move();
-    this.#timer = setTimeout(() => void this.#move(), latestMs);
+  /** The talk is live with its agent: tells where that is another than before. */
+  #meetAgent() {
+    const { agentId } = this.#plans;
+    const before = this.#metAgentId;
+    this.#metAgentId = agentId;
+    if (agentId && before && agentId !== before) this.#emit("agent", { agentId, before });
   }
 
-  /** Moves to a new plan. The current connection is used until the plan is there, and longer where it is not usable. */
-  async #move() {
-    if (this.#replacing || this.#resuming) return; // `resumed` moves, or the proxy closes the socket
-    this.#replacing = true;
-    const { signal } = this.#attempt; // aborted when the current connection closes
-    const plan = await this.#nextPlan(signal).catch(() => null);
-    this.#replacing = false;
-    if (signal.aborted) return;
-    if (plan && plan.outlook !== "poor") return this.#dispatch({ type: "replace", plan, reason: "session_limit" });
-    clearTimeout(this.#timer);
-    this.#moving = "no";
-    this.#timer = setTimeout(() => this.#timeToMove(), MOVE_AGAIN_MS);
+  #textsLost() {
+    this.#report("text_lost", "What you typed last was not answered.");
   }
 
   // --- events for the page
 
   #emitState() {
     this.#emit("state", { state: this.state, prompting: this.#prompting });
-  }
-
-  /** @param {Activity} activity */
-  #does(activity) {
-    if (activity === this.#activity) return;
-    this.#activity = activity;
-    if (this.#machine.name === "live") this.#emit("activity", { activity });
   }
 
   /**
@@ -918,11 +796,6 @@ function hostOf(url) {
 
 function speakerFault() {
   return errorWithCode("speaker_not_selectable", "This browser plays on the system's loudspeaker alone. Choose it in the system's settings.");
-}
-
-/** @param {string} text */
-function isAddress(text) {
-  return URL.canParse(text, globalThis.location?.href);
 }
 
 /**

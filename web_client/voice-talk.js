@@ -31,6 +31,8 @@ const LABELS = {
   "label-listening": "Listening",
   "label-thinking": "Thinking",
   "label-speaking": "Speaking",
+  "label-unheard": "Microphone in use elsewhere",
+  "label-switched": "You talk with {agent} now.",
   "label-ended": "Ended",
   "label-failed": "Not connected",
 };
@@ -41,7 +43,7 @@ const LINES = 200;
 const STYLE = `
 :host { display: block; max-width: 32rem; color: var(--voice-talk-text, CanvasText); font: var(--voice-talk-font, 1rem/1.45 system-ui, sans-serif); }
 :host([hidden]) { display: none; }
-.box { display: grid; gap: 0.75rem; padding: 1rem; border: 1px solid var(--voice-talk-border, color-mix(in srgb, currentColor 22%, transparent)); border-radius: var(--voice-talk-radius, 0.75rem); background: var(--voice-talk-background, Canvas); }
+.box { display: grid; grid-template-columns: minmax(0, 1fr); gap: 0.75rem; padding: 1rem; border: 1px solid var(--voice-talk-border, color-mix(in srgb, currentColor 22%, transparent)); border-radius: var(--voice-talk-radius, 0.75rem); background: var(--voice-talk-background, Canvas); }
 p { margin: 0; }
 .disclosure { font-size: 0.85em; opacity: 0.85; }
 .lines { display: grid; gap: 0.35rem; max-height: var(--voice-talk-height, 16rem); overflow-y: auto; overflow-wrap: anywhere; }
@@ -58,6 +60,9 @@ input { flex: 1; min-width: 0; }
 .error { border-inline-start: 4px solid var(--voice-talk-error, #b42318); padding-inline-start: 0.6rem; }
 [hidden] { display: none !important; }
 `;
+
+/** What the session tells and the element passes on as it is. @type {(keyof import("./voice-session.js").VoiceSessionEvents)[]} */
+const PASSED_ON = ["transport", "resuming", "resumed", "level", "tool", "approval", "latency"];
 
 /** The element that talks: a page has one microphone. @type {VoiceTalk | null} */
 let talking = null;
@@ -121,10 +126,12 @@ export class VoiceTalk extends Base {
     session.addEventListener("state", ({ detail }) => this.#changed(session, "state", detail));
     session.addEventListener("activity", ({ detail }) => this.#changed(session, "activity", detail));
     session.addEventListener("transcript", ({ detail }) => this.#line(session, detail));
+    session.addEventListener("agent", ({ detail }) => this.#switched(session, detail));
     session.addEventListener("error", ({ detail }) => {
       if (session === this.#session) this.#fail(detail.message);
       this.#tell("error", detail);
     });
+    for (const name of PASSED_ON) session.addEventListener(name, ({ detail }) => this.#tell(name, detail));
     this.dispatchEvent(new CustomEvent("session", { detail: { session } }));
     await session.connect();
   }
@@ -231,20 +238,43 @@ export class VoiceTalk extends Base {
     const lines = this.#parts?.lines;
     let shown = this.#lines.get(line.turnId);
     if (!lines || session !== this.#session || (line.text === "" && !shown)) return;
-    const follows = lines.scrollHeight - lines.scrollTop - lines.clientHeight < 24; // unless somebody scrolled up
+    const follows = isAtEnd(lines);
     if (!shown) {
       shown = element("p", { part: `line ${line.speaker}`, dir: "auto" });
       shown.append(element("span", { class: "who" }, `${this.#label(line.speaker === "user" ? "label-you" : "label-agent")}: `), "");
-      lines.append(shown);
-      this.#lines.set(line.turnId, shown);
-      for (const [oldest, node] of this.#lines) {
-        if (this.#lines.size <= LINES) break;
-        node.remove();
-        this.#lines.delete(oldest);
-      }
+      this.#append(line.turnId, shown);
     }
     /** @type {Text} */ (shown.lastChild).data = line.interrupted ? `${line.text} …` : line.text;
     if (follows) lines.scrollTop = lines.scrollHeight;
+  }
+
+  /**
+   * Another agent leaves a line of its own.
+   * @param {VoiceSession} session
+   * @param {{agentId: string, before: string}} detail
+   */
+  #switched(session, detail) {
+    this.#tell("agent", detail);
+    const lines = this.#parts?.lines;
+    if (!lines || session !== this.#session) return;
+    const follows = isAtEnd(lines);
+    const words = this.#label("label-switched").replace("{agent}", detail.agentId);
+    this.#append(`switch ${performance.now()}`, element("p", { part: "line switch", dir: "auto" }, words));
+    if (follows) lines.scrollTop = lines.scrollHeight;
+  }
+
+  /**
+   * @param {string} id
+   * @param {HTMLElement} line
+   */
+  #append(id, line) {
+    this.#parts?.lines.append(line);
+    this.#lines.set(id, line);
+    for (const [oldest, node] of this.#lines) {
+      if (this.#lines.size <= LINES) break;
+      node.remove();
+      this.#lines.delete(oldest);
+    }
   }
 
   /** @returns {Parts} */
@@ -317,6 +347,11 @@ export class VoiceTalk extends Base {
  * @property {HTMLButtonElement} send
  * @property {HTMLInputElement} text
  */
+
+/** @param {HTMLElement} lines where nobody scrolled up */
+function isAtEnd(lines) {
+  return lines.scrollHeight - lines.scrollTop - lines.clientHeight < 24;
+}
 
 /** @param {Event} event */
 function isPress(event) {

@@ -13,6 +13,7 @@ from tests.compat.conftest import CompatBroker, OpenCompat
 from tests.simulator.support import Caller, correlation, silence, speech
 from tests.support.client_secrets import secret_claims
 from tests.support.waiting import eventually
+from token_broker.relay.session import Talk
 from token_broker.security.tokens import TokenSigner
 
 GA_PATHS = [
@@ -89,6 +90,7 @@ async def test_credential_decides_session_on_all_paths(compat_endpoints: OpenCom
         async with compat.connect(path, secret=secret) as caller:
             await caller.hear("session.created")
             (talking,) = compat.running.relay._talks
+            assert isinstance(talking, Talk)
             assert talking.owner.session_id == claims.owner.session_id
             assert talking._handoff.agent.id == "sage"
         assert (await compat.running.client.get(path)).status_code == 426

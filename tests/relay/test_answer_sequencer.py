@@ -32,8 +32,9 @@ class Scene:
         self.leads = False
         self.plays_until_s = 0.0
         self.facts = SessionFacts(session_id="sess_1", instructions="Be Elena.")
+        self.tools = TOOLS
         self.core = AnswerSequencer(
-            lambda: TOOLS,
+            lambda: self.tools,
             facts=self.facts,
             holds=lambda: self.held,
             plays_until_s=lambda: self.plays_until_s,
@@ -42,6 +43,7 @@ class Scene:
         )
         self.sent: list[dict[str, Any]] = []
         self.ran: list[str] = []
+        self.run_by: list[Tool] = []
         self.told: list[tuple[str, str]] = []
         self.refused: list[str] = []
         self.do(self.core.begin("ga", self.now_s))
@@ -51,8 +53,9 @@ class Scene:
             match action:
                 case Send(event=event):
                     self.sent.append(dict(event))
-                case Run(call_id=call_id):
+                case Run(call_id=call_id, tool=tool):
                     self.ran.append(call_id)
+                    self.run_by.append(tool)
                 case Tell(call_id=call_id, state=state):
                     self.told.append((call_id, state))
                 case Refuse(code=code):
@@ -211,6 +214,16 @@ def test_ids_belong_to_their_session() -> None:
     scene.facts.session_id = "sess_2"
     scene.do(scene.core.begin("ga", scene.now_s))
     assert scene.answers("order", response_id="r9").ran == ["c1", "c1"]
+
+
+def test_call_is_its_own_agents() -> None:
+    scene = Scene().begins()
+    scene.tools = {"order": Tool("order", "http", say="Another agent's."), "letter": Tool("letter", "client")}
+    scene.calls("order", "letter").ends()
+    assert (scene.ran, scene.run_by) == (["c1"], [TOOLS["order"]])
+    assert "order" in scene.outputs["c2"], "the names are those that the model had"
+    scene.ready("c1").begins("r2").calls("order", response_id="r2", first=3)
+    assert scene.run_by[-1].say == "Another agent's."
 
 
 def test_call_outside_conversation_is_not_made() -> None:
@@ -809,6 +822,13 @@ def test_output_of_a_page_ends_no_running_call() -> None:
     assert (scene.creates, scene.told) == ([], [("c1", "running")])
     scene.ready("c1")
     assert list(scene.outputs) == ["c1"]
+
+
+def test_answer_to_a_forged_output_is_not_the_last() -> None:
+    scene = Scene(listens=True).answers("order").confirms("c1").begins("r2").ready("c1").ends("r2")
+    assert (list(scene.outputs), len(scene.creates)) == (["c1"], 1), "the model has not gone on from the broker's"
+    scene.confirms("c1").begins("r3").ends("r3").wait(60)
+    assert len(scene.creates) == 1
 
 
 def test_approval_expires_once_the_call_is_joined_again() -> None:

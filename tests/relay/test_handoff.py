@@ -10,6 +10,7 @@ import pytest
 from tests.relay.support.azure import AzureTalk, answer, converse, scripted_azure
 from tests.relay.support.broker import broker, build, make_settings, serving
 from tests.support.waiting import eventually
+from token_broker.relay.session import Talk
 from token_broker.sessions.agents import AgentRegistry, load_agents
 
 AGENTS = """
@@ -169,6 +170,7 @@ async def test_handoff_closes_the_next_session(tmp_path: Path) -> None:
             following = await azure.talk(1)
             await following.next_event("session.update")
             (talk,) = running.relay._talks
+            assert isinstance(talk, Talk)
 
             async def opened() -> bool:
                 return talk._resumption._next is not None
@@ -275,6 +277,7 @@ async def test_old_upstreams_history_is_forgotten(tmp_path: Path) -> None:
                 await client.until("broker.agent.switched")
                 await (await azure.talk(number + 1)).next_event("conversation.item.create", nth=2)
             (talk,) = running.relay._talks
+            assert isinstance(talk, Talk)
             newest = {event["item"]["id"] for event in azure.talks[-1].received if "item" in event}
             assert talk._restored._hidden == newest
             assert len(newest) == 2

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from tests.relay.support.broker import Client, Running, build, make_settings, serving
 from tests.relay.test_whole_talk import say
 from tests.simulator.support import silence, speech
+from token_broker.relay.session import Talk
 from token_broker.sessions.agents import load_agents
 from token_broker.simulator import RunningSimulator, SimulatorConfig, run_in_thread
 
@@ -155,6 +156,7 @@ async def test_clients_switch_is_bounded(tmp_path: Path) -> None:
 async def test_what_the_model_may_ask(tmp_path: Path) -> None:
     async with talking(tmp_path, agent_id="cid") as (_, running, _):
         (talk,) = running.relay._talks
+        assert isinstance(talk, Talk)
         handoff = talk._handoff
         for arguments, told in (
             ("{", "has to be the id"),

@@ -7,7 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from strategies.base import Attempt
-from token_broker.azure import build_chain, build_credentials, build_hedger, build_pool
+from token_broker.azure import (
+    build_availability,
+    build_chain,
+    build_connector,
+    build_credentials,
+    build_hedger,
+    build_pool,
+)
 from token_broker.bootstrap import signing_keys
 from token_broker.observability.logging import fingerprint
 from token_broker.security.tokens import ANONYMOUS, Owner, TokenSigner
@@ -35,7 +42,7 @@ class MintReport:
 
 async def mint_once(settings: Settings, agent_id: str | None) -> MintReport:
     """Mints with the chain of the settings. Raises UnknownAgentError, and SettingsError where no endpoint is set."""
-    from strategies.transport import make_transport
+    from strategies.transport import make_tls_context, make_transport
 
     if not settings.resources:
         raise SettingsError(["AZURE_VOICELIVE_ENDPOINT: unset; name the resource to mint at"])
@@ -47,21 +54,29 @@ async def mint_once(settings: Settings, agent_id: str | None) -> MintReport:
     owner = Owner(uuid7(), ANONYMOUS, time.time_ns() // 1_000_000)
     pool = build_pool(settings)
     ensure_resources(agents, pool.resources)
+    plans = PlanMaker(settings, TokenSigner(signing_keys(settings)), pool)
     credentials = build_credentials(settings)
     try:
+        hedger = build_hedger(settings, pool)
+        connector = build_connector(settings, credentials, make_tls_context(), hedger)
+        availability = build_availability(settings, connector)
+        availability.start()
         async with make_transport(proxy=settings.proxy) as transport:
-            result = await build_chain(settings, transport, credentials, build_hedger(settings, pool)).mint(
+            result = await build_chain(settings, transport, credentials, hedger, availability=availability).mint(
                 TalkSpecs(settings, owner, None).of(agent, seen=False),
                 wanted=agent.wanted(owner.session_id),
                 deadline_s=deadline_s,
-                sockets_only=bool(agent.sockets_only),
+                sockets_only="this agent talks over WebSockets only" if agent.sockets_only else "",
+                signals=plans.unseen.permits_signalling(agent, owner, knows_blocked=True),
             )
+        await availability.aclose()
+        await connector.aclose()
     finally:
         for each in credentials.values():
             await each.aclose()
     if result.grant is None:
         return MintReport(None, result.attempts)
-    plan = PlanMaker(settings, TokenSigner(signing_keys(settings)), pool).make(
+    plan = plans.make(
         result.grant,
         owner=owner,
         agent=agent,

@@ -46,9 +46,9 @@ __all__ = [
 
 M = TypeVar("M", bound=MetricWrapperBase)
 
-TokenResult = Literal["minted", "degraded", "poor", "refused", "failed"]
-"""How a token request ended: a plan with an ephemeral token, one with the proxy alone, one with the proxy alone while
-every upstream of it is known to be down, a 4xx, a 5xx."""
+TokenResult = Literal["minted", "signalled", "degraded", "poor", "refused", "failed"]
+"""How a token request ended: a plan with an ephemeral token, one with WebRTC that the broker signals, one with the
+proxy alone, one with the proxy alone while every upstream of it is known to be down, a 4xx, a 5xx."""
 
 
 CredentialHolder = Literal["browser", "broker"]
@@ -160,7 +160,7 @@ class TurnAnswered:
     wait_s: float
 
 
-PageTransport = Literal["webrtc", "webrtc_relay", "websocket", "websocket_proxy"]
+PageTransport = Literal["webrtc", "webrtc_relay", "webrtc_websocket", "websocket", "websocket_proxy"]
 """The transports of a plan."""
 FailureReason = Literal[
     "sdp_refused", "sdp_timeout", "ice_failed", "ice_timeout", "channel_closed", "token_expired", "token_not_ephemeral",
@@ -431,7 +431,7 @@ class Metrics:
             self._token_requests.of(result)
             self._token_seconds.of(result)
         for strategy in strategies:
-            if strategy == "websocket_proxy":
+            if strategy in {"voice_live_webrtc", "websocket_proxy"}:  # they mint nothing, and are bound to no resource
                 self._credentials.of("", strategy, "browser")
                 continue
             for resource in names:
@@ -479,6 +479,7 @@ class PlanCounters:
     requests: int = 0
     usable: int = 0
     degraded: int = 0
+    signalled: int = 0
     clock_skew_s: float | None = None  # our clock less Azure's, at the last mint
     clock_skew_at: dict[str, float] = field(default_factory=dict)  # the same, by resource
 
@@ -489,8 +490,9 @@ class PlanCounters:
             self.clock_skew_s = self.clock_skew_at[event.resource] = event.clock_skew_s
         if event.result != "refused":
             self.requests += 1
-            self.usable += event.result in {"minted", "degraded"}
+            self.usable += event.result in {"minted", "signalled", "degraded"}
             self.degraded += event.result in {"degraded", "poor"}
+            self.signalled += event.result == "signalled"
 
 
 class _Children(Generic[M]):

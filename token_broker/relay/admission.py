@@ -21,6 +21,7 @@ from token_broker.security.tokens import ClientSecretClaims, Owner, SessionClaim
 from token_broker.server.close_codes import BAD_REQUEST, DRAINING, FOREIGN_ORIGIN, TICKET_REFUSED, TOO_MANY, Ending
 from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import Agent, AgentRegistry
+from token_broker.sessions.unseen import UnseenRule
 from token_broker.settings import Settings
 from token_broker.usage.budgets import Budgets
 from token_broker.web.requests import Problem, uuid7
@@ -77,6 +78,7 @@ class Admission:
         budgets: Budgets | None = None,
     ) -> None:
         self._settings = settings
+        self._unseen = UnseenRule(settings)
         self._agents = agents
         self._signer = signer
         self._tickets = tickets
@@ -106,6 +108,15 @@ class Admission:
         if claims.owner.session_id != scope.get("path_params", {}).get("session_id"):
             raise _no_entry("the ticket is another session's: ask for a new plan")
         return self._admitted(scope, claims)
+
+    def ensure_signalling(self, admitted: AdmittedClient) -> None:
+        """Raises RefusedError where the talk may not go by WebRTC with the broker's signalling: the rule of plans."""
+        owner, knows_blocked = admitted.owner, self._blocklist.was_read
+        if not owner.narrowed.permits("webrtc_websocket") or not self._unseen.permits_signalling(
+            admitted.agent, owner, knows_blocked=knows_blocked
+        ):
+            reason = "this talk may not go by WebRTC: go on to the plan's next connection"
+            raise _refused(BAD_REQUEST, reason, 403, "transport_refused")
 
     def by_any(self, scope: Scope) -> AdmittedClient:
         """The client of a compatible endpoint, with any credential of the broker's. Raises RefusedError."""

@@ -17,12 +17,13 @@ from typing import Any
 from strategies.base import SessionSpec, SpecSupplier
 from strategies.resources import Resource, is_allowed
 from strategies.session_model.running_session import handoff_session, is_same_session
+from strategies.session_model.session_paths import ABSENT, DETECTION, put, value_of
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.confirmation.confirmation import Confirmation
-from token_broker.relay.confirmation.paths import ABSENT, DETECTION, put, value_of
 from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS, broker_error
 from token_broker.relay.event_text import event_of
 from token_broker.relay.guardrail.held import held_session
+from token_broker.relay.policy.allowlist import Refused
 from token_broker.relay.resume.settings_changes import client_settings, with_changes
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.limits import RateLimit
@@ -30,7 +31,7 @@ from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
 from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.web.requests import uuid7
 
-__all__ = ["AgentHandoff", "HandoffHooks"]
+__all__ = ["AgentHandoff", "HandoffHooks", "switch_refusal"]
 
 _HANDOFFS_PER_MINUTE = 30  # each may open a connection to Azure and send the whole history
 _HANDOFFS_AT_ONCE = 10
@@ -47,6 +48,19 @@ _NOWHERE = "The talk can't be handed over to this agent now. Go on yourself."
 _UNKNOWN = "There is no agent {name} that you may hand over to. You may hand over to: {names}."
 _MALFORMED = "The talk was not handed over: agent_id has to be the id of an agent, and message a text."
 _DONE = "The talk is handed over to {name}, who speaks next."
+
+
+def switch_refusal(event: Mapping[str, Any], agents: AgentRegistry, current: Agent) -> Refused | None:
+    """Why a client's `broker.agent.switch` is refused; None: the agent that it names may have the talk."""
+    agent_id = event.get("agent_id")
+    agent = agents.get(agent_id) if isinstance(agent_id, str) else None
+    if agent is None:
+        return Refused("unknown_agent", f"there is no such agent; the known ones are {', '.join(agents)}")
+    if agent.id != current.id and agent.id not in current.handoff_ids:
+        may = ", ".join(current.handoff_ids) or "none"
+        message = f"this agent does not hand over to that one; those that it hands over to: {may}"
+        return Refused("agent_not_permitted", message)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,22 +137,15 @@ class AgentHandoff:
 
     def request(self, event: Mapping[str, Any], upstream: UpstreamConnection) -> None:
         """Starts what the client's `broker.agent.switch` asks for. The client hears the outcome as a broker event."""
-        agent_id = event.get("agent_id")
-        agent = self._agents.get(agent_id) if isinstance(agent_id, str) else None
-        if agent is None:
-            known = ", ".join(self._agents)
-            upstream.socket.put(broker_error("unknown_agent", f"there is no such agent; the known ones are {known}"))
-        elif agent.id != self.agent.id and agent.id not in self.agent.handoff_ids:
-            may = ", ".join(self.agent.handoff_ids) or "none"
-            message = f"this agent does not hand over to that one; those that it hands over to: {may}"
-            upstream.socket.put(broker_error("agent_not_permitted", message))
+        if (refusal := switch_refusal(event, self._agents, self.agent)) is not None:
+            upstream.socket.put(broker_error(refusal.code, refusal.message))
         elif self._pending or self._wish is not None:
             upstream.socket.put(broker_error("switch_pending", "another change of agent is under way", retryable=True))
         elif self._rate.take("") is not None:
             message = "too many changes of agent: wait a few seconds"
             upstream.socket.put(broker_error("too_many_switches", message, retryable=True))
         else:
-            self._begin(agent, upstream)
+            self._begin(self._agents[event["agent_id"]], upstream)
 
     def request_by_model(self, arguments: str) -> tuple[str, bool]:
         """The output of a call of `handoff`, and whether the talk is handed over: then as soon as it `is_quiet`."""

@@ -183,7 +183,7 @@ class Talk:
                 start=self._start,
             ),
         )
-        hidden = HiddenCalls(self._calls.is_clients, sequencer.calls.withholds)
+        hidden = HiddenCalls(sequencer.is_clients, sequencer.calls.withholds)
         self._handler = EventHandler(
             adapter,
             owner,

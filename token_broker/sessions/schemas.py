@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from strategies.session_model.agent_settings import Dialect
+from strategies.session_model.agent_settings import AnyDialect
 from token_broker.web.requests import whole_number
 
 __all__ = [
@@ -41,7 +41,7 @@ _ORIGIN = r"^https?://[a-z0-9.:\[\]-]+$"
 UserId = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_PRINTABLE)]
 
 
-Transport = Literal["webrtc", "webrtc_relay", "websocket", "websocket_proxy"]
+Transport = Literal["webrtc", "webrtc_relay", "webrtc_websocket", "websocket", "websocket_proxy"]
 
 
 class NarrowedRequest(BaseModel):
@@ -50,7 +50,7 @@ class NarrowedRequest(BaseModel):
     max_session_s: Annotated[int, Field(ge=10, le=86_400), BeforeValidator(whole_number)] | None = Field(
         None, description="The longest talk, within the broker's own limit."
     )
-    transports: Annotated[list[Transport], Field(min_length=1, max_length=4)] | None = Field(
+    transports: Annotated[list[Transport], Field(min_length=1, max_length=5)] | None = Field(
         None, description="The only transports that may be used."
     )
     origin: Annotated[str, StringConstraints(pattern=_ORIGIN, max_length=255)] | None = Field(
@@ -183,7 +183,7 @@ class _Connection(BaseModel):
     url: str
     expires_at: datetime
     expires_in_s: int = Field(description="What is left; go by this, clocks are wrong.")
-    dialect: Dialect
+    dialect: AnyDialect
     voice: str
     resource: str | None = Field(
         None, description="The Azure resource that it is bound to; null where the broker chooses one when it is used."
@@ -205,9 +205,12 @@ class RelayConnection(_Connection):
 
 
 class WebSocketConnection(_Connection):
-    """A WebSocket, opened with `protocols`: the broker's proxy, or Azure's own where that is switched on."""
+    """A WebSocket, opened with `protocols`: the broker's proxy, or Azure's own where that is switched on.
 
-    transport: Literal["websocket", "websocket_proxy"]
+    With `webrtc_websocket` it carries signalling and events: media flows between the browser and Azure.
+    """
+
+    transport: Literal["webrtc_websocket", "websocket", "websocket_proxy"]
     protocols: list[str]
 
 

@@ -41,6 +41,10 @@ class SimulatorConfig:
         }
     )
     """Each realtime model under its own name (docs/azure.md §7.1)."""
+    live_deployments: frozenset[str] = frozenset({"gpt-live-1", "gpt-live-1.1", "gpt-live-1-mini"})
+    """GPT-Live's models (docs/azure.md §12.3); without any, its routes answer 404."""
+    live_hangup: bool = False
+    """Whether a Live session has OpenAI's route for hanging up, which nothing says that Azure has."""
     transcription_deployments: frozenset[str] = frozenset(
         {"gpt-realtime-whisper", "gpt-4o-transcribe", "gpt-4o-mini-transcribe"}
     )
@@ -56,6 +60,11 @@ class SimulatorConfig:
     voice_live_api_versions: frozenset[str] = frozenset(
         {"2025-05-01-preview", "2025-10-01", "2026-01-01-preview", "2026-04-10", "2026-07-15"}
     )
+    voice_live_calls_api_versions: frozenset[str] = frozenset({"2026-01-01-preview"})
+    """Those with WebRTC (docs/azure.md §12.1). Others answer 404, but for those that answer 401."""
+    voice_live_calls_unauthorized_versions: frozenset[str] = frozenset({"2026-06-01-preview"})
+    voice_live_webrtc: bool = True
+    """Whether Voice Live's control socket exists."""
     preview_socket_api_versions: frozenset[str] = frozenset({"2024-10-01-preview", "2025-04-01-preview"})
     ga_ttl_s: int = 7200
     """Life of a GA secret whose mint asked for none (docs/azure.md §2.1)."""

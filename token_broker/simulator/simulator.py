@@ -10,9 +10,12 @@ from starlette.types import Receive, Scope, Send
 
 from token_broker.simulator import azure_errors
 from token_broker.simulator.asgi_answers import respond_error
+from token_broker.simulator.calls.ongoing import OngoingCalls
+from token_broker.simulator.calls.voice_live_calls import VoiceLiveCalls
 from token_broker.simulator.config import SimulatorConfig
 from token_broker.simulator.fault_middleware import FaultMiddleware
 from token_broker.simulator.faults.control import Control
+from token_broker.simulator.live.live_routes import LiveRoutes
 from token_broker.simulator.mint import Mint
 from token_broker.simulator.realtime.call_routes import CallRoutes
 from token_broker.simulator.realtime.sockets import RealtimeSockets
@@ -39,7 +42,8 @@ class Simulator:
         self.faults = self.resource.faults
         known = {config.key, *config.entra_tokens, *config.roleless_entra_tokens}
         self.log = RequestLog(known, config.max_remembered_requests)
-        self._calls = CallRoutes(self.resource)
+        self._calls = OngoingCalls(self.resource)
+        sockets = RealtimeSockets(self.resource, self._calls.join)
         control = Control(
             self.resource,
             self.log,
@@ -52,8 +56,10 @@ class Simulator:
             routes=[
                 *control.routes(),
                 *Mint(self.resource).routes(),
-                *self._calls.routes(),
-                *RealtimeSockets(self.resource, self._calls.find).routes(),
+                *CallRoutes(self.resource, self._calls).routes(),
+                *sockets.routes(),
+                *LiveRoutes(self.resource, self._calls, sockets).routes(),
+                *VoiceLiveCalls(self.resource, self._calls, sockets).routes(),
             ],
             exception_handlers={
                 azure_errors.AzureError: _respond_to_exception,

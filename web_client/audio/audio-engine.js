@@ -11,6 +11,7 @@ import { openMicrophone } from "./microphone.js";
  * @typedef {object} AudioEngineListener
  * @property {(levels: {input: number, output: number}) => void} onLevels  20 times a second
  * @property {(code: string, message: string) => void} onWarning  the talk goes on
+ * @property {(isUnheard: boolean) => void} onUnheard  the microphone is in use elsewhere, or is heard again
  * @property {(track: MediaStreamTrack) => void} onNewMicrophone  in place of the one before
  */
 
@@ -126,6 +127,9 @@ export class AudioEngine {
       const message = "The browser paused the sound. Tap this page, or bring it to the front, to hear the answer.";
       if (!signal.aborted) this.#listener.onWarning("sound_paused", message);
     };
+    this.audio.onResumed = () => {
+      if (!signal.aborted) this.#listener.onWarning("sound_back", "The sound is back.");
+    };
   }
 
   /**
@@ -139,7 +143,9 @@ export class AudioEngine {
     const [track] = stream.getAudioTracks();
     this.audio.setMicrophone(stream);
     track.addEventListener("ended", () => this.#microphoneLost(), { signal });
-    track.addEventListener("mute", () => this.#microphoneSilent(), { signal });
+    track.addEventListener("mute", () => this.#microphoneSilent(track), { signal });
+    track.addEventListener("unmute", () => this.#microphoneHeard(track), { signal });
+    this.#listener.onUnheard(track.muted);
     return track;
   }
 
@@ -150,10 +156,21 @@ export class AudioEngine {
     void this.#replaceMicrophone();
   }
 
-  #microphoneSilent() {
+  /** @param {MediaStreamTrack} track */
+  #microphoneSilent(track) {
+    if (track !== this.audio.microphone?.getAudioTracks()[0]) return; // replaced
+    this.#listener.onUnheard(true);
     if (this.#muted) return;
-    const message = "The browser silenced the microphone. Check its switch, or bring this page to the front.";
+    const message = "The microphone is in use elsewhere, or switched off. The talk goes on when it is back; until then you can type.";
     this.#listener.onWarning("microphone_silent", message);
+  }
+
+  /** @param {MediaStreamTrack} track */
+  #microphoneHeard(track) {
+    if (track !== this.audio.microphone?.getAudioTracks()[0]) return;
+    this.#listener.onUnheard(false);
+    if (!this.#muted) this.#listener.onWarning("microphone_back", "The microphone is back.");
+    void this.audio.resume().catch(() => undefined); // what took the microphone may have paused the sound
   }
 
   async #devicesChanged() {

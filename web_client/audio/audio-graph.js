@@ -22,6 +22,8 @@ const CLEAR_TIMEOUT_MS = 200;
 const SILENCE_DB = -60;
 const WORKLETS_TIMEOUT_MS = 4_000;
 const RESUME_TIMEOUT_MS = 1_000;
+/** A phone call takes the sound away for minutes, and no browser says when it may come back: it is tried so often. */
+const RESUME_EVERY_MS = 3_000;
 
 export class AudioGraph {
   /** @type {AudioContext | null} */
@@ -60,15 +62,17 @@ export class AudioGraph {
 
   /** Called when the browser suspends the sound. */
   onPaused = () => {};
+  /** Called when it goes on. */
+  onResumed = () => {};
+  /** @type {ReturnType<typeof setInterval> | undefined} */
+  #resuming;
 
   /** Must be created in the call of a click's handler: without one, browsers keep an AudioContext suspended. */
   constructor() {
     const context = attempt(newContext);
     if (!context) return;
     this.#context = context;
-    context.onstatechange = () => {
-      if (context.state !== "running" && context.state !== "closed") this.onPaused();
-    };
+    context.onstatechange = () => this.#stateChanged(context.state);
     this.#inputMeter = attempt(() => new AnalyserNode(context, { fftSize: 1024 }));
     this.#outputMeter = attempt(() => new AnalyserNode(context, { fftSize: 1024 }));
     this.#gain = attempt(() => new GainNode(context));
@@ -316,7 +320,26 @@ export class AudioGraph {
     this.detachRemote();
     if (this.#microphone) stop(this.#microphone);
     this.#microphone = null;
+    clearInterval(this.#resuming);
+    this.#resuming = undefined;
     if (this.#context && this.#context.state !== "closed") await within(this.#context.close(), RESUME_TIMEOUT_MS).catch(warn);
+  }
+
+  /** @param {string} state also `interrupted`, which only WebKit has */
+  #stateChanged(state) {
+    const isPaused = state !== "running" && state !== "closed";
+    if (isPaused === (this.#resuming !== undefined)) return;
+    clearInterval(this.#resuming);
+    this.#resuming = isPaused ? setInterval(() => void this.#tryAgain(), RESUME_EVERY_MS) : undefined;
+    if (isPaused) this.onPaused();
+    else if (state === "running") this.onResumed();
+  }
+
+  /** Resumes what was interrupted; a browser that wants a click first refuses, and is asked again. */
+  async #tryAgain() {
+    const context = this.#context;
+    if (context) await within(context.resume(), RESUME_TIMEOUT_MS).catch(() => undefined);
+    if (this.#speaker?.paused) await within(this.#speaker.play(), RESUME_TIMEOUT_MS).catch(() => undefined);
   }
 
   /** The worklets have loaded: begins what waited for them. */

@@ -11,9 +11,17 @@ function made(whileAnswering = "interrupt") {
     send: (event) => sent.push(event.type === "response.create" ? "ask" : event.item.id),
     interrupt: () => sent.push("stop"),
     whileAnswering,
-    later: (work) => later.push(work),
+    onSilent: () => sent.push("silent"),
+    onLost: () => sent.push("lost"),
+    later: (work, ms) => later.push([work, ms]),
   });
-  return { texts, sent, wait: () => later.splice(0).forEach((work) => work()) };
+  /** Runs what is due within so long. */
+  const wait = (withinMs = 10_000) => {
+    const due = later.filter(([, ms]) => ms <= withinMs);
+    for (const each of due) later.splice(later.indexOf(each), 1);
+    for (const [work] of due) work();
+  };
+  return { texts, sent, wait, waitLong: () => wait(60_000) };
 }
 const STARTED = { kind: "response_started", responseId: "r" };
 const DONE = { kind: "response_done", responseId: "r", status: "completed" };
@@ -25,7 +33,7 @@ test("the broker asks about a text where it leads, and the page where it does no
   const sent = [];
   const later = [];
   const send = (event) => sent.push(event.type === "response.create" ? "ask" : event.item.id);
-  const later_ = (work) => later.push(work);
+  const later_ = (work, ms) => ms < 20_000 && later.push(work);
   const texts = new TypedTexts({ send, interrupt: () => {}, whileAnswering: "interrupt", isLed: () => isLed, later: later_ });
   texts.say("one", "Hello");
   assert.deepEqual(sent, ["one"]);
@@ -132,5 +140,40 @@ test("where no end is told, a queued text waits for the transcript", () => {
   assert.deepEqual(sent, ["one"]);
   texts.handle({ ...WORDS, kind: "transcript_done" });
   wait();
+  assert.deepEqual(sent, ["one", "ask"]);
+});
+
+test("a text that meets a silent connection goes to another one, and is told lost where that is silent too", () => {
+  const { texts, sent, waitLong } = made();
+  texts.say("one", "Hello");
+  waitLong();
+  assert.deepEqual(sent, ["one", "ask", "silent"]);
+  texts.reconnected();
+  waitLong();
+  assert.deepEqual(sent, ["one", "ask", "silent", "one", "ask", "lost"]);
+  waitLong();
+  assert.deepEqual([sent.length, texts.end()], [6, []]);
+});
+
+test("a connection that tells of anything is not silent, nor is one whose answer is heard", () => {
+  const { texts, sent, waitLong } = made("queue");
+  texts.handle(STARTED);
+  texts.handle({ kind: "playback_started" });
+  texts.say("one", "And then?");
+  for (let round = 0; round < 3; round += 1) waitLong(); // a long answer: nothing but its sound
+  assert.deepEqual(sent, ["one"]);
+  texts.handle({ kind: "playback_stopped" });
+  waitLong();
+  assert.deepEqual(sent, ["one"]);
+  waitLong();
+  assert.deepEqual(sent, ["one", "silent"]);
+});
+
+test("an answer ends the look for silence", () => {
+  const { texts, sent, waitLong } = made();
+  texts.say("one", "Hello");
+  texts.handle(STARTED);
+  texts.handle(WORDS);
+  for (let round = 0; round < 3; round += 1) waitLong();
   assert.deepEqual(sent, ["one", "ask"]);
 });

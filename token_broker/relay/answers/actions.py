@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from token_broker.sessions.agent import Agent
+
 __all__ = ["Action", "Reason", "Refuse", "Run", "Send", "Tell", "Tool", "ToolState"]
 
 Reason = Literal["greeting", "guardrail", "say", "handoff", "retry", "client", "page", "tools"]
@@ -16,7 +18,8 @@ class Tool:
     """A function of the agent's, and who runs it: the broker over HTTP, the broker by itself, or the client.
 
     `say` is spoken while it takes long. `timeout_s` is the time that a client has; `fault` says what is wrong with the
-    arguments that it would get, or that they fit (None).
+    arguments that it would get, or that they fit (None). `agent` is whose tool it is: another one may have the talk by
+    the time it runs.
     """
 
     name: str
@@ -24,6 +27,7 @@ class Tool:
     say: str | None = None
     timeout_s: float = 20.0
     fault: Callable[[str], str | None] = lambda _arguments: None
+    agent: Agent | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,22 +41,20 @@ class AgentCalls:
         """The functions that the model may call now."""
         return tools_of(self._agent())
 
-    def is_clients(self, name: str) -> bool:
-        """Whether the client answers calls of this name."""
-        tool = self.tools().get(name)
-        return tool is not None and tool.by == "client"
-
     async def run(self, call: Run) -> ToolOutput:
-        """The output of a call. Raises nothing but CancelledError."""
-        name, owner = call.tool.name, self._owner
+        """The output of a call, for the agent that made it. Raises nothing but CancelledError."""
+        name, owner, current = call.tool.name, self._owner, self._agent()
+        agent = call.tool.agent or current
         if call.tool.by == "builtin" and name != "recall":
+            if agent.id != current.id:
+                return ToolOutput("Another agent has the talk by now. Nothing was done.", ok=False)
             if self._builtin is None:
                 return ToolOutput("This can't be done in this talk.", ok=False)
             return await self._builtin(name, call.arguments, call.call_id)
         if self._runner is None:
             return ToolOutput("No tool can be used here.", ok=False)
         return await self._runner.run(
-            ToolCall(owner.talk_id, call.azure_session, call.call_id, name, call.arguments, self._agent(), owner)
+            ToolCall(owner.talk_id, call.azure_session, call.call_id, name, call.arguments, agent, owner)
         )
 
     def note(self, tool: Tell) -> None:

@@ -12,17 +12,17 @@ __all__ = ["tools_of"]
 
 def tools_of(agent: Agent) -> Mapping[str, Tool]:
     """The agent's functions by name. One that nobody runs is left to the client, which may know it."""
-    found = {str(name): Tool(name, "builtin") for name in agent.builtin_tools}
+    found = {str(name): Tool(name, "builtin", agent=agent) for name in agent.builtin_tools}
     for tool in agent.tools:
         if not isinstance(tool, FunctionTool):
             continue
         if isinstance(tool.run, HttpRun):
-            found[tool.name] = Tool(tool.name, "http", say=tool.run.say)
+            found[tool.name] = Tool(tool.name, "http", say=tool.run.say, agent=agent)
             continue
 
         def fault(arguments: str, tool: FunctionTool = tool) -> str | None:
             checked = checked_arguments(tool, arguments)
             return checked if isinstance(checked, str) else None
 
-        found[tool.name] = Tool(tool.name, "client", timeout_s=tool.timeout_s, fault=fault)
+        found[tool.name] = Tool(tool.name, "client", timeout_s=tool.timeout_s, fault=fault, agent=agent)
     return found

@@ -82,7 +82,8 @@ class CallBatch:
 
 
 class OpenCalls:
-    """One talk's. `tools` gives the current agent's functions by name, `azure_session` the id of Azure's session.
+    """One talk's. `azure_session` gives the id of Azure's session; `tools` are those that the model had for the answer
+    that makes the call.
 
     `listens`: the client talks to Azure directly. Then the model is asked to go on only where the broker, or Azure
     itself, has done something, unless the broker `leads`: then it asks for that client too.
@@ -90,13 +91,11 @@ class OpenCalls:
 
     def __init__(
         self,
-        tools: Callable[[], Mapping[str, Tool]],
         azure_session: Callable[[], str],
         *,
         listens: bool = False,
         leads: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._tools = tools
         self._azure_session = azure_session
         self._listens = listens
         self._leads = leads
@@ -237,16 +236,18 @@ class OpenCalls:
         elif kind == "message" and (batch := self._batches.get(response_id)) and not batch.functions:
             batch.asks = False  # Azure itself goes on from its calls at MCP servers
 
-    def end_arguments(self, event: Event, *, silent: bool) -> None:
+    def end_arguments(self, event: Event, tools: Mapping[str, Tool], *, silent: bool) -> None:
         """A call has all its arguments: judges it before a client can see them."""
         name = str(event.get("name") or self._names.get(str(event.get("item_id")), ""))
         batch = self._batches.get(str(event.get("response_id")))
         number = 1 if batch is None else batch.functions + 1
-        fault = self._fault(name, str(event.get("arguments", "")), number, silent=silent)
+        fault = _fault(tools, name, str(event.get("arguments", "")), number, silent=silent)
         if fault is not None:
             self._faults[str(event.get("call_id"))] = fault
 
-    def end_output(self, item: Any, response_id: str, now_s: float, *, silent: bool, outside: bool) -> list[Action]:
+    def end_output(
+        self, item: Any, response_id: str, now_s: float, tools: Mapping[str, Tool], *, silent: bool, outside: bool
+    ) -> list[Action]:
         """An output of an answer is over. A call that is complete is made, unless it has been told before."""
         if not isinstance(item, dict):
             return []
@@ -266,11 +267,11 @@ class OpenCalls:
         batch = self._batch(response_id, silent=silent)
         batch.functions += 1
         batch.asks = not batch.silent
-        tool = self._tools().get(name)
+        tool = tools.get(name)
         self._seen[identity] = tool is not None and tool.by == "client"
         call = batch.open[call_id] = _OpenCall(call_id, name, now_s, tool)
         arguments = arguments if isinstance(arguments, str) else ""
-        fault = self._faults.get(call_id) or self._fault(name, arguments, batch.functions, silent=batch.silent)
+        fault = self._faults.get(call_id) or _fault(tools, name, arguments, batch.functions, silent=batch.silent)
         if tool is None or fault is not None:
             batch.acts = True
             call.output = self._faults[call_id] = fault or ""
@@ -301,10 +302,13 @@ class OpenCalls:
             return []
         kind = item.get("type")
         if kind == "function_call_output":
-            self._told[key := str(item.get("call_id"))] = None
-            if self._listens and (told := self.answered_by_client(key, now_s)) is not None:
-                return [told]
-        elif kind == "mcp_approval_response":
+            key = str(item.get("call_id"))
+            told = self.answered_by_client(key, now_s) if self._listens else None
+            if any(key in batch.open for batch in self):
+                return []  # a page wrote it: the broker's own output is yet to come
+            self._told[key] = None
+            return [] if told is None else [told]
+        if kind == "mcp_approval_response":
             self._told[key := str(item.get("approval_request_id"))] = None
             if self._listens:
                 self.approved(key, approve=item.get("approve") is True, now_s=now_s)
@@ -364,18 +368,6 @@ class OpenCalls:
             batch = self._batches[response_id] = CallBatch(response_id, silent)
         return batch
 
-    def _fault(self, name: str, arguments: str, number: int, *, silent: bool) -> str | None:
-        """Why a call is not made; None: it is. `number`: which call of its answer it is."""
-        tools = self._tools()
-        tool = tools.get(name)
-        if silent:
-            return _TOOLS_OFF
-        if number > _CALLS_AT_MOST:
-            return _TOO_MANY
-        if tool is None:
-            return _UNKNOWN.format(names=", ".join(sorted(tools)) or "none")
-        return tool.fault(arguments) if tool.by == "client" else None
-
     def _give(self, batch: CallBatch, call: _OpenCall) -> list[Action]:
         """Sends an output, where a session is there to take it."""
         if not self._here:
@@ -392,6 +384,18 @@ class OpenCalls:
                 each.asks = each.asks or each.functions > 0
         batch.open[key] = _OpenCall(key, "", now_s, None, now_s + _MCP_S)
         batch.acts = True
+
+
+def _fault(tools: Mapping[str, Tool], name: str, arguments: str, number: int, *, silent: bool) -> str | None:
+    """Why a call is not made; None: it is. `number`: which call of its answer it is."""
+    tool = tools.get(name)
+    if silent:
+        return _TOOLS_OFF
+    if number > _CALLS_AT_MOST:
+        return _TOO_MANY
+    if tool is None:
+        return _UNKNOWN.format(names=", ".join(sorted(tools)) or "none")
+    return tool.fault(arguments) if tool.by == "client" else None
 
 
 def _item(kind: str, key: str, fields: Mapping[str, Any]) -> Send:

@@ -91,9 +91,11 @@ class _Create:
 class _AnswerUnderWay:
     """An answer that Azure makes: of a `create`, or by itself.
 
-    When it began, Azure had told of so many `told_items` of the user's, and of the outputs of the keys `told`.
+    When it began, the agent had these `tools`, and Azure had told of so many `told_items` of the user's, and of the
+    outputs of the keys `told`.
     """
 
+    tools: Mapping[str, Tool]
     told_items: int = 0
     told: frozenset[str] = frozenset()
     outside: bool = False
@@ -142,7 +144,8 @@ class AnswerSequencer:
         self._plays_until_s = plays_until_s
         self._listens = listens
         self._leads = leads
-        self.calls = OpenCalls(tools, lambda: facts.session_id, listens=listens, leads=leads)
+        self._tools = tools
+        self.calls = OpenCalls(lambda: facts.session_id, listens=listens, leads=leads)
         self._here = False
         self._moved = False
         self._dialect: Dialect = "ga"
@@ -165,6 +168,11 @@ class AnswerSequencer:
     def is_answering(self) -> bool:
         """Whether an answer is asked for or made, or a call of one has no output yet."""
         return bool(self._active or self._creates) or self.calls.is_acting
+
+    def is_clients(self, name: str) -> bool:
+        """Whether the client answers calls of this name that are made now."""
+        known = [*(answer.tools for answer in self._active.values()), self._tools()]
+        return any(name in tools and tools[name].by == "client" for tools in known)
 
     def reason_of(self, event: Event) -> Reason | None:
         """Why the broker, or its client, asked for the answer that has just begun; None: nobody did, or none has."""
@@ -288,15 +296,16 @@ class AnswerSequencer:
                     self._taken.update(dict.fromkeys(create.event_ids, create))
                 self._by_itself_s = self._by_itself_s if outside else 0.0
                 told_items = min(self._untold, default=self._items + 1) - 1
-                answer = _AnswerUnderWay(told_items, self.calls.told(), outside, create)
+                answer = _AnswerUnderWay(self._tools(), told_items, self.calls.told(), outside, create)
                 self._active[str(stated.get("id"))] = answer
         elif kind == "response.output_item.added":
             self.calls.add_output(event, now_s, silent=silent)
         elif kind == "response.function_call_arguments.done":
-            self.calls.end_arguments(event, silent=silent)
+            self.calls.end_arguments(event, self._tools_of(answer), silent=silent)
         elif kind == "response.output_item.done":
             outside = answer is not None and answer.outside
-            done += self.calls.end_output(event.get("item"), response_id, now_s, silent=silent, outside=outside)
+            how = {"silent": silent, "outside": outside}
+            done += self.calls.end_output(event.get("item"), response_id, now_s, self._tools_of(answer), **how)
         elif kind in {"response.mcp_call.completed", "response.mcp_call.failed"}:
             self.calls.end_mcp(str(event.get("item_id")))
         elif kind in _ITEM_TOLD:
@@ -315,6 +324,9 @@ class AnswerSequencer:
         else:
             return []
         return done + self._next(now_s)
+
+    def _tools_of(self, answer: _AnswerUnderWay | None) -> Mapping[str, Tool]:
+        return self._tools() if answer is None else answer.tools
 
     # --- asking
 
@@ -382,11 +394,12 @@ class AnswerSequencer:
         if not isinstance(stated, dict):
             return []
         response_id = str(stated.get("id"))
-        answer = self._active.pop(response_id, None) or _AnswerUnderWay()
+        answer = self._active.pop(response_id, None) or _AnswerUnderWay(self._tools())
         done: list[Action] = []
         for item in stated.get("output") or ():
             if isinstance(item, dict) and item.get("type") != "mcp_call":  # it may run on
-                done += self.calls.end_output(item, response_id, now_s, silent=answer.silent, outside=answer.outside)
+                how = {"silent": answer.silent, "outside": answer.outside}
+                done += self.calls.end_output(item, response_id, now_s, answer.tools, **how)
         self.calls.end_answer(response_id, cancelled=stated.get("status") == "cancelled")
         self._blocked_s = 0.0
         if answer.outside:

@@ -20,11 +20,13 @@ from pydantic import SecretStr
 
 from strategies.base import SpecSupplier
 from strategies.credentials import Authorization, Credentials
+from strategies.endpoint import is_live_endpoint
 from strategies.errors import (
     KeysDisabledError,
     MintError,
     MisconfiguredError,
     RateLimitedError,
+    RejectedError,
     TimedOutError,
     TransientError,
 )
@@ -42,15 +44,21 @@ from token_broker.relay.azure.opening import (
     handshake_error,
     take_session,
 )
-from token_broker.relay.azure.route import ConnectionHealth, NoUpstreamError, Route, UpstreamConnection, make_routes
+from token_broker.relay.azure.route import (
+    ConnectionHealth,
+    NoUpstreamError,
+    Route,
+    RouteName,
+    UpstreamConnection,
+    make_routes,
+)
 from token_broker.relay.azure.socket import AzureSocket, connect
 from token_broker.relay.confirmation.settings_report import SettingsReport
 from token_broker.relay.guardrail.held import held_session
 from token_broker.security.limits import BoundedDict
 from token_broker.server.close_codes import SESSION_REFUSED, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
-from token_broker.settings import UpstreamName
 
-__all__ = ["NoUpstreamError", "Route", "UpstreamConnection", "UpstreamConnector", "make_routes"]
+__all__ = ["NoUpstreamError", "Route", "UpstreamConnection", "UpstreamConnector", "ending_of", "make_routes"]
 
 log = structlog.get_logger("token_broker.relay")
 
@@ -60,7 +68,18 @@ NO_SUCH_CALL = frozenset({404, 410})  # what joining a call is answered with tha
 _UNFIT_S = 60.0  # for an agent whose session was refused there: an operator has to act
 _UNFIT_KEPT = 1_000
 
+# What a Foundry agent's refusals mean (docs/azure.md §12.2): they are about the agent, not about the resource.
+_OF_FOUNDRY: Mapping[int | None, str] = {
+    400: "the Foundry agent is of a kind that takes no such talk; its operator has to act",
+    404: "there is no such Foundry agent, or it has no WebRTC; its operator has to act",
+    409: "the Foundry agent is disabled; its operator has to act",
+}
+
 _Candidate = tuple[Resource, Route]
+
+
+class AgentRefusedError(RejectedError):
+    """Azure does not let this agent, which is defined there, take the talk. The text is for clients, too."""
 
 
 class UpstreamConnector:
@@ -87,6 +106,8 @@ class UpstreamConnector:
         self.pool = hedger.pool
         self._hedger = hedger
         self.routes = dict(routes)
+        self.agents_routes: dict[tuple[str, str], Route] = {}
+        """The one route of an agent that is defined at Azure, by the agent's id and the resource."""
         self._credentials = credentials
         self._at_endpoint = at_endpoint
         self._names = DnsCache(resolver)
@@ -107,13 +128,17 @@ class UpstreamConnector:
         return tuple(secret for credentials in self._credentials.values() for secret in credentials.secrets)
 
     @property
-    def breakers(self) -> dict[tuple[str, UpstreamName], CircuitBreaker]:
+    def breakers(self) -> dict[tuple[str, RouteName], CircuitBreaker]:
         """The breakers, by resource and route."""
         return {
             (name, route.name): self.pool.breaker(name, route.name)
             for name, routes in self.routes.items()
             for route in routes
         }
+
+    def credentials_of(self, resource: str) -> Credentials | None:
+        """The credentials of the resource of that name."""
+        return self._credentials.get(resource)
 
     def resource(self, name: str) -> Resource:
         """The resource of that name, which an open connection has."""
@@ -128,7 +153,7 @@ class UpstreamConnector:
         supply: SpecSupplier,
         *,
         wanted: Wanted,
-        only: UpstreamName | None = None,
+        only: RouteName | None = None,
         prefer: Dialect | None = None,
         after: UpstreamConnection | None = None,
         on_refused: Callable[[str], None] = lambda _resource: None,
@@ -142,7 +167,12 @@ class UpstreamConnector:
         """
         candidates: list[_Candidate] = []
         for resource in self.pool.order(wanted):
-            routes = [route for route in self.routes[resource.name] if only is None or route.name == only]
+            own = self.agents_routes.get((wanted.agent_id, resource.name))
+            routes = [
+                route
+                for route in (self.routes[resource.name] if own is None else (own,))
+                if only is None or route.name == only
+            ]
             if prefer is not None:
                 routes.sort(key=lambda route: route.dialect != prefer)
             candidates += [(resource, route) for route in routes]
@@ -163,11 +193,14 @@ class UpstreamConnector:
         raise NoUpstreamError(ending)
 
     async def join_call(self, endpoint: str, call_id: str) -> AzureSocket:
-        """The sideband of a WebRTC call at `endpoint` (docs/azure.md §5.4), within the limit. Raises MintError."""
-        url = f"{endpoint}/openai/v1/realtime?call_id={quote(call_id, safe='')}"
+        """The sideband of a WebRTC call at `endpoint` (docs/azure.md §5.4, §13), within the limit. Raises MintError."""
+        name = quote(call_id, safe="")
+        url = f"{endpoint}/openai/v1/realtime?call_id={name}"
+        if is_live_endpoint(endpoint):
+            url = f"{endpoint}/{name}/attach"
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._opened(
+                return await self.open_socket(
                     url, asyncio.get_running_loop().time() + self._timeout_s, self._at_endpoint.get(endpoint)
                 )
         except TimeoutError:
@@ -215,7 +248,7 @@ class UpstreamConnector:
         model = model or resource.model
         try:
             async with asyncio.timeout_at(deadline_s):
-                opened = await self._opened(route.url_of(model), deadline_s, self._credentials.get(resource.name))
+                opened = await self.open_route(resource, route, model=model, deadline_s=deadline_s)
                 try:
                     spec = await supply(resource)
                     session = route.session(spec)
@@ -238,8 +271,28 @@ class UpstreamConnector:
             left_out=taken.left_out,
         )
 
-    async def _opened(self, url: str, deadline_s: float, credentials: Credentials | None) -> AzureSocket:
-        """A socket opened with the key, or with Entra where the resource has keys disabled."""
+    async def open_route(
+        self, resource: Resource, route: Route, *, model: str = "", deadline_s: float, query: str = ""
+    ) -> AzureSocket:
+        """An open socket of that route, in which nothing was said yet; `query` is added to its URL. Raises MintError,
+        and TimeoutError at `deadline_s` of the loop's clock.
+        """
+        credentials = self._credentials.get(resource.name)
+        url = f"{route.url_of(model or resource.model)}{query}"
+        if not route.takes_keys and credentials is not None and (credentials := credentials.without_key()) is None:
+            raise MisconfiguredError("this service takes Entra alone, and AZURE_VOICELIVE_AUTH is key")
+        try:
+            return await self.open_socket(url, deadline_s, credentials)
+        except MintError as error:
+            if route.name == "foundry_agent" and (why := _OF_FOUNDRY.get(error.status)) is not None:
+                raise AgentRefusedError(why, status=error.status, code=error.code) from None
+            raise
+
+    async def open_socket(self, url: str, deadline_s: float, credentials: Credentials | None) -> AzureSocket:
+        """A socket opened with the key, or with Entra where the resource has keys disabled. Raises MintError.
+
+        TimeoutError where its time is over.
+        """
         if credentials is None:
             raise MisconfiguredError("there is no credential for this endpoint")
         authorization = await current_authorization(credentials, deadline_s)
@@ -327,7 +380,7 @@ class _Handshakes:
             log.info("upstream_attempt", **about, outcome="connected")
             return
         if self.ending is None or self.ending.code != UPSTREAM_TIMED_OUT:  # the one that hung is the client's reason
-            self.ending = _ending(error)
+            self.ending = ending_of(error)
         if isinstance(error, TransientError) and not isinstance(error, RateLimitedError):
             # The resource may be down as a whole: its other ways come after those of the others.
             self._left.sort(key=lambda each: each[0].name == call.permit.resource.name)
@@ -375,7 +428,8 @@ class _Handshakes:
         return None
 
 
-def _ending(error: MintError) -> Ending:
+def ending_of(error: MintError) -> Ending:
+    """What the client is told where Azure took no talk."""
     match error:
         case TimedOutError():
             return Ending(UPSTREAM_TIMED_OUT, "Azure did not answer in time: ask for a new plan")
@@ -383,6 +437,8 @@ def _ending(error: MintError) -> Ending:
             return Ending(UPSTREAM_FAILED, "Azure takes no more talks just now: ask for a new plan in a moment")
         case SessionRefusedError():
             return SESSION_REFUSED
+        case AgentRefusedError():
+            return Ending(UPSTREAM_FAILED, str(error), "agent_refused", told=True)
         case MisconfiguredError():
             return Ending(UPSTREAM_FAILED, "Azure refused the broker; its operator has to act")
         case _:

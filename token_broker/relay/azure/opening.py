@@ -29,8 +29,10 @@ __all__ = [
     "SessionRefusedError",
     "TakenSession",
     "current_authorization",
+    "expiry_of",
     "expiry_s",
     "handshake_error",
+    "refusal_of",
     "take_session",
 ]
 
@@ -77,7 +79,9 @@ async def take_session(opened: AzureSocket, session: Mapping[str, Any]) -> Taken
     """
     asked = Confirmation(session, event_id=SESSION_EVENT_ID)
     early = EarlyAnswers()
-    opened.send(asked.update)
+    if session:
+        opened.send(asked.update)
+    confirms = "session.updated" if session else "session.created"  # one that is stated at Azure is in force at once
     frames: list[str] = []
     confirmed = False
     while not (confirmed and early.are_over):
@@ -94,12 +98,12 @@ async def take_session(opened: AzureSocket, session: Mapping[str, Any]) -> Taken
                 opened.send(answer)
             continue
         if kind == "error" and not confirmed:
-            if not asked.refused(_refusal(event)):
+            if not asked.refused(refusal_of(event)):
                 raise SessionRefusedError("Azure refuses the agent's session")
             opened.send(asked.update)
             continue
         frames.append(text)
-        if kind == "session.updated" and not confirmed:
+        if kind == confirms and not confirmed:
             if wrong := asked.disagreements(event.get("session")):
                 log.error("session_not_the_agents", fields=wrong)
                 raise SessionRefusedError("Azure confirmed other settings than the agent's")
@@ -107,13 +111,14 @@ async def take_session(opened: AzureSocket, session: Mapping[str, Any]) -> Taken
     return TakenSession(frames, asked.session, asked.left_out)
 
 
-def _refusal(event: Mapping[str, Any]) -> Any:
+def refusal_of(event: Mapping[str, Any]) -> Any:
     """The error in Azure's event, where it is about the session. Raises MintError where it is about Azure itself."""
     error = event.get("error")
     code = error.get("code") if isinstance(error, dict) else None
     if code in {"rate_limit_exceeded", "too_many_requests"}:
         raise RateLimitedError("Azure's rate limit is reached")
-    if code in {"server_error", "internal_error"}:
+    kind = error.get("type") if isinstance(error, dict) else None
+    if kind == "server_error" or code in {"server_error", "internal_error"}:
         raise TransientError("Azure failed", status=500)  # what it wanted of the agent's session, perhaps
     return error
 
@@ -127,11 +132,18 @@ def expiry_s(frames: Sequence[str]) -> float | None:
         if event_type(frame) not in SESSION_EVENTS:
             continue
         session = parsed(frame).get("session")
-        at_s = session.get("expires_at") if isinstance(session, dict) else None
-        if isinstance(at_s, int | float) and not isinstance(at_s, bool):
-            left_s = at_s - time.time()
-            if 0 < left_s <= _LONGEST_SESSION_S:
-                return asyncio.get_running_loop().time() + left_s
+        if isinstance(session, dict) and (ends_s := expiry_of(session)) is not None:
+            return ends_s
+    return None
+
+
+def expiry_of(session: Mapping[str, Any]) -> float | None:
+    """When the session ends that Azure shows, by the loop's clock; None: it does not say, or says nonsense."""
+    at_s = session.get("expires_at")
+    if isinstance(at_s, int | float) and not isinstance(at_s, bool):
+        left_s = at_s - time.time()
+        if 0 < left_s <= _LONGEST_SESSION_S:
+            return asyncio.get_running_loop().time() + left_s
     return None
 
 

@@ -6,8 +6,8 @@ of it was completed, or when 30 s have passed without a fault where nobody asked
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 from urllib.parse import quote
 
 from strategies.base import Dialect, SessionSpec
@@ -19,7 +19,19 @@ from token_broker.relay.azure.socket import CLOSED_BY_BROKER, AzureSocket
 from token_broker.server.close_codes import Ending
 from token_broker.settings import UpstreamName
 
-__all__ = ["ConnectionHealth", "NoUpstreamError", "Route", "UpstreamConnection", "make_routes"]
+__all__ = [
+    "ConnectionHealth",
+    "NoUpstreamError",
+    "Route",
+    "RouteName",
+    "UpstreamConnection",
+    "foundry_route",
+    "make_routes",
+    "signalled_route",
+]
+
+RouteName = UpstreamName | Literal["voice_live_webrtc", "foundry_agent", "gpt_live"]
+"""The routes of `BROKER_PROXY_UPSTREAMS`; the control socket of a call; the voice of a Foundry agent; GPT-Live's."""
 
 _PROVEN_AFTER_S = 30.0
 _LIMIT_CODES = frozenset({"rate_limit_exceeded", "insufficient_quota", "too_many_requests"})
@@ -30,14 +42,16 @@ _SESSION_END_S = 60.0  # Azure ends a session by its clock: that is no fault of 
 class Route:
     """One of Azure's WebSockets (docs/azure.md §3), and the shape of its session (§4.3, §6.2)."""
 
-    name: UpstreamName
+    name: RouteName
     dialect: Dialect
     url: str  # http or https, as the endpoint is written, up to the deployment's name
     session: Callable[[SessionSpec], dict[str, Any]]
+    names_model: bool = True
+    takes_keys: bool = True
 
     def url_of(self, model: str) -> str:
         """The URL for sessions with that deployment."""
-        return f"{self.url}{quote(model, safe='')}"
+        return f"{self.url}{quote(model, safe='')}" if self.names_model else self.url
 
 
 class NoUpstreamError(Exception):
@@ -133,3 +147,32 @@ def make_routes(target: Target, names: Sequence[UpstreamName], *, api_version: s
         elif name == "openai_realtime":
             routes.append(Route(name, "ga", f"{target.openai_base}/openai/v1/realtime?model=", ga_realtime_session))
     return routes
+
+
+def signalled_route(target: Target, *, api_version: str) -> Route | None:
+    """Voice Live's control socket for calls by WebRTC (docs/azure.md §12.1); None where the endpoint has no Voice Live.
+
+    It has an `api_version` of its own, by which its session is made.
+    """
+    if target.unified_base is None:
+        return None
+
+    def session(spec: SessionSpec) -> dict[str, Any]:
+        return voice_live_session(replace(spec, voice_live_version=api_version))
+
+    url = f"{target.unified_base}/voice-live/realtime/calls?api-version={api_version}&model="
+    return Route("voice_live_webrtc", "preview", url, session)
+
+
+def foundry_route(target: Target, *, project: str, name: str, version: str | None) -> Route | None:
+    """The voice of a Foundry agent (docs/azure.md §12.2); None where the endpoint has no projects.
+
+    The service has the agent's definition: its session is not ours to state. It takes no keys.
+    """
+    if target.unified_base is None:
+        return None
+    path = f"/api/projects/{quote(project, safe='')}/agents/{quote(name, safe='')}/endpoint/protocols/voice"
+    query = f"?api-version=v1&foundry_features={quote('VoiceAgents=V1Preview', safe='')}"
+    chosen = "" if version is None else f"&x-agent-version-override={quote(version, safe='')}"
+    url = f"{target.unified_base}{path}{query}{chosen}"
+    return Route("foundry_agent", "ga", url, lambda _spec: {}, names_model=False, takes_keys=False)

@@ -11,6 +11,20 @@ from typing import Annotated, Literal, TypeVar, cast
 
 from pydantic import AfterValidator, AliasChoices, Field, JsonValue, TypeAdapter, ValidationError
 
+from token_broker.simulator.faults.call_faults import (
+    CallOutlivesSocketFault,
+    DataChannelFault,
+    DataChannelIgnoredFault,
+    DieAfterFault,
+    IceNeverFault,
+    LateControlFault,
+    LateSidebandFault,
+    ManySidebandsFault,
+    NoVoiceLiveWebrtcFault,
+    OfferSessionFault,
+    StrictSdpFault,
+    WebrtcOrderFault,
+)
 from token_broker.simulator.faults.fault_base import Armed, BaseFault, Protocol, Seconds
 from token_broker.simulator.faults.quotas import Quota, QuotaFault
 from token_broker.simulator.faults.talk_faults import (
@@ -187,24 +201,6 @@ class FloodFault(_SocketFault):
     frames: int = Field(default=1, ge=0)
 
 
-class _CallFault(BaseFault):
-    """A fault of a WebRTC call: it is met by the POST of the offer."""
-
-
-class IceNeverFault(_CallFault):
-    """The answer has candidates that nobody can reach, and nobody listens there."""
-
-    fault: Literal["ice_never"]
-
-
-class DieAfterFault(_CallFault):
-    """The call dies so long after it connected: closed, only its data channel closed, or silent for good."""
-
-    fault: Literal["die_after"]
-    seconds: Seconds = 5.0
-    how: Literal["close", "channel", "silent"] = "close"
-
-
 Fault = Annotated[
     StatusFault
     | RedirectFault
@@ -223,6 +219,16 @@ Fault = Annotated[
     | FloodFault
     | IceNeverFault
     | DieAfterFault
+    | DataChannelFault
+    | StrictSdpFault
+    | LateSidebandFault
+    | ManySidebandsFault
+    | WebrtcOrderFault
+    | DataChannelIgnoredFault
+    | CallOutlivesSocketFault
+    | NoVoiceLiveWebrtcFault
+    | LateControlFault
+    | OfferSessionFault
     | QuotaFault
     | CutFault
     | SilenceFault
@@ -255,6 +261,14 @@ def parse_faults(value: object) -> list[Fault]:
         FaultsError: with every mistake in it named.
 
     """
+    if isinstance(value, list):
+        # A name may be written with hyphens.
+        value = [
+            {**entry, "fault": str(entry["fault"]).replace("-", "_")}
+            if isinstance(entry, dict) and "fault" in entry
+            else entry
+            for entry in value
+        ]
     try:
         return _FAULTS.validate_python(value)
     except ValidationError as error:
@@ -322,6 +336,13 @@ class FaultTable:
         for armed in self._armed:
             if isinstance(armed.fault, kind) and armed.left != 0 and path.startswith(armed.fault.match):
                 yield armed, armed.fault
+
+    def switched(self, kind: type[Kind], path: str) -> Kind | None:
+        """The first fault of this kind that a talk on that path meets, if any; counts one use of it."""
+        for armed, fault in self.of_kind(kind, path):
+            armed.use()
+            return fault
+        return None
 
     def _set(self, armed: list[Armed]) -> None:
         self._armed = armed

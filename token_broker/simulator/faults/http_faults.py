@@ -14,14 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from token_broker.simulator import azure_errors
 from token_broker.simulator.asgi_answers import client_left, common_headers, respond, respond_error
 from token_broker.simulator.ephemeral import EphemeralSecrets
+from token_broker.simulator.faults.call_faults import DieAfterFault, IceNeverFault
 from token_broker.simulator.faults.fault_table import (
-    DieAfterFault,
     ExpiredFault,
     ExpiresAtFault,
     Fault,
     HangFault,
     HugeBodyFault,
-    IceNeverFault,
     MalformedJsonFault,
     MissingValueFault,
     RedirectFault,

@@ -9,7 +9,8 @@ import json
 import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import av
 from aioice import Candidate
@@ -17,20 +18,22 @@ from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCSessi
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
 from token_broker.simulator.audio import SAMPLE_RATE_HZ
-from token_broker.simulator.faults.fault_table import DieAfterFault
-from token_broker.simulator.realtime.server_events import Event
-from token_broker.simulator.realtime.simulated_talk import SimulatedTalk
+from token_broker.simulator.faults.call_faults import DataChannelFault, DieAfterFault
 from token_broker.simulator.realtime.speech.voice_track import VoiceTrack
+from token_broker.simulator.records.transcript import EndedBy, TalkRecord
 
+Event = dict[str, Any]
+
+_AUDIO_LINE = re.compile(r"(?m)^m=audio ")
+_OWN_LABEL = "voice-live-events"
 # A call whose client never connects is given up; how soon Azure does so is not known.
 _CONNECT_S = 30.0
 # Until the data channel opens the newest events wait; a client that never opens one must not fill the memory.
 _MOST_WAITING_EVENTS = 200
-# A page that does not read its channel is hung up, and a sideband that does not read loses events.
+# A page that does not read its channel is hung up.
 _MOST_BUFFERED_BYTES = 4 * 1024 * 1024
-_MOST_UNREAD_EVENTS = 1000
 # Audio goes over RTP: these become sound, and reach neither the data channel nor a sideband.
-_AUDIO_DELTAS = frozenset({"response.output_audio.delta", "response.audio.delta"})
+_AUDIO_DELTAS = frozenset({"response.output_audio.delta", "response.audio.delta", "session.output_audio.delta"})
 # What `webrtcfilter=on` lets through, in the names of both dialects (docs/azure.md §5.2).
 _UNFILTERED = frozenset(
     {
@@ -53,19 +56,65 @@ _UNFILTERED = frozenset(
 )
 
 
-class Call:
-    """A call from its offer to its end. `observers` see all events but audio, and may send: that is the sideband."""
+class TalkEnding(Protocol):
+    """How the server ends a talk by itself."""
 
-    def __init__(self, talk: SimulatedTalk, *, filtered: bool) -> None:
+    @property
+    def code(self) -> int: ...
+    @property
+    def reason(self) -> str: ...
+
+
+class HeldTalk(Protocol):
+    """What a call holds, whichever API it is of: client events, sound and the time go in, server events come out."""
+
+    record: TalkRecord
+
+    @property
+    def ending(self) -> TalkEnding | None: ...
+    @property
+    def due_s(self) -> float: ...
+    def open(self, now_s: float) -> list[Event]: ...
+    def receive(self, message: str | bytes, now_s: float) -> list[Event]: ...
+    def hear(self, pcm: bytes, now_s: float) -> list[Event]: ...
+    def played(self) -> list[Event]: ...
+    def leave(self, now_s: float) -> list[Event]: ...
+    def advance(self, now_s: float) -> list[Event]: ...
+    def describe(self) -> Event: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Which events go to the page's data channel and which to the observers, and whether the page is listened to."""
+
+    page: Callable[[Event], bool] = lambda _event: True
+    observers: Callable[[Event], bool] = lambda _event: True
+    heeds_page: Callable[[str | bytes], bool] = lambda _text: True
+    reflects_sound: bool = False
+    """Whether observers get sound as events."""
+    one_sound: bool = False
+    """Whether an offer with two lines of sound is negotiated, and gets no media (docs/azure.md §12.1)."""
+    channel: DataChannelFault | None = None
+    """What is wrong with the data channel."""
+
+
+class Call:
+    """A call from its offer to its end. Observers get events without sound, and may send: sidebands and the like."""
+
+    def __init__(self, talk: HeldTalk, lines: Lines) -> None:
         self.ended = asyncio.Event()
+        self.connected = asyncio.Event()
         self._talk = talk
-        self._filtered = filtered
-        self._observers: set[asyncio.Queue[Event]] = set()
+        self._lines = lines
+        self._ended_by: EndedBy = "client"
+        self._mute = False
+        self.begun = asyncio.Event()
+        self._observers: set[Callable[[Event], None]] = set()
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        self._connected = asyncio.Event()
         self._voice = VoiceTrack(lambda: self._publish(talk.played()))
         self._microphone: asyncio.Future[MediaStreamTrack] = asyncio.get_running_loop().create_future()
         self._channel: RTCDataChannel | None = None
+        self._late_channel: asyncio.Task[None] | None = None
         self._waiting: deque[str] = deque(maxlen=_MOST_WAITING_EVENTS)
         self._changed = asyncio.Event()
 
@@ -77,17 +126,13 @@ class Call:
         @self._connection.on("datachannel")
         def take_channel(channel: RTCDataChannel) -> None:
             # The first channel counts, whatever its label: Azure seems not to check it (docs/azure.md §5.1).
-            if self._channel is not None:
-                return
-            self._channel = channel
-            channel.on("message", self.receive)
-            while self._waiting:
-                self._send(self._waiting.popleft())
+            if self._channel is None:
+                self._join(channel)
 
         @self._connection.on("connectionstatechange")
         def take_state() -> None:
             if self._connection.connectionState == "connected":
-                self._connected.set()
+                self.connected.set()
             elif self._connection.connectionState in ("failed", "closed"):
                 self.ended.set()
 
@@ -99,10 +144,12 @@ class Call:
 
         """
         try:
-            self._connection.addTrack(self._voice)
+            self._mute = self._lines.one_sound and len(_AUDIO_LINE.findall(offer)) > 1
+            self._connection.addTrack(_NoMedia() if self._mute else self._voice)
             await self._connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
             if not self._microphone.done():
                 raise ValueError("the offer sends no audio")
+            self._break_channel()
             transports = [transceiver.receiver.transport for transceiver in self._connection.getTransceivers()]
             if self._connection.sctp is not None:
                 transports.append(self._connection.sctp.transport)
@@ -122,10 +169,13 @@ class Call:
         work = [asyncio.create_task(part) for part in parts]
         try:
             self._publish(self._talk.open(_now_s()))
+            self.begun.set()
             await self.ended.wait()
+            self._talk.record.closed("server" if self._talk.ending else self._ended_by)
+            self._publish(self._talk.leave(_now_s()))
         finally:
             self.ended.set()
-            self._talk.record.closed("server" if self._talk.ending else "client")
+            self._talk.record.closed("server")
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
@@ -133,27 +183,36 @@ class Call:
 
     async def close(self) -> None:
         """Closes the connection."""
+        if self._late_channel is not None:
+            self._late_channel.cancel()
         self._voice.stop()
         await self._connection.close()
 
+    @property
+    def ending(self) -> TalkEnding | None:
+        """How the server has ended the talk by itself, if it has."""
+        return self._talk.ending
+
+    def end(self, by: EndedBy = "client") -> None:
+        """Ends the call; `run` cleans up."""
+        if not self.ended.is_set():
+            self._ended_by = by
+        self.ended.set()
+
     def receive(self, text: str | bytes) -> None:
-        """A client event, from the data channel or an observer."""
+        """A client event, from an observer or the data channel."""
         self._publish(self._talk.receive(text, _now_s()))
 
-    def observe(self, *, states_session: bool) -> "asyncio.Queue[Event]":
-        """Events from now on. An observer that leaves too many unread loses those after them."""
-        queue: asyncio.Queue[Event] = asyncio.Queue(_MOST_UNREAD_EVENTS)
+    def observe(self, tell: Callable[[Event], None], *, states_session: bool = False) -> Callable[[], None]:
+        """Has `tell` called with the events from now on; gives what ends that."""
         if states_session:
-            queue.put_nowait(self._talk.describe())
-        self._observers.add(queue)
-        return queue
-
-    def leave(self, queue: "asyncio.Queue[Event]") -> None:
-        self._observers.discard(queue)
+            tell(self._talk.describe())
+        self._observers.add(tell)
+        return lambda: self._observers.discard(tell)
 
     async def die(self, fault: DieAfterFault) -> None:
         """So long after it connected, the call ends in the fault's way."""
-        await self._connected.wait()
+        await self.connected.wait()
         await asyncio.sleep(fault.seconds)
         if fault.how == "channel" and self._channel is not None:
             self._channel.close()
@@ -167,6 +226,8 @@ class Call:
 
     async def _listen(self) -> None:
         track = await self._microphone
+        if self._mute:
+            return
         resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE_HZ)
         try:
             while True:
@@ -187,19 +248,53 @@ class Call:
             # Nobody gets these as events: whatever `webrtcfilter` says, audio goes over RTP.
             if event["type"] in _AUDIO_DELTAS:
                 self._voice.queue(base64.b64decode(event["delta"]))
-                continue
+                if not self._lines.reflects_sound:
+                    continue
             if event["type"] == "output_audio_buffer.cleared":
                 self._voice.clear()
-            for observer in self._observers:
-                if not observer.full():
-                    observer.put_nowait(event)
-            if not self._filtered or event["type"] in _UNFILTERED:
+            for tell in self._observers if self._lines.observers(event) else ():
+                tell(event)
+            if self._lines.page(event) and event["type"] not in _AUDIO_DELTAS:
                 self._send(json.dumps(event, separators=(",", ":")))
         self._changed.set()
 
+    def _join(self, channel: RTCDataChannel) -> None:
+        """Makes this the data channel; what waits goes out over it."""
+        self._channel = channel
+
+        @channel.on("message")
+        def take(text: str | bytes) -> None:
+            if self._lines.heeds_page(text):
+                self.receive(text)
+
+        while self._waiting and channel.readyState == "open":
+            self._send(self._waiting.popleft())
+
+    def _break_channel(self) -> None:
+        """Has the data channel open late, never, or from this side, where a fault says so."""
+        fault, sctp = self._lines.channel, self._connection.sctp
+        if fault is None or sctp is None:
+            return
+        if fault.how == "own":
+            own = self._connection.createDataChannel(_OWN_LABEL)
+            self._channel = own
+            own.on("open", lambda: self._join(own))
+            return
+        begin = sctp.start
+
+        async def begin_later(*args: Any) -> None:
+            async def begin_now() -> None:
+                await asyncio.sleep(fault.seconds)
+                await begin(*args)
+
+            if fault.how == "late":
+                self._late_channel = asyncio.create_task(begin_now())
+
+        sctp.start = begin_later  # type: ignore[method-assign,assignment]
+
     def _send(self, text: str) -> None:
         channel = self._channel
-        if channel is None:
+        if channel is None or channel.readyState == "connecting":
             self._waiting.append(text)
         elif channel.readyState == "open":
             channel.send(text)
@@ -219,9 +314,24 @@ class Call:
     async def _give_up(self) -> None:
         """Ends a call that nobody joins."""
         try:
-            await asyncio.wait_for(self._connected.wait(), _CONNECT_S)
+            await asyncio.wait_for(self.connected.wait(), _CONNECT_S)
         except TimeoutError:
             self.ended.set()
+
+
+class _NoMedia(MediaStreamTrack):
+    """A track that never has anything to send."""
+
+    kind = "audio"
+
+    async def recv(self) -> Any:
+        """Waits for ever."""
+        await asyncio.Event().wait()
+
+
+def unfiltered(event: Event) -> bool:
+    """Whether `webrtcfilter=on` lets this event through to the page."""
+    return event["type"] in _UNFILTERED
 
 
 def _with_addresses(gather: Callable[..., Awaitable[list[Candidate]]], addresses: Sequence[str]) -> Any:

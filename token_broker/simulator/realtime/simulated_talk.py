@@ -77,6 +77,8 @@ class TalkOptions:
     """Takes what a test wants the next response to be."""
     behaviour: TalkBehaviour = field(default_factory=lambda: TalkBehaviour(FaultTable(), "/"))
     """What faults change in it."""
+    check_update: Callable[[Any, Any], None] = lambda _before, _after: None
+    """Refuses an update by what the session was and would be, with an `InvalidRequest`."""
     record: TalkRecord = field(default_factory=TalkRecord)
     """Where it is written down."""
     actor: Actor | None = None
@@ -114,7 +116,7 @@ class SimulatedTalk:
         self._conversation = Conversation()
         self._items = ItemOperations(self._conversation, dialect, self._ids, self._events)
         self._mcp = McpServers(self._conversation, self._ids, self._events)
-        self._playback = Playback(self._events) if options.server_plays else None
+        self._playback = Playback(self._events.emit) if options.server_plays else None
         self._transcripts = Transcripts(self._events, options.transcription_models, options.transcript_timing)
         self._responses = Responses(
             dialect,
@@ -179,6 +181,10 @@ class SimulatedTalk:
         except InvalidRequest as invalid:
             self._events.emit_error(invalid, None)
         return self._events.drain()
+
+    def leave(self, _now_s: float) -> list[Event]:
+        """The client of a call has gone: nobody is told."""
+        return []
 
     def played(self) -> list[Event]:
         """All audio of the answer has been heard. Called by what plays it."""
@@ -266,6 +272,7 @@ class SimulatedTalk:
         if updated.model != self._session.model:
             raise InvalidRequest(INVALID_VALUE, "The model of a session can't be changed.", "session.model")
         settings = self._dialect.settings(updated)
+        self._options.check_update(self._session, updated)
         self._check_voice(settings.voice, "session")
         self._session, self.settings = updated, settings
         self._said_modalities |= not {"modalities", "output_modalities"}.isdisjoint(taken)

@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
@@ -35,15 +35,17 @@ _SERVER_CREDENTIALS = frozenset({Credential.KEY, Credential.ENTRA})
 _SIDEBAND_CREDENTIALS = _SERVER_CREDENTIALS | {Credential.KEY_AS_BEARER}
 _V1_CREDENTIALS = _SERVER_CREDENTIALS | {Credential.KEY_AS_BEARER, Credential.EPHEMERAL}
 
+_MOST_UNREAD_EVENTS = 1000
+
 Admitted = TypeVar("Admitted")
 
 
 class RealtimeSockets:
     """The WebSocket endpoints of one simulated resource."""
 
-    def __init__(self, resource: Resource, find_call: "Callable[[str], Call]") -> None:
+    def __init__(self, resource: Resource, join_call: "Callable[[str, str], Call]") -> None:
         self._resource = resource
-        self._call_of = find_call
+        self._join_call = join_call
         self._talks = 0
 
     def routes(self) -> list[WebSocketRoute]:
@@ -60,17 +62,17 @@ class RealtimeSockets:
         """A talk, or with `call_id` the sideband of a call."""
         if "call_id" in websocket.query_params:
             states_session = self._resource.config.sideband_states_session
-            await self._serve(websocket, self._find_call, partial(observe, states_session=states_session))
+            await self.serve(websocket, self._find_call, partial(observe, states_session=states_session))
         else:
-            await self._serve(websocket, self._open_ga, self._hold)
+            await self.serve(websocket, self._open_ga, self._hold)
 
     async def preview(self, websocket: WebSocket) -> None:
-        await self._serve(websocket, self._open_preview, self._hold)
+        await self.serve(websocket, self._open_preview, self._hold)
 
     async def voice_live(self, websocket: WebSocket) -> None:
-        await self._serve(websocket, self._open_voice_live, self._hold)
+        await self.serve(websocket, self._open_voice_live, self._hold)
 
-    async def _serve(
+    async def serve(
         self,
         websocket: WebSocket,
         check_in: Callable[[WebSocket], Admitted],
@@ -104,7 +106,7 @@ class RealtimeSockets:
 
     def _find_call(self, websocket: WebSocket) -> "Call":
         admit(self._resource.credential_of(websocket.headers), self._resource.config, _SIDEBAND_CREDENTIALS)
-        return self._call_of(websocket.query_params["call_id"])
+        return self._join_call(websocket.query_params["call_id"], websocket.scope["path"])
 
     def _open_ga(self, websocket: WebSocket) -> Opening:
         headers = websocket.headers
@@ -135,14 +137,26 @@ class RealtimeSockets:
         return Opening(PREVIEW, flat_session.FlatSession(model=model))
 
     def _open_voice_live(self, websocket: WebSocket) -> Opening:
+        admit(self.credential_anywhere(websocket), self._resource.config, _SERVER_CREDENTIALS)
+        self._require_version(websocket, self._resource.config.voice_live_api_versions)
+        return self.voice_live_opening(websocket)
+
+    def credential_anywhere(self, websocket: WebSocket) -> Credential:
+        """The credential of a handshake that may carry it in its query."""
         # `@azure/ai-voicelive` in a browser puts its credential into the query; a header wins over it.
         headers = MutableHeaders(raw=list(websocket.headers.raw))
         for name in ("api-key", "authorization"):
             if name in websocket.query_params:
                 headers.setdefault(name, websocket.query_params[name])
-        credential = self._resource.credential_of(headers)
-        admit(credential, self._resource.config, _SERVER_CREDENTIALS)
-        self._require_version(websocket, self._resource.config.voice_live_api_versions)
+        return self._resource.credential_of(headers)
+
+    def voice_live_opening(self, websocket: WebSocket) -> Opening:
+        """Voice Live's talk with the model that the query names.
+
+        Raises:
+            AzureError: it names none, or one that there is not.
+
+        """
         config = self._resource.config
         model = self._require_model(websocket.query_params.get("model"), config.voice_live_models | config.deployments)
         return Opening(VOICE_LIVE, voice_live_session.VoiceLiveSession(model=model))
@@ -168,7 +182,14 @@ async def observe(websocket: WebSocket, call: "Call", *, states_session: bool) -
         WebSocketDisconnect: the client vanished while it was sent to.
 
     """
-    events = call.observe(states_session=states_session)
+    events: asyncio.Queue[dict[str, Any]] = asyncio.Queue(_MOST_UNREAD_EVENTS)
+
+    def keep(event: dict[str, Any]) -> None:
+        # A sideband that does not read loses events.
+        if not events.full():
+            events.put_nowait(event)
+
+    leave = call.observe(keep, states_session=states_session)
 
     async def tell() -> None:
         while True:
@@ -184,9 +205,12 @@ async def observe(websocket: WebSocket, call: "Call", *, states_session: bool) -
         for task in done:
             task.result()
         if call.ended.is_set():
+            # What the end itself told is in the queue since then.
+            while not events.empty():
+                await websocket.send_text(json.dumps(events.get_nowait(), separators=(",", ":")))
             await websocket.close(1000, "the call has ended")
     finally:
-        call.leave(events)
+        leave()
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)

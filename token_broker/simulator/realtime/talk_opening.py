@@ -1,5 +1,6 @@
 """What an admitted handshake opens: a talk in a dialect, from a session."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,14 @@ def minted_opening(resource: Resource, secret: EphemeralSecret) -> Opening:
     return Opening(dialect, session, resource.secrets.session_id_for(secret))
 
 
-def new_talk(resource: Resource, opening: Opening, path: str, *, server_plays: bool = False) -> SimulatedTalk:
+def new_talk(
+    resource: Resource,
+    opening: Opening,
+    path: str,
+    *,
+    server_plays: bool = False,
+    check_update: Callable[[Any, Any], None] = lambda _before, _after: None,
+) -> SimulatedTalk:
     """A talk as this resource holds them, with the faults that are set for its path."""
     config = resource.config
     behaviour = TalkBehaviour(resource.faults, path)
@@ -51,6 +59,7 @@ def new_talk(resource: Resource, opening: Opening, path: str, *, server_plays: b
         server_plays=server_plays,
         next_response=resource.scripted.take,
         behaviour=behaviour,
+        check_update=check_update,
         record=TalkRecord(resource.transcript, resource.name),
         actor=config.actor,
     )

@@ -4,20 +4,22 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from token_broker.simulator.faults.interruptions import Cut, Interruptions, Outgoing, Pongs
 from token_broker.simulator.raw_wire import wire_of
-from token_broker.simulator.realtime.simulated_talk import SimulatedTalk
+
+if TYPE_CHECKING:
+    from token_broker.simulator.realtime.call import HeldTalk
 
 _ABNORMAL = 1006
 
 
-async def hold(websocket: WebSocket, talk: SimulatedTalk, interruptions: Interruptions) -> None:
+async def hold(websocket: WebSocket, talk: "HeldTalk", interruptions: Interruptions) -> None:
     """Holds a talk until either side, or a fault, ends it, and writes down who did.
 
     Raises:
@@ -36,7 +38,7 @@ async def hold(websocket: WebSocket, talk: SimulatedTalk, interruptions: Interru
 class _Line:
     """A talk, its socket, and the interruptions between them."""
 
-    def __init__(self, websocket: WebSocket, talk: SimulatedTalk, interruptions: Interruptions) -> None:
+    def __init__(self, websocket: WebSocket, talk: "HeldTalk", interruptions: Interruptions) -> None:
         self._websocket = websocket
         self._talk = talk
         self._interruptions = interruptions
@@ -95,24 +97,35 @@ class _Line:
         await self._send(self._interruptions.pass_on(events, self._loop.time()))
 
     async def _send(self, outgoing: Iterable[Outgoing]) -> None:
-        wire = wire_of(self._websocket.scope)
-        for item in outgoing:
-            match item:
-                case Cut(how="close"):
-                    await self._websocket.close(item.code, item.reason)
-                    raise WebSocketDisconnect(item.code)
-                case Cut(how="eof"):
-                    wire.close()
-                    raise WebSocketDisconnect(_ABNORMAL)
-                case Cut():
-                    await wire.hand_over()
-                    wire.reset()
-                    raise WebSocketDisconnect(_ABNORMAL)
-                case Pongs():
-                    wire.answers_pings = item.on
-                case _:
-                    await self._websocket.send_text(json.dumps(item, separators=(",", ":")))
-                    self._talk.record.sent(item)
+        async for event in send_out(self._websocket, outgoing):
+            self._talk.record.sent(event)
+
+
+async def send_out(websocket: WebSocket, outgoing: Iterable[Outgoing]) -> AsyncIterator[dict[str, Any]]:
+    """Sends the events, each of which it gives then, and carries out what interrupts them.
+
+    Raises:
+        WebSocketDisconnect: the client vanished, or a fault cut the socket.
+
+    """
+    wire = wire_of(websocket.scope)
+    for item in outgoing:
+        match item:
+            case Cut(how="close"):
+                await websocket.close(item.code, item.reason)
+                raise WebSocketDisconnect(item.code)
+            case Cut(how="eof"):
+                wire.close()
+                raise WebSocketDisconnect(_ABNORMAL)
+            case Cut():
+                await wire.hand_over()
+                wire.reset()
+                raise WebSocketDisconnect(_ABNORMAL)
+            case Pongs():
+                wire.answers_pings = item.on
+            case _:
+                await websocket.send_text(json.dumps(item, separators=(",", ":")))
+                yield item
 
 
 def payload(message: Message) -> str | bytes:

@@ -138,7 +138,7 @@ class VoiceLiveNoiseReduction(Strict):
 class EchoCancellation(Strict):
     """Echo of the model's own voice is taken out of what comes in."""
 
-    type: Literal["server_echo_cancellation"]
+    type: Literal["server_echo_cancellation"] = "server_echo_cancellation"
     reference_source: Literal["server", "client"] | None = None
     channels: int | None = None
 

@@ -1,9 +1,9 @@
 """Where the server holds the playback, as over WebRTC: which answer is heard, and how far (docs/azure.md §5.2)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from token_broker.simulator.realtime.conversation import Part
-from token_broker.simulator.realtime.server_events import ServerEvents
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +17,9 @@ class _Playing:
 class Playback:
     """Tells of the output audio buffer, one response at a time."""
 
-    def __init__(self, events: ServerEvents) -> None:
-        self._events = events
+    def __init__(self, emit: Callable[..., None]) -> None:
+        """`emit` takes an event's name and its fields."""
+        self._emit = emit
         self._playing: _Playing | None = None
 
     def starts(self, response_id: str, item_id: str, part: Part, now_s: float) -> None:
@@ -26,12 +27,12 @@ class Playback:
         # Once a response: each of its pieces comes here.
         if self._playing is None or self._playing.response_id != response_id:
             self._playing = _Playing(response_id, item_id, part, now_s)
-            self._events.emit("output_audio_buffer.started", response_id=response_id)
+            self._emit("output_audio_buffer.started", response_id=response_id)
 
     def ends(self) -> None:
         """All of it has been heard."""
         if self._playing is not None:
-            self._events.emit("output_audio_buffer.stopped", response_id=self._playing.response_id)
+            self._emit("output_audio_buffer.stopped", response_id=self._playing.response_id)
             self._playing = None
 
     def clears(self, *, truncates_at_s: float | None = None) -> None:
@@ -44,10 +45,10 @@ class Playback:
             playing.part.audio_ms = min(max(heard_ms, 0), playing.part.audio_ms)
             # What was heard of the words is not known, so the item keeps none of them.
             playing.part.text = ""
-            self._events.emit(
+            self._emit(
                 "conversation.item.truncated",
                 item_id=playing.item_id,
                 content_index=0,
                 audio_end_ms=playing.part.audio_ms,
             )
-        self._events.emit("output_audio_buffer.cleared", response_id=playing.response_id)
+        self._emit("output_audio_buffer.cleared", response_id=playing.response_id)

@@ -1,0 +1,576 @@
+"""One talk by WebRTC whose signalling the broker holds, from its offer to its last turn.
+
+The client's WebSocket carries its offer, its events and the broker's; Azure's control socket carries Azure's. Media,
+and most of what Azure tells of answers, go straight to the page (docs/azure.md §12.1). Socket and call live in this
+process: a lost control socket ends the connection, and the client takes a new plan.
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import structlog
+
+from strategies.session_model.running_session import agents_session
+from token_broker.observability.logging import audit_changed_call
+from token_broker.relay.adapters import Answered, ToAzure
+from token_broker.relay.answers.actions import Refuse, Tell
+from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.farewell import END_TALK_OUTPUT, keys_of
+from token_broker.relay.answers.greeting import greeting_response
+from token_broker.relay.answers.sequencer import ACTIVE_ALREADY, AnswerSequencer
+from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
+from token_broker.relay.azure.connector import NoUpstreamError
+from token_broker.relay.azure.route import UpstreamConnection
+from token_broker.relay.client import TalkClient
+from token_broker.relay.counters import TURNS_KEPT, USAGE_EVENTS, TalkCounters
+from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
+from token_broker.relay.event_text import SESSION_EVENTS, compact, event_of, event_type
+from token_broker.relay.guardrail.client_words import words_of
+from token_broker.relay.handoff import switch_refusal
+from token_broker.relay.media.call_offers import CREATED, CallOffer, read_offer
+from token_broker.relay.media.control_answers import ControlAnswers
+from token_broker.relay.media.control_socket import CALL_ERROR, CallConnector, harmless_error
+from token_broker.relay.media.goodbye import Goodbye
+from token_broker.relay.media.kept_session import RESTORE_ID, KeptSession
+from token_broker.relay.media.media_adapter import MediaAdapter
+from token_broker.relay.policy.allowlist import Broken, Command, Refused
+from token_broker.relay.policy.visibility import without_agents_settings, without_quoted_secrets
+from token_broker.relay.resume.session_facts import SessionFacts
+from token_broker.relay.talk_parts import TalkParts
+from token_broker.relay.transcripts.assembler import TURN_EVENTS
+from token_broker.relay.transcripts.failed_answers import failed_answer, log_failed_answer
+from token_broker.relay.transcripts.recorder import TurnRecorder
+from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
+from token_broker.security.tokens import Owner
+from token_broker.server.close_codes import (
+    BAD_REQUEST,
+    DONE,
+    DRAINING,
+    ENDED_BY_AGENT,
+    INTERNAL,
+    TOO_LARGE,
+    UPSTREAM_FAILED,
+    Ending,
+    left,
+)
+from token_broker.sessions.agents import Agent
+from token_broker.sessions.plans import TalkSpecs
+from token_broker.tools.guardrail import WordSource
+from token_broker.tools.runner import ToolOutput
+from token_broker.usage.talk_usage import TalkUsage
+
+__all__ = ["MediaTalk"]
+
+log = structlog.get_logger("token_broker.relay")
+
+_OFFER_S = 15.0  # a page gathers its candidates for three seconds at most
+_GREETING_AFTER_S = 1.0  # the peers connect meanwhile
+_LIFE_S = 3600.0  # of a session of which Azure does not say when it ends
+_EXPIRES_SOON_S = 60.0
+_CHECKS_AT_MOST = 32  # of the guardrail, at once; each has a bound of its own
+_OF_USE = ("response.", "conversation.item.", "input_audio_buffer.", "output_audio_buffer.")
+_TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
+_SAID = frozenset(
+    {
+        "response.audio_transcript.done",
+        "response.output_audio_transcript.done",
+        "response.text.done",
+        "response.output_text.done",
+    }
+)
+_NO_OFFER = Ending(BAD_REQUEST, "no offer came in time")
+_LOST = Ending(UPSTREAM_FAILED, "the control socket to Azure was lost: ask for a new plan", outcome="lost")
+_EXPIRED = Ending(UPSTREAM_FAILED, "Azure has ended the session: ask for a new plan", outcome="lost")
+_BROKE = Ending(UPSTREAM_FAILED, "Azure has ended the call: ask for a new plan", outcome="lost")
+_GARBAGE = Ending(UPSTREAM_FAILED, "Azure sent something that is no event: ask for a new plan")
+_CHANGED = Ending(DONE, "its client changed the agent's session again and again", ends_talk=True)
+
+
+class MediaTalk:
+    """One accepted client's talk. `run` returns when the talk is over and nothing is left open."""
+
+    def __init__(
+        self,
+        parts: TalkParts,
+        adapter: MediaAdapter,
+        client: TalkClient,
+        *,
+        calls: CallConnector,
+        owner: Owner,
+        agent: Agent,
+        on_live: Callable[[str], None] = lambda _resource: None,
+        greets: Callable[[], bool] = lambda: True,
+        usage: TalkUsage,
+        leash: Callable[..., Coroutine[Any, Any, None]] | None = None,
+        age_s: float = 0.0,
+    ) -> None:
+        self.counters = TalkCounters()
+        self.turn_latencies_ms: deque[float] = deque(maxlen=TURNS_KEPT)  # the page measures them, and reports
+        self.owner = owner
+        self.agent_id = agent.id
+        self._parts = parts
+        self._adapter = adapter
+        self._client = client
+        self._connector = calls
+        self._agent = agent
+        self._on_live = on_live
+        self._greets = greets
+        self._usage = usage
+        self._usage.is_measured = False  # Azure tells the page alone what an answer costs
+        self._leash = leash
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[Ending] = self._loop.create_future()
+        self._offer: asyncio.Future[CallOffer] = self._loop.create_future()
+        self._offer_by_s = self._loop.time() + _OFFER_S
+        self._ready = asyncio.Event()
+        self._upstream: UpstreamConnection | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._specs = TalkSpecs(parts.settings, owner, parts.recall)
+        self._turns = TurnRecorder(
+            owner, agent.id, ingest=parts.ingest, counters=self.counters, on_lost=self._report_lost_turn
+        )
+        self._facts = SessionFacts()
+        self._kept = KeptSession({})
+        self._goodbye = Goodbye()
+        self._guardrail = None if agent.guardrail is None else parts.guardrail
+        self._calls = AgentCalls(parts.tools, owner, lambda: agent, self.counters, builtin=self._run_builtin)
+        self._concluded = ControlAnswers()
+        self._concluding: asyncio.TimerHandle | None = None
+        self._answers = TalkAnswers(
+            AnswerSequencer(self._calls.tools, facts=self._facts, holds=self._holds_answers),
+            AnswerHooks(tell=self._tell_call, refuse=self._refuse, run=self._calls.run, start=self._start),
+        )
+        self._tick_s = tick_s(parts.settings)
+        self._watchdog = Watchdog(
+            parts.settings,
+            self._loop.time(),
+            longest_s=owner.narrowed.max_session_s,
+            age_s=age_s,
+            idle_s=parts.settings.call_idle_s,
+        )
+        self._heard = 0
+        self._expires_s: float | None = None
+        self._sending = self._azure_full = False
+
+    def end(self, ending: Ending) -> None:
+        """Ends the talk for this reason, unless it is ending already."""
+        if not self._over.done():
+            self._over.set_result(ending)
+
+    def book(self) -> None:
+        """Counts what was relayed for the resource that carries the talk."""
+        if self._upstream is not None:
+            self._parts.counters.book(self.counters, self._upstream.resource)
+
+    async def run(self) -> Ending:
+        """Carries the talk to its end, and returns the reason."""
+        self._start(self._read_client(), "talk-client")
+        self._start(self._read_azure(), "talk-azure")
+        if self._leash is not None:
+            self._start(self._leash(warn=self._warn_of_budget, end=self._watchdog.end_softly), "talk-budget")
+        self._ticker = self._loop.call_later(self._tick_s, self._tick)
+        ending = Ending(DRAINING, "the broker is going away: ask for a new plan", outcome="drain")
+        try:
+            ending = await asyncio.shield(self._over)
+        finally:
+            self._ticker.cancel()
+            await self._finish(ending)
+        return ending
+
+    # --- the client's side
+
+    async def _read_client(self) -> None:
+        longest = self._parts.settings.client_message_bytes
+        while True:
+            message = await self._client.receive()
+            if message["type"] == "websocket.disconnect":
+                self._client.gone = True
+                self.end(left(message.get("code")))
+                return
+            text = message.get("text")
+            if text is None:
+                self.end(Ending(BAD_REQUEST, "text messages only: audio travels over the peer connection"))
+                return
+            if len(text) > longest:
+                self.end(Ending(TOO_LARGE, "a message was too large"))
+                return
+            self.counters.to_azure_frames += 1
+            self.counters.to_azure_bytes += len(text)
+            if not self._offer.done():
+                offer = read_offer(text)
+                if isinstance(offer, str):
+                    self.end(Ending(BAD_REQUEST, offer))
+                    return
+                self._offer.set_result(offer)
+                continue
+            if not self._ready.is_set():  # one message is held; the server reads no further meanwhile
+                await self._ready.wait()
+            upstream = self._upstream
+            assert upstream is not None  # noqa: S101  # set before `ready`
+            self._forward(text, upstream)
+            await upstream.socket.has_room()
+            if not upstream.socket.writable:
+                self._azure_full = True
+                await upstream.socket.drained()
+                self._azure_full = False
+
+    def _forward(self, text: str, upstream: UpstreamConnection) -> None:
+        """Handles a client's message."""
+        match self._adapter.from_client(text, upstream.route.dialect, self._agent.client_may_set):
+            case ToAzure(texts=checked, left_out=left_out, told=told):
+                self.counters.fields_left_out += left_out
+                for error in told:
+                    upstream.socket.put(error)
+                for message in checked:
+                    self._send_clients(message, upstream)
+            case Answered(text=answer):
+                upstream.socket.put(answer)
+            case Command(event={"type": "broker.agent.switch"} as event):
+                refusal = switch_refusal(event, self._parts.agents, self._agent)
+                told_of = (
+                    self._adapter.switching(event["agent_id"]) if refusal is None else self._adapter.error(refusal)
+                )
+                upstream.socket.put(told_of)
+            case Command():
+                self.counters.refused_events += 1
+                upstream.socket.put(self._adapter.error(Refused("unknown_event", "the broker knows no such event")))
+            case Refused() as refusal:
+                self.counters.refused_events += 1
+                log.debug("client_event_refused", code=refusal.code, why=refusal.message)
+                upstream.socket.put(self._adapter.error(refusal))
+            case Broken(reason=reason):
+                self.end(Ending(BAD_REQUEST, reason))
+
+    def _send_clients(self, message: str, upstream: UpstreamConnection) -> None:
+        event = event_of(message) or {}
+        kind, item = str(event.get("type")), event.get("item")
+        if kind == "conversation.item.create" and isinstance(item, dict) and item.get("role") == "user":
+            self._goodbye.user_spoke()
+            self._show_guardrail(words_of(event), "typed")
+        if self._answers.admits(kind, event):
+            self._concluded.sent(event, self._loop.time())
+            upstream.socket.send(message)
+        self._answers.tick()
+        self._conclude()
+
+    # --- Azure's side
+
+    async def _read_azure(self) -> None:
+        """Makes the call, sends the client the opening, and carries events until either side is over."""
+        offer = await self._offer
+        agent = self._agent
+        supply = self._specs.of(agent)
+        try:
+            upstream = await self._connector.call(
+                supply, offer, wanted=agent.wanted(self.owner.session_id), on_answer=self._tell_at_once
+            )
+        except NoUpstreamError as error:
+            self.end(error.ending)
+            return
+        self._upstream = upstream
+        if upstream.session:  # otherwise it is stated at Azure
+            spec = await supply(self._parts.connector.resource(upstream.resource))
+            own = agents_session(spec, upstream.route.dialect, without=agent.client_may_set)
+            self._kept = KeptSession({name: own[name] for name in own if name in upstream.session})
+        life_s = self._loop.time() + _LIFE_S if upstream.expires_s is None else upstream.expires_s
+        self._expires_s = life_s
+        self._usage.went_live(upstream.resource, upstream.route.dialect)
+        self._parts.counters.ready += 1
+        self._parts.counters.use_of(upstream.resource).ready += 1
+        self._on_live(upstream.resource)
+        self._answers.begin(upstream.route.dialect, self._send_own)
+        upstream.socket.put_first(
+            self._adapter.opening(upstream, session_id=self.owner.session_id, agent_id=self.agent_id)
+        )
+        self._ready.set()
+        self._start(self._greet(), "talk-greeting")
+        if await self._carry(upstream):
+            self.end(_LOST)
+
+    async def _carry(self, upstream: UpstreamConnection) -> bool:
+        """Carries the upstream's events until it is over; False: the client is gone."""
+        socket = upstream.socket
+        while True:
+            if not socket.frames:
+                if socket.failure is not None:
+                    return True
+                await socket.wait()
+                continue
+            for event in self._handle(socket.take(), upstream):
+                if not await self._tell_client(event):
+                    return False
+
+    async def _tell_client(self, text: str) -> bool:
+        self._sending = True
+        if not await self._client.tell(text):
+            self.end(left(self._client.code))
+            return False
+        self._sending = False
+        self.counters.to_client_frames += 1
+        self.counters.to_client_bytes += len(text)
+        return True
+
+    async def _tell_at_once(self, text: str) -> None:
+        await self._tell_client(text)
+
+    def _handle(self, text: str, upstream: UpstreamConnection) -> list[str]:
+        """Notes what an event means to the talk. Returns what the client is sent."""
+        kind = event_type(text)
+        if kind is not None and kind.startswith("broker."):
+            return [text]
+        event = event_of(text)
+        if kind is None or event is None:
+            log.warning("azure_sent_no_event", session_id=self.owner.session_id)
+            self.end(_GARBAGE)
+            return []
+        if kind.startswith(_OF_USE):
+            self._heard += 1
+        if kind == CREATED:
+            return []
+        if kind == CALL_ERROR:
+            log.warning("call_broke", session_id=self.owner.session_id, resource=upstream.resource)
+            self.end(_BROKE)
+            return [harmless_error(event)]
+        dialect, now_s = upstream.route.dialect, self._loop.time()
+        self._note_words(kind, event)
+        for told in self._concluded.azure_sent(event, now_s):
+            self._answers.azure_sent(told)
+        self._conclude()
+        if kind in SESSION_EVENTS:
+            self._facts.note(event.get("session"))
+        if kind == "session.updated":
+            self._keep_session(event.get("session"), upstream)
+        elif kind == "error" and self._is_own(event.get("error")):
+            return []
+        self._usage.azure_sent(event, resource=upstream.resource, dialect=dialect)
+        if kind in USAGE_EVENTS:
+            self._parts.counters.count_usage_of(
+                event,
+                principal=self.owner.principal,
+                agent_id=self.agent_id,
+                talk=self.counters,
+                resource=upstream.resource,
+            )
+        if kind in TURN_EVENTS:
+            self._turns.feed(event, now_s)
+        events = self._shown(kind, text, event, upstream)
+        if kind in _SAID:
+            self._answer_was_said(str(event.get("response_id")), upstream, now_s)
+        elif kind == "response.done" and (failed := failed_answer(event)) is not None:
+            self._parts.counters.count_failed_answer(failed, self.counters, resource=upstream.resource)
+            log_failed_answer(failed, self.owner, self.agent_id)
+            events.append(self._adapter.error(Refused("answer_failed", failed.message), retryable=failed.retryable))
+        return events
+
+    def _shown(self, kind: str, text: str, event: dict[str, Any], upstream: UpstreamConnection) -> list[str]:
+        """The event without the agent's own, and without secrets that an error may quote."""
+        shown = without_quoted_secrets(without_agents_settings(event), self._parts.redact)
+        if shown is not event or self._adapter.reads(kind, upstream.route.dialect):
+            return self._adapter.to_client(shown, upstream.route.dialect, text=text if shown is event else None)
+        return [text]
+
+    def _answer_was_said(self, response_id: str, upstream: UpstreamConnection, now_s: float) -> None:
+        """An answer's words are complete: here that is all that is heard of its end."""
+        done = {"type": "response.done", "response": {"id": response_id, "status": "completed"}}
+        self._turns.feed(done, now_s)
+        self._usage.azure_sent(done, resource=upstream.resource, dialect=upstream.route.dialect)
+        if upstream.health is not None:
+            upstream.health.works()
+
+    def _note_words(self, kind: str, event: Mapping[str, Any]) -> None:
+        """Notes who says something, and shows the guardrail what the user says. It holds nothing up."""
+        response_id = str(event.get("response_id"))
+        if kind == "input_audio_buffer.speech_started":
+            self._goodbye.user_spoke()
+        elif kind == _TRANSCRIBED:
+            self._show_guardrail(event.get("transcript"), "speech")
+        elif kind in _SAID:
+            self._goodbye.agent_said(response_id, event.get("transcript") or event.get("text"), self._loop.time())
+        elif kind == "response.function_call_arguments.done":
+            self._goodbye.called(response_id)
+
+    def _is_own(self, error: Any) -> bool:
+        """Whether Azure's error is about an event of the broker's, and so is not the client's; or ends the session."""
+        error = error if isinstance(error, dict) else {}
+        event_id, code = error.get("event_id"), error.get("code")
+        if code == "session_expired":
+            self.end(_EXPIRED)
+            return True
+        if not isinstance(event_id, str) or not event_id.startswith(OWN_EVENT_IDS):
+            return False
+        if code != ACTIVE_ALREADY:
+            log.warning("own_event_refused", event_id=event_id[:64], code=code if isinstance(code, str) else None)
+        if event_id.startswith(RESTORE_ID):
+            self._end_changed()
+        return True
+
+    def _keep_session(self, stated: object, upstream: UpstreamConnection) -> None:
+        """Puts the agent's session back where the page has changed it, and ends a talk whose page goes on with that."""
+        update = self._kept.restoring(stated)
+        if update is not None and self._kept.is_hopeless:
+            self._end_changed()
+        elif update is not None:
+            upstream.socket.send(update)
+
+    def _end_changed(self) -> None:
+        self._parts.counters.calls_ended += 1
+        audit_changed_call(
+            principal=self.owner.principal,
+            session_id=self.owner.session_id,
+            agent_id=self.agent_id,
+            changes=self._kept.changes,
+        )
+        self.end(_CHANGED)
+
+    # --- answers and tools
+
+    def _conclude(self) -> None:
+        """Has the sequencer told what can be concluded, now and when it is due next."""
+        now_s = self._loop.time()
+        if self._concluding is not None:
+            self._concluding.cancel()
+            self._concluding = None
+        while self._concluded.due_s <= now_s:
+            for event in self._concluded.due(now_s):
+                self._answers.azure_sent(event)
+        if self._over.done() or (due_s := self._concluded.due_s) == math.inf:
+            return
+        self._concluding = self._loop.call_at(due_s, self._conclude)
+
+    def _holds_answers(self) -> bool:
+        return self._goodbye.holds(keys_of(self._answers.sequencer.calls))
+
+    def _send_own(self, event: Mapping[str, Any]) -> None:
+        assert self._upstream is not None  # noqa: S101  # nothing is asked before it is there
+        self._concluded.sent(event, self._loop.time())
+        self._upstream.socket.send(compact(event))
+        self._loop.call_soon(self._conclude)
+
+    async def _run_builtin(self, name: str, arguments: str, call_id: str) -> ToolOutput:
+        if name == "end_talk":
+            self._goodbye.ask(call_id, self._loop.time())
+            return ToolOutput(END_TALK_OUTPUT, ok=True)
+        agent_id = (event_of(arguments) or {}).get("agent_id")
+        if name == "handoff" and isinstance(agent_id, str) and agent_id in self._agent.handoff_ids:
+            self._tell(self._adapter.switching(agent_id))  # a voice can't change in a call
+            return ToolOutput("The talk is being handed over. Say one short sentence about it, and no more.", ok=True)
+        return ToolOutput("This can't be done in this call. Go on yourself.", ok=False)
+
+    async def _greet(self) -> None:
+        """Has the agent speak first, once a talk, unless the user does."""
+        greeting = self._agent.greeting
+        if greeting is not None and self._greets():
+            await asyncio.sleep(_GREETING_AFTER_S)
+            self._answers.want("greeting", greeting_response(greeting, self._facts.instructions))
+
+    def _show_guardrail(self, words: object, source: WordSource) -> None:
+        guardrail = self._guardrail
+        if guardrail is None or not isinstance(words, str) or not words.strip():
+            return
+        if len(self._tasks) >= _CHECKS_AT_MOST:
+            return
+
+        async def check() -> None:
+            verdict = await guardrail.check(self._agent, self.owner, words, source)
+            if verdict.action != "allow":
+                about = {"session_id": self.owner.session_id, "agent_id": self.agent_id}
+                log.warning("guardrail_not_enforced", **about, action=verdict.action, source=source)
+
+        self._start(check(), "talk-guardrail")
+
+    # --- callbacks of the talk's parts
+
+    def _report_lost_turn(self) -> None:
+        if not self._over.done():
+            self._tell(self._adapter.error(Refused("turn_lost", "the memory is full: a turn was not kept")))
+
+    def _tell(self, text: str) -> None:
+        """Sends the client an event after those that wait."""
+        if self._upstream is not None:
+            self._upstream.socket.put(text)
+
+    def _tell_call(self, tool: Tell) -> None:
+        self._calls.note(tool)
+        if tool.duration_ms is not None:
+            self._usage.tool_ran()
+        if (text := self._adapter.called(tool)) is not None:
+            self._tell(text)
+
+    def _refuse(self, what: Refuse) -> None:
+        refusal = Refused(what.code, what.message, event_id=what.event_id)
+        self._tell(self._adapter.error(refusal, retryable=what.retryable))
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._loop.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("talk_failed", session_id=self.owner.session_id, error=type(error).__name__, exc_info=error)
+            self.end(Ending(INTERNAL, "the broker failed: ask for a new plan"))
+
+    # --- time and the end
+
+    def _warn_of_budget(self) -> None:
+        async def warn() -> None:
+            await self._ready.wait()  # nothing is told before
+            why = "the budget of today is nearly used up: the talk ends soon"
+            self._tell(self._adapter.error(Refused("budget_used", why)))
+
+        self._start(warn(), "talk-budget-warning")
+
+    def _tick(self) -> None:
+        """Checks everything that may take too long."""
+        now_s, upstream = self._loop.time(), self._upstream
+        if not self._offer.done() and now_s >= self._offer_by_s:
+            self.end(_NO_OFFER)
+        snapshot = None if upstream is None else self._snapshot(upstream, now_s)
+        if (ending := self._watchdog.overdue(now_s, snapshot)) is not None:
+            self.end(ending)
+        elif upstream is not None and snapshot is not None:
+            sequencer = self._answers.sequencer
+            if self._goodbye.is_over(now_s, keys_of(sequencer.calls), answering=sequencer.is_answering):
+                self.end(ENDED_BY_AGENT)
+            elif self._watchdog.azure_is_dead(now_s, snapshot):
+                self.end(_LOST)
+            elif self._expires_s is not None and (left_s := self._expires_s - now_s) <= _EXPIRES_SOON_S:
+                self._expires_s = None
+                self._tell(self._adapter.expiring(max(0.0, left_s)))
+        self._turns.tell_due(now_s)
+        if not self._over.done():
+            self._ticker = self._loop.call_later(self._tick_s, self._tick)
+
+    def _snapshot(self, upstream: UpstreamConnection, now_s: float) -> Snapshot:
+        acting = self._answers.sequencer.calls.is_acting
+        return Snapshot(
+            frames_from_client=self.counters.to_azure_frames,
+            frames_to_client=self.counters.to_client_frames,
+            pings=self._heard,  # what Azure tells: the client itself is silent while it talks
+            answering=acting or self._turns.assembler.is_answering(now_s),
+            sending=self._sending,
+            azure_full=self._azure_full,
+            azure=upstream.socket,
+        )
+
+    async def _finish(self, ending: Ending) -> None:
+        """Closes the client, keeps the turns that are left, and ends the call: its control socket is closed."""
+        self._answers.aclose()
+        if self._concluding is not None:
+            self._concluding.cancel()
+        running = list(self._tasks)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running)  # before closing: a task must not write to a socket that is being closed
+        try:
+            await self._client.close(*self._adapter.farewell(ending))
+        finally:
+            self._turns.flush()
+            self.book()
+            if self._upstream is not None:
+                await self._upstream.socket.aclose()
