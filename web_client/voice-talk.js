@@ -61,6 +61,9 @@ input { flex: 1; min-width: 0; }
 [hidden] { display: none !important; }
 `;
 
+/** What the session tells and the element passes on as it is. @type {(keyof import("./voice-session.js").VoiceSessionEvents)[]} */
+const PASSED_ON = ["transport", "resuming", "resumed", "level", "tool", "approval", "latency"];
+
 /** The element that talks: a page has one microphone. @type {VoiceTalk | null} */
 let talking = null;
 
@@ -129,6 +132,7 @@ export class VoiceTalk extends Base {
       if (session === this.#session) this.#fail(detail.message);
       this.#tell("error", detail);
     });
+    for (const name of PASSED_ON) session.addEventListener(name, ({ detail }) => this.#tell(name, detail));
     this.dispatchEvent(new CustomEvent("session", { detail: { session } }));
     await session.connect();
   }
