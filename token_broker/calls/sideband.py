@@ -4,10 +4,6 @@ Azure lets the resource's owner join a call by its id (docs/azure.md §5.4). Tur
 the page reports as well has the same ids, and is kept once. The call does not depend on the sideband. If Azure does
 not know a call for half a minute, its client never connected: the call is hung up, and its place is freed.
 
-Nobody checks what such a client sends to Azure. Some clients set instructions of their own as soon as they connect. A
-sideband begins in silence, so what was changed before it joined is not seen: each join sends the agent's session. From
-then on the session is restored whenever it differs, and a client that keeps changing it loses the call.
-
 The agent's tools run over the sideband: their outputs go over it, and the `response.create` that follows them. A client
 asks itself for the answer to an output of its own, unless its page reads the call's events: then the broker asks alone.
 
@@ -25,10 +21,9 @@ import structlog
 
 from strategies.base import SessionSpec
 from strategies.errors import MintError
-from strategies.session_model.running_session import agents_session
 from token_broker.calls.idle import IdleClock
+from token_broker.calls.kept_session import KeptSession
 from token_broker.calls.page_events import PageEvents
-from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
@@ -38,10 +33,7 @@ from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
 from token_broker.relay.answers.turn_clock import TurnClock
 from token_broker.relay.azure.connector import NO_SUCH_CALL
 from token_broker.relay.azure.socket import AzureSocket
-from token_broker.relay.confirmation.paths import Path
-from token_broker.relay.confirmation.refused_field import field_to_leave_out, shown_path, without
 from token_broker.relay.counters import USAGE_EVENTS, TalkCounters
-from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import compact, event_of, event_type
 from token_broker.relay.guardrail.client_words import words_of
 from token_broker.relay.resume.session_facts import SessionFacts
@@ -49,6 +41,7 @@ from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.failed_answers import failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder
+from token_broker.relay.watchdog import BUDGET_USED, SoftEnd
 from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import DONE, ENDED_BY_AGENT, INTERNAL, Ending
 from token_broker.sessions.agents import Agent
@@ -66,19 +59,14 @@ _STEADY_S = 10.0  # a connection that lasted this long did not fail from the sta
 _UNKNOWN_S = 30.0  # Azure knows a call once its client has connected, which may take this long
 _UNKNOWN_PAUSES = 2  # meanwhile the pauses grow no further than the second
 _UNKNOWN_TIMES = 3  # in a row
-# An official client sets its own session when it connects, and perhaps with each of its agents. More is deliberate.
-_CHANGES_AT_MOST = 5
 _HANDLED = TURN_EVENTS | SEQUENCER_EVENTS | {"session.updated"}
 _CHECKS_AT_MOST = 32  # at once; each has a bound of its own
 _SESSION_OVER = "session_expired"  # the code of the error that ends a session (docs/azure.md §8.1)
-_REMINDER = f"{OWN_EVENT_IDS}reminder_"
 CALL_OVER = Ending(DONE, "the call has ended", by_client=True, outcome="lost")
 _NO_PLACE = Ending(DONE, "the call was ended elsewhere", by_client=True, outcome="lost")
 _NEVER_CONNECTED = Ending(DONE, "its client never connected", outcome="lost")
 _TOO_LONG = Ending(DONE, "the talk has reached its longest time", ends_talk=True, outcome="longest_time")
 _IDLE = Ending(DONE, "nobody said anything any more", ends_talk=True, outcome="idle")
-_CHANGED = Ending(DONE, "its client changed the agent's session again and again", ends_talk=True)
-_REFUSED = Ending(DONE, "Azure refuses the agent's settings", ends_talk=True)
 
 
 class CallListener:
@@ -117,19 +105,13 @@ class CallListener:
         self._relay = parts.counters
         self._owner = owner
         self._agent = agent
-        # What its client may not change. Over WebRTC it can all the same: then this is put back.
-        self._session = agents_session(spec, "ga", without=agent.client_may_set)
-        self._wanted = _shown(self._session)
+        self._session = KeptSession(parts, owner, agent, spec, resource=resource, end=self._end_call)
         self._resource = resource
         self._hang_up = hang_up
         self._holds_place = holds_place
-        self._changes = 0
         self._joins = 0
         self._session_over = False  # Azure said so
-        self._confirmed = False  # whether Azure has ever shown exactly the agent's session
-        self._left_out: Path | None = None  # a field that Azure has refused
-        self._gave_up = False
-        self._deviation: dict[str, Any] | None = None  # what the last reminder was sent to correct
+        self._budget = SoftEnd()
         self._now_s = asyncio.get_running_loop().time
         self._usage = usage
         self._confirm = confirm
@@ -178,6 +160,17 @@ class CallListener:
         if not self._over.done():
             self._over.set_result(ending)
 
+    def last_at_most(self, lasts_s: float) -> None:
+        """The call may go on for so long from now, if not less."""
+        self._until_s = min(self._until_s, self._now_s() + lasts_s)
+
+    def end_softly(self, left_s: float, when_quiet: bool) -> None:
+        """The budget is used up: the call ends with what is being played, and in `left_s` at the latest.
+
+        `when_quiet`: at once where nothing is.
+        """
+        self._budget.begin(left_s, when_quiet, self._now_s())
+
     async def run(self, endpoint: str, call_id: str) -> Ending:
         """Listens until the call is over, or has reached the longest time of a talk. Never raises MintError."""
         self._facts.session_id = call_id  # it stays the same on each join
@@ -193,6 +186,8 @@ class CallListener:
                     return _NO_PLACE
                 if self._now_s() >= self._until_s:
                     self._end_call(_TOO_LONG)
+                elif self._budget.is_due(self._now_s(), None):
+                    self._end_call(BUDGET_USED)
                 socket, self._first = self._first, None
                 try:
                     socket = socket or await self._connector.join_call(endpoint, call_id)
@@ -258,10 +253,10 @@ class CallListener:
         self._idle.join(self._now_s())
         if self._usage is not None and self._joins == 1:
             self._usage.went_live(self._resource, "ga")
-        self._send_session(socket, f"join_{self._joins}")
+        self._session.send(socket)
         self._answers.begin("ga", lambda event: socket.send(compact(event)))
         if (greeting := self._agent.greeting) and self._joins == 1 and self._greets():
-            self._answers.want("greeting", greeting_response(greeting, self._session.get("instructions", "")))
+            self._answers.want("greeting", greeting_response(greeting, self._session.instructions))
         self._page.joined()
         pinged_s = self._now_s()
         while not self._over.done():
@@ -284,6 +279,8 @@ class CallListener:
                 self._end_call(ENDED_BY_AGENT)
             elif not self._is_ended and now_s >= self._until_s:
                 self._end_call(_TOO_LONG)
+            elif not self._is_ended and self._budget.is_due(now_s, self._idle.is_busy):
+                self._end_call(BUDGET_USED)
             elif not self._is_ended and self._idle.is_idle(now_s, tool_since_s=self._tool_since_s):
                 self._end_call(_IDLE)
             elif now_s - pinged_s >= self._settings.ping_interval_s:
@@ -329,7 +326,7 @@ class CallListener:
         if kind == "session.updated":
             session = event.get("session")
             self._facts.note({**session, "id": self._facts.session_id} if isinstance(session, dict) else None)
-            self._compare(socket, session)
+            self._session.updated(socket, session)
         elif kind == "error":
             self._note_error(socket, event.get("error"))
             return
@@ -407,75 +404,4 @@ class CallListener:
         if not isinstance(error, dict):
             return
         self._session_over |= error.get("code") == _SESSION_OVER
-        event_id = error.get("event_id")
-        if isinstance(event_id, str) and event_id.startswith(_REMINDER):
-            # A refused reminder has restored nothing.
-            log.warning("reminder_refused", session_id=self._owner.session_id, code=str(error.get("code"))[:64])
-            about = {"resource": self._resource, "agent_id": self._agent.id}
-            field = field_to_leave_out(error, self._session)
-            if field is not None and self._left_out is None:
-                self._left_out = field
-                self._session = without(self._session, field)
-                self._wanted = _shown(self._session)
-                self._connector.settings_report.note_left_out((shown_path(field),), **about)
-                self._send_session(socket, f"without_{self._joins}")
-            elif field is not None and not self._gave_up:
-                self._gave_up = True
-                self._connector.settings_report.note_refused(**about)
-                self._end_call(_REFUSED)
-            elif field is None:
-                self._restore(socket)
-
-    def _compare(self, socket: AzureSocket, session: Any) -> None:
-        """Restores the agent's instructions, tools and transcription where the session has others."""
-        wanted = self._wanted
-        if not isinstance(session, dict):
-            return
-        if _agrees(session, wanted):
-            self._confirmed = True
-            self._deviation = None
-            return
-        deviation = {name: session.get(name) for name in wanted}
-        if deviation == self._deviation and not self._confirmed:
-            # A reminder changed nothing, and Azure has never shown the agent's session exactly: it normalises some
-            # value. That is not a change by the client.
-            return
-        self._deviation = deviation
-        self._restore(socket)
-
-    def _restore(self, socket: AzureSocket) -> None:
-        """Sends the agent's session again, and hangs the call up where that was needed too often."""
-        self._changes += 1
-        if self._changes == _CHANGES_AT_MOST + 1:
-            self._relay.calls_ended += 1
-            audit_changed_call(
-                principal=self._owner.principal,
-                session_id=self._owner.session_id,
-                agent_id=self._agent.id,
-                changes=self._changes,
-            )
-            self._end_call(_CHANGED)
-        self._send_session(socket, str(self._changes))
-
-    def _send_session(self, socket: AzureSocket, number: str) -> None:
-        update = {"type": "session.update", "event_id": f"{_REMINDER}{number}"}
-        socket.send(compact({**update, "session": self._session}))
-
-
-def _shown(session: dict[str, Any]) -> dict[str, Any]:
-    """The session as Azure states it: of the transcription's hints only these (docs/azure.md §4.5)."""
-    hints = session.get("audio", {}).get("input", {}).get("transcription")
-    if not hints:
-        return session
-    shown = {name: hints[name] for name in ("model", "language", "prompt") if name in hints}
-    return {**session, "audio": {**session["audio"], "input": {**session["audio"]["input"], "transcription": shown}}}
-
-
-def _agrees(stated: Any, wanted: Any) -> bool:
-    """Whether `stated` has everything that is `wanted`; it may have more."""
-    if isinstance(wanted, dict):
-        return isinstance(stated, dict) and all(_agrees(stated.get(name), value) for name, value in wanted.items())
-    if isinstance(wanted, list):
-        stated = stated or []
-        return len(stated) == len(wanted) and all(map(_agrees, stated, wanted))
-    return bool(stated == wanted)
+        self._session.refused(socket, error)

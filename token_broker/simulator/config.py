@@ -41,6 +41,10 @@ class SimulatorConfig:
         }
     )
     """Each realtime model under its own name (docs/azure.md §7.1)."""
+    live_deployments: frozenset[str] = frozenset({"gpt-live-1", "gpt-live-1.1", "gpt-live-1-mini"})
+    """GPT-Live's models (docs/azure.md §12.3); without any, its routes answer 404."""
+    live_hangup: bool = False
+    """Whether a Live session has OpenAI's route for hanging up, which nothing says that Azure has."""
     transcription_deployments: frozenset[str] = frozenset(
         {"gpt-realtime-whisper", "gpt-4o-transcribe", "gpt-4o-mini-transcribe"}
     )

@@ -15,6 +15,7 @@ from token_broker.simulator.calls.voice_live_calls import VoiceLiveCalls
 from token_broker.simulator.config import SimulatorConfig
 from token_broker.simulator.fault_middleware import FaultMiddleware
 from token_broker.simulator.faults.control import Control
+from token_broker.simulator.live.live_routes import LiveRoutes
 from token_broker.simulator.mint import Mint
 from token_broker.simulator.realtime.call_routes import CallRoutes
 from token_broker.simulator.realtime.sockets import RealtimeSockets
@@ -57,6 +58,7 @@ class Simulator:
                 *Mint(self.resource).routes(),
                 *CallRoutes(self.resource, self._calls).routes(),
                 *sockets.routes(),
+                *LiveRoutes(self.resource, self._calls, sockets).routes(),
                 *VoiceLiveCalls(self.resource, self._calls, sockets).routes(),
             ],
             exception_handlers={

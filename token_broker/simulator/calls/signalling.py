@@ -196,7 +196,7 @@ class ControlSocket:
             lines = Lines(
                 page=on_data_channel,
                 observers=on_control,
-                heeds_page=lambda: self._faults.switched(DataChannelIgnoredFault, self._path) is None,
+                heeds_page=lambda _text: self._faults.switched(DataChannelIgnoredFault, self._path) is None,
                 one_sound=True,
                 channel=self._faults.switched(DataChannelFault, self._path),
             )

@@ -205,6 +205,9 @@ async def observe(websocket: WebSocket, call: "Call", *, states_session: bool) -
         for task in done:
             task.result()
         if call.ended.is_set():
+            # What the end itself told is in the queue since then.
+            while not events.empty():
+                await websocket.send_text(json.dumps(events.get_nowait(), separators=(",", ":")))
             await websocket.close(1000, "the call has ended")
     finally:
         leave()
