@@ -26,6 +26,7 @@ from token_broker.calls.kept_session import KeptSession
 from token_broker.calls.page_events import PageEvents
 from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.answer_retries import AnswerRetries
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
 from token_broker.relay.answers.greeting import greeting_response
 from token_broker.relay.answers.sequencer import SEQUENCER_EVENTS, AnswerSequencer
@@ -36,10 +37,11 @@ from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.counters import USAGE_EVENTS, TalkCounters
 from token_broker.relay.event_text import compact, event_of, event_type
 from token_broker.relay.guardrail.client_words import words_of
+from token_broker.relay.resume.open_answers import OpenAnswer
 from token_broker.relay.resume.session_facts import SessionFacts
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
-from token_broker.relay.transcripts.failed_answers import failed_answer, log_failed_answer
+from token_broker.relay.transcripts.failed_answers import ANSWER_FAILED, failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import BUDGET_USED, SoftEnd
 from token_broker.security.tokens import Owner
@@ -62,6 +64,7 @@ _UNKNOWN_TIMES = 3  # in a row
 _HANDLED = TURN_EVENTS | SEQUENCER_EVENTS | {"session.updated"}
 _CHECKS_AT_MOST = 32  # at once; each has a bound of its own
 _SESSION_OVER = "session_expired"  # the code of the error that ends a session (docs/azure.md §8.1)
+_PAGES = frozenset({"webrtc_relay", "webrtc"})
 CALL_OVER = Ending(DONE, "the call has ended", by_client=True, outcome="lost")
 _NO_PLACE = Ending(DONE, "the call was ended elsewhere", by_client=True, outcome="lost")
 _NEVER_CONNECTED = Ending(DONE, "its client never connected", outcome="lost")
@@ -133,6 +136,10 @@ class CallListener:
         self._first = joined
         self._farewell = Farewell()
         self._spoke = False  # in the last answer
+        self._sounded: object = None  # the id of the latest answer that was played
+        # An official client asks again by itself.
+        asks = parts.settings.retry_failed_answer == "on" and transport in _PAGES
+        self._retries = AnswerRetries(asks=asks)
         calls = AgentCalls(parts.tools, owner, lambda: agent, self.counters, builtin=self._run_builtin)
 
         def note(tool: Tell) -> None:
@@ -340,11 +347,33 @@ class CallListener:
                 talk=self.counters,
                 resource=self._resource,
             )
-        if kind == "response.done" and (failed := failed_answer(event)) is not None:
-            self._relay.count_failed_answer(failed, self.counters, resource=self._resource)
-            log_failed_answer(failed, self._owner, self._agent.id)
-            self._page.tell("broker.error", code="answer_failed", message=failed.message, retryable=failed.retryable)
+        self._note_answer(kind, event)
         self._turns.feed(event, self._now_s())
+
+    def _note_answer(self, kind: str, event: dict[str, Any]) -> None:
+        """Tells of an answer that failed, and asks for it once more where the page leaves that to the broker."""
+        if kind in {"input_audio_buffer.speech_started", "input_audio_buffer.committed"}:
+            self._retries.user_spoke()
+        elif kind == "response.created":
+            self._retries.answer_began()
+        elif kind == "output_audio_buffer.started":
+            self._sounded = event.get("response_id")
+        if kind != "response.done":
+            return
+        response = event.get("response")
+        response = response if isinstance(response, dict) else {}
+        if response.get("status") == "completed":
+            self._retries.begin_anew()
+        if (failed := failed_answer(event)) is not None and not self._retries.is_barge_in(failed):
+            heard = self._spoke or self._sounded == failed.response_id
+            answer = OpenAnswer(response=response, heard=heard) if self._page.is_heard else None
+            asks = self._retries.remedy(failed, answer).asks
+            self._relay.count_failed_answer(failed, self.counters, resource=self._resource)
+            log_failed_answer(failed, self._owner, self._agent.id, asked_again=asks)
+            message = "Azure failed to answer: the broker asks once more" if asks else failed.message
+            self._page.tell("broker.error", code=ANSWER_FAILED, message=message, retryable=failed.retryable)
+            if asks:
+                self._answers.want("retry")
 
     def _note_words(self, kind: str, event: dict[str, Any]) -> None:
         """Notes that somebody speaks, and shows the guardrail what the user says."""
