@@ -12,6 +12,7 @@ import structlog
 
 from strategies.chain import Chain, ChainLink, Link, OnAttempt, RetryPolicy, Strategy, WebSocketProxy
 from strategies.credentials import Credentials, EntraTokens, azure_identity_source
+from strategies.endpoint import LIVE_PATH
 from strategies.health import BreakerPolicy
 from strategies.hedging import Hedger
 from strategies.pool import Pool
@@ -136,11 +137,14 @@ def build_credentials(settings: Settings) -> dict[str, Credentials]:
 
 
 def credentials_at(pool: Pool, credentials: Mapping[str, Credentials]) -> dict[str, Credentials]:
-    """The credentials by the base URL of an endpoint; of several resources at one endpoint the first counts."""
+    """The credentials by the base URL of an endpoint, or of GPT-Live's sessions there.
+
+    Of several resources at one endpoint the first counts.
+    """
     return {
         base: credentials[resource.name]
         for resource in reversed(pool.resources)
-        for base in (resource.target.base, resource.target.openai_base)
+        for base in (resource.target.base, resource.target.openai_base, f"{resource.target.openai_base}{LIVE_PATH}")
     }
 
 

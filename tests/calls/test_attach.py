@@ -258,11 +258,12 @@ async def test_attached_talk_from_end_to_end(tmp_path: Path) -> None:
         direct = plan["connections"][0]
         assert direct["transport"] == "webrtc"
 
-        async def call(phone: Phone) -> str:
+        azure.set_faults({"match": "/", "fault": "late_sideband"})
+
+        async def call(phone: Phone) -> tuple[str, str]:
             headers = {"Authorization": f"Bearer {direct['token']}", "Content-Type": "application/sdp"}
             answer = await browser.post(direct["url"].partition("?")[0], content=await phone.offer(), headers=headers)
-            await phone.connect(answer.text)
-            return answer.headers["location"].rpartition("/")[2]
+            return answer.headers["location"].rpartition("/")[2], answer.text
 
         async def attach(call_id: str) -> str:
             body = {"session_id": plan["session_id"], "call_id": call_id}
@@ -272,11 +273,15 @@ async def test_attached_talk_from_end_to_end(tmp_path: Path) -> None:
             return shown_id
 
         phone = Phone(silence(1.0) + speech(1.0) + silence(2.0))
-        shown_id = await attach(await call(phone))
+        call_id, answer = await call(phone)
+        shown_id = await attach(call_id)  # Azure does not know it before its client has connected
+        await phone.connect(answer)
         page = Attaching(broker, ScriptedAzure(url=azure.base_url))
         await page.events(plan["session_id"], shown_id, "broker.attached")
         second = Phone(silence(1.0))
-        told = await page.events(plan["session_id"], await attach(await call(second)), "broker.error")
+        call_id, answer = await call(second)
+        await second.connect(answer)
+        told = await page.events(plan["session_id"], await attach(call_id), "broker.error")
         assert told[-1]["code"] == "not_verified"
         await second.hang_up()
         await phone.hear("output_audio_buffer.stopped", timeout_s=20)

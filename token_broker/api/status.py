@@ -25,6 +25,7 @@ from token_broker.api.status_schemas import (
     TalkLevel,
 )
 from token_broker.api.token import Minting
+from token_broker.calls.leases import CallLeases
 from token_broker.memory.service import Memory
 from token_broker.observability.events import PlanCounters
 from token_broker.observability.logging import advice_on
@@ -36,6 +37,8 @@ from token_broker.sessions.ownership import blocklist_unread
 from token_broker.sessions.schemas import AgentConfig
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings
+from token_broker.usage.budgets import Budgets
+from token_broker.usage.ledger import UsageLedger
 from token_broker.web.openapi_document import Operation, Parameter, ResponseSpec
 from token_broker.web.requests import Problem, bearer_token
 
@@ -69,6 +72,9 @@ class StatusSources:
     memory: Memory
     relay: Callable[[], RelayStatus]
     availability: WebRtcAvailability
+    ledger: UsageLedger
+    budgets: Budgets | None
+    leases: CallLeases
 
     def read(self, *, full: bool) -> Status:
         """The status; only its first five fields unless it is `full`."""

@@ -90,6 +90,11 @@ def judge_mints(probes: Sequence[Probe], names: AzureNames) -> list[Check]:
     checks = []
     for place, probe in enumerate(probes):
         name = f"mint {probe.name}"
+        if probe.grant is not None and probe.grant.left_out:
+            finding = f"Azure refuses {', '.join(probe.grant.left_out)}, and mints without"
+            remediation = "take it out of the agent, or ask a resource or api-version that has it (docs/agents.md)"
+            checks.append(Check(name, CheckStatus.WARNING, finding, probe.took, remediation=remediation))
+            continue
         if probe.error is None:
             life = f", valid for {probe.grant.expires_in_s:.0f} s" if probe.grant else ""
             checks.append(Check(name, CheckStatus.OK, f"mints with {probe.credential}{life}", probe.took))

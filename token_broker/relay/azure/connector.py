@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from strategies.base import SpecSupplier
 from strategies.credentials import Authorization, Credentials
+from strategies.endpoint import is_live_endpoint
 from strategies.errors import (
     KeysDisabledError,
     MintError,
@@ -135,6 +136,10 @@ class UpstreamConnector:
             for route in routes
         }
 
+    def credentials_of(self, resource: str) -> Credentials | None:
+        """The credentials of the resource of that name."""
+        return self._credentials.get(resource)
+
     def resource(self, name: str) -> Resource:
         """The resource of that name, which an open connection has."""
         return self.pool.by_name[name]
@@ -188,11 +193,17 @@ class UpstreamConnector:
         raise NoUpstreamError(ending)
 
     async def join_call(self, endpoint: str, call_id: str) -> AzureSocket:
-        """The sideband of a WebRTC call at `endpoint` (docs/azure.md §5.4), within the limit. Raises MintError."""
-        url = f"{endpoint}/openai/v1/realtime?call_id={quote(call_id, safe='')}"
+        """The sideband of a WebRTC call at `endpoint` (docs/azure.md §5.4, §12.3), within the limit.
+
+        Raises MintError.
+        """
+        name = quote(call_id, safe="")
+        url = f"{endpoint}/openai/v1/realtime?call_id={name}"
+        if is_live_endpoint(endpoint):
+            url = f"{endpoint}/{name}/attach"
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._opened(
+                return await self.open_socket(
                     url, asyncio.get_running_loop().time() + self._timeout_s, self._at_endpoint.get(endpoint)
                 )
         except TimeoutError:
@@ -274,14 +285,17 @@ class UpstreamConnector:
         if not route.takes_keys and credentials is not None and (credentials := credentials.without_key()) is None:
             raise MisconfiguredError("this service takes Entra alone, and AZURE_VOICELIVE_AUTH is key")
         try:
-            return await self._opened(url, deadline_s, credentials)
+            return await self.open_socket(url, deadline_s, credentials)
         except MintError as error:
             if route.name == "foundry_agent" and (why := _OF_FOUNDRY.get(error.status)) is not None:
                 raise AgentRefusedError(why, status=error.status, code=error.code) from None
             raise
 
-    async def _opened(self, url: str, deadline_s: float, credentials: Credentials | None) -> AzureSocket:
-        """A socket opened with the key, or with Entra where the resource has keys disabled."""
+    async def open_socket(self, url: str, deadline_s: float, credentials: Credentials | None) -> AzureSocket:
+        """A socket opened with the key, or with Entra where the resource has keys disabled. Raises MintError.
+
+        TimeoutError where its time is over.
+        """
         if credentials is None:
             raise MisconfiguredError("there is no credential for this endpoint")
         authorization = await current_authorization(credentials, deadline_s)
