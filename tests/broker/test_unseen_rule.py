@@ -7,7 +7,7 @@ import pytest
 from tests.support.broker import make_settings
 from token_broker.security.tokens import Narrowing, Owner
 from token_broker.sessions.agent import Agent
-from token_broker.sessions.unseen import UnseenRule
+from token_broker.sessions.plans import UnseenRule
 
 MINUTES, TOKENS = {"budget_minutes_per_day": 10}, {"budget_tokens_per_day": 10_000}
 ENDS, ALLOW = {"voice_live_webrtc_ends": "on"}, {"unseen_talks": "allow"}

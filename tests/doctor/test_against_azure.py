@@ -31,7 +31,7 @@ async def test_healthy_resource_passes_every_check(azure: RunningSimulator) -> N
 async def test_webrtc_without_a_mint_is_a_plan(azure: RunningSimulator) -> None:
     """Each service that a resource may have is named; a disabled Foundry agent is a fault."""
     azure.set_faults({"match": "/openai", "fault": "status", "code": 404})
-    report = await diagnose(settings_for(azure.base_url))
+    report = await diagnose(settings_for(azure.base_url, project_name=None))
     assert named(report, "plan").finding.startswith("voice_live_webrtc")
     assert named(report, "gpt-live").status is not CheckStatus.FAILED
     azure.set_faults({"match": "/voice-live/realtime/calls", "fault": "no_voice_live_webrtc"})

@@ -137,7 +137,13 @@ def judge_chain(
             asked_before = f" after {place} that fail" if place else ""
             return Check("plan", CheckStatus.OK, f"{probe.name} wins{asked_before}", probe.took)
     if signals:
-        return Check("plan", CheckStatus.OK, "voice_live_webrtc: nothing mints, and media goes straight to Azure")
+        return Check(
+            "plan",
+            CheckStatus.OK,
+            "voice_live_webrtc: nothing mints, and media goes straight to Azure",
+            remediation="where a mint is meant, repair it above; for the proxy alone, set "
+            "BROKER_TOKEN_STRATEGIES=websocket_proxy",
+        )
     carried = proxy_is_last and any(probe.error is None for probe in sockets)
     if carried and not mints:
         return Check("plan", CheckStatus.OK, "the proxy carries every talk: no other strategy is in the chain")

@@ -21,7 +21,7 @@ from token_broker.security.tokens import ClientSecretClaims, Owner, SessionClaim
 from token_broker.server.close_codes import BAD_REQUEST, DRAINING, FOREIGN_ORIGIN, TICKET_REFUSED, TOO_MANY, Ending
 from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import Agent, AgentRegistry
-from token_broker.sessions.unseen import UnseenRule
+from token_broker.sessions.plans import UnseenRule
 from token_broker.settings import Settings
 from token_broker.usage.budgets import Budgets
 from token_broker.web.requests import Problem, uuid7

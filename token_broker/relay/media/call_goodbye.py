@@ -6,14 +6,14 @@ from collections.abc import Set as AbstractSet
 
 from token_broker.relay.answers.farewell import Farewell
 
-__all__ = ["Goodbye"]
+__all__ = ["CallGoodbye"]
 
 _CHARS_A_SECOND = 14.0  # of slow speech
 _LONGEST_S = 20.0
 _UNHEARD_S = 20.0  # after which a goodbye of which nothing was heard counts as said
 
 
-class Goodbye:
+class CallGoodbye:
     """One talk's. Words of the answer that ended the talk, or of a later one, are its goodbye."""
 
     def __init__(self) -> None:
