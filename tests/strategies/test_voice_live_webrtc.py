@@ -171,7 +171,7 @@ async def test_order_of_grants(mints: bool, has: bool, signals: bool, sockets_on
     a = resource("a")
     pool = Pool([a])
     signalling = VoiceLiveWebRtc(known(*([a] if has else []), all_of=[a]))
-    links = [Link(a, Minting("ga", works=mints)), signalling, WebSocketProxy()]
+    links: list[ChainLink] = [Link(a, Minting("ga", works=mints)), signalling, WebSocketProxy()]
     grant, result = await asked(links, pool, signals=signals, sockets_only=sockets_only)
     assert (grant and grant.strategy) == wins
     outcomes = {attempt.strategy: attempt.outcome for attempt in result.attempts}
@@ -181,7 +181,11 @@ async def test_order_of_grants(mints: bool, has: bool, signals: bool, sockets_on
 
 async def test_first_in_the_list_comes_before_mints() -> None:
     a = resource("a")
-    links = [VoiceLiveWebRtc(known(a, all_of=[a])), Link(a, Minting("ga", works=True)), WebSocketProxy()]
+    links: list[ChainLink] = [
+        VoiceLiveWebRtc(known(a, all_of=[a])),
+        Link(a, Minting("ga", works=True)),
+        WebSocketProxy(),
+    ]
     grant, _ = await asked(links, Pool([a]))
     assert (grant and grant.strategy) == "voice_live_webrtc"
     grant, _ = await asked(links, Pool([a]), signals=False)
@@ -191,7 +195,7 @@ async def test_first_in_the_list_comes_before_mints() -> None:
 async def test_any_permitted_resource_may_have_it() -> None:
     a, b = resource("a"), resource("b", priority=2)
     pool = Pool([a, b])
-    links = [VoiceLiveWebRtc(known(b, all_of=[a, b])), WebSocketProxy()]
+    links: list[ChainLink] = [VoiceLiveWebRtc(known(b, all_of=[a, b])), WebSocketProxy()]
     grant, _ = await asked(links, pool)
     assert (grant and (grant.strategy, grant.resource)) == ("voice_live_webrtc", "b")
     # A way that rests is none.
@@ -204,6 +208,9 @@ async def test_any_permitted_resource_may_have_it() -> None:
 
 async def test_agent_of_azures_has_its_own_way() -> None:
     a = resource("a")
-    links = [VoiceLiveWebRtc(known(all_of=[a]), of_agents={"elena": known(a, all_of=[a])}), WebSocketProxy()]
+    links: list[ChainLink] = [
+        VoiceLiveWebRtc(known(all_of=[a]), of_agents={"elena": known(a, all_of=[a])}),
+        WebSocketProxy(),
+    ]
     grant, _ = await asked(links, Pool([a]))
     assert (grant and grant.strategy) == "foundry_agent"
