@@ -279,6 +279,24 @@ async def test_sideband_can_state_session_first() -> None:
             assert (await observer.hear("session.created"))["session"]["instructions"] == "Be brief."
 
 
+async def test_sideband_may_wait_for_the_peer(azure: RunningSimulator) -> None:
+    async with _phone() as phone:
+        answer = await _post(azure, await phone.offer(), await _mint(azure))
+        sideband = f"/openai/v1/realtime?call_id={answer.headers['location'].rpartition('/')[2]}"
+        # As a rule a call that has been answered can be joined, whether its peer has come or not.
+        async with call(azure, sideband):
+            pass
+        with azure.fault("late_sideband", "/openai/v1/realtime"):
+            with pytest.raises(Exception, match="404"):
+                async with call(azure, sideband):
+                    pass
+            await phone.connect(answer.text)
+            await phone.hear("session.created")
+            async with call(azure, sideband):
+                pass
+    await azure.until_calls(0)
+
+
 async def test_sideband_ends_with_its_call(azure: RunningSimulator) -> None:
     async with _calling(azure) as (phone, call_id), call(azure, f"/openai/v1/realtime?call_id={call_id}") as observer:
         await phone.hear("session.created")
