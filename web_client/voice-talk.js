@@ -61,6 +61,9 @@ input { flex: 1; min-width: 0; }
 [hidden] { display: none !important; }
 `;
 
+/** What the session tells and the element passes on as it is. @type {(keyof import("./voice-session.js").VoiceSessionEvents)[]} */
+const PASSED_ON = ["transport", "resuming", "resumed", "level", "tool", "approval", "latency"];
+
 /** The element that talks: a page has one microphone. @type {VoiceTalk | null} */
 let talking = null;
 
@@ -89,6 +92,7 @@ export class VoiceTalk extends Base {
   connectedCallback() {
     clearTimeout(this.#removal);
     this.#parts ??= this.#build();
+    this.#style();
     this.#show();
   }
 
@@ -128,6 +132,7 @@ export class VoiceTalk extends Base {
       if (session === this.#session) this.#fail(detail.message);
       this.#tell("error", detail);
     });
+    for (const name of PASSED_ON) session.addEventListener(name, ({ detail }) => this.#tell(name, detail));
     this.dispatchEvent(new CustomEvent("session", { detail: { session } }));
     await session.connect();
   }
@@ -297,11 +302,6 @@ export class VoiceTalk extends Base {
     row.append(parts.talk, parts.hangUp, parts.mute, parts.hold, form);
     parts.error.hidden = true;
     parts.box.append(parts.disclosure, parts.status, parts.lines, parts.error, row);
-    // A sheet made by script needs no `style-src 'unsafe-inline'`, and has to be of the element's own document.
-    const view = /** @type {(Window & typeof globalThis) | null} */ (this.ownerDocument.defaultView);
-    const sheet = new (view ?? globalThis).CSSStyleSheet();
-    sheet.replaceSync(STYLE);
-    root.adoptedStyleSheets = [sheet];
     root.replaceChildren(parts.box);
     parts.talk.addEventListener("click", () => void this.talk().catch(() => undefined)); // `error` has told it
     parts.hangUp.addEventListener("click", () => this.hangUp());
@@ -316,6 +316,16 @@ export class VoiceTalk extends Base {
       this.#send(parts.text);
     });
     return parts;
+  }
+
+  /** A sheet made by script needs no `style-src 'unsafe-inline'`, and stays behind when the element goes to another document. */
+  #style() {
+    const root = this.shadowRoot;
+    if (!root || root.adoptedStyleSheets.length > 0) return;
+    const view = /** @type {(Window & typeof globalThis) | null} */ (this.ownerDocument.defaultView);
+    const sheet = new (view ?? globalThis).CSSStyleSheet();
+    sheet.replaceSync(STYLE);
+    root.adoptedStyleSheets = [sheet];
   }
 
   /** @param {HTMLInputElement} text */

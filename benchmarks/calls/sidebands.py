@@ -27,7 +27,7 @@ from benchmarks.calls.stage import Stage, call_stage
 SHARE = 0.15
 ANSWERS_EVERY_S = 10.0
 PIECE_S = 0.02
-AT_ONCE = 20
+AT_ONCE = 6
 PIECE = base64.b64encode(bytes(960)).decode()
 
 

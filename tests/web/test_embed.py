@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -15,6 +16,7 @@ from tests.support.node import installed_modules, run_node
 from tests.support.serving import serve_app
 from tests.web.support.chromium import Browser
 from tests.web.support.fake_broker import DIRECT, PROXY, run_fake
+from tests.web.support.page import ScriptPage
 from token_broker.simulator.server import serve
 
 TOOLS = Path(__file__).parent
@@ -148,8 +150,9 @@ async def test_typed_examples_compile(tmp_path: Path) -> None:
     await run_node(tsc, "-p", tmp_path / "tsconfig.json", cwd=tmp_path)
 
 
-async def test_strict_policy_lets_the_tag_talk(quiet_browser: Browser) -> None:
-    async with run_fake(transports=(PROXY,)) as server, quiet_browser.page() as page:
+@pytest.mark.parametrize("engine", ["chromium", "firefox", "webkit"])
+async def test_strict_policy_lets_the_tag_talk(engine: str, engine_page: ScriptPage) -> None:
+    async with run_fake(transports=(PROXY,)) as server:
         origin = server.base_url.removeprefix("http://")
         sources = f"script-src {server.base_url}; connect-src {server.base_url} ws://{origin}; style-src 'self'"
         policy = f"default-src 'none'; {sources}; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -158,22 +161,22 @@ async def test_strict_policy_lets_the_tag_talk(quiet_browser: Browser) -> None:
             '<script type="module" src="/client/voice-talk.js"></script><voice-talk></voice-talk>'
         )
         server.extra_page = f"<!doctype html><head>{tag}"
-        await page.goto(f"{server.base_url}/extra")
-        await page.wait_for("document.querySelector('voice-talk')?.talk")
-        await page.run("document.querySelector('voice-talk').talk()", user_gesture=True)
-        await page.wait_for("document.querySelector('voice-talk').session.state === 'live'")
-        assert [line for line in page.complaints if "favicon" not in line] == []
+        await engine_page.goto(f"{server.base_url}/extra")
+        await engine_page.wait_for("document.querySelector('voice-talk')?.talk")
+        await engine_page.run("document.querySelector('voice-talk').talk()", user_gesture=True)
+        await engine_page.wait_for("document.querySelector('voice-talk').session.state === 'live'")
+        assert [line for line in engine_page.complaints if "favicon" not in line] == []
         # Without the socket's address, the page is told which directive lacks it.
         server.extra_page = f"<!doctype html><head>{tag.replace(f'ws://{origin}', '')}"
-        await page.goto(f"{server.base_url}/extra")
-        await page.wait_for("document.querySelector('voice-talk')?.talk")
-        await page.run(
+        await engine_page.goto(f"{server.base_url}/extra")
+        await engine_page.wait_for("document.querySelector('voice-talk')?.talk")
+        await engine_page.run(
             "(() => { const element = document.querySelector('voice-talk'); window.codes = [];"
             "element.addEventListener('error', ({ detail }) => codes.push(detail.code));"
             "element.talk().catch(() => undefined); })()",
             user_gesture=True,
         )
-        await page.wait_for("codes.includes('csp_connect_src')")
+        await engine_page.wait_for("codes.includes('csp_connect_src')")
 
 
 _CODES = re.compile(

@@ -13,7 +13,8 @@ from tests.web.support.demo import Demo, run_demo
 from tests.web.support.recorder import MICROPHONE_RATE
 from tests.web.support.speech import speech, write_wav
 
-_SETTLED = "document.querySelectorAll('.line[data-speaker=assistant][data-final=true]').length >= 2"
+_ANSWERED = "document.querySelector('.line[data-speaker=assistant][data-final=true]')"
+_SHOWN = "document.querySelector('.shown')"
 _BOTH_HEARD = "new Promise((resolve) => setTimeout(resolve, 2600))"
 
 
@@ -32,13 +33,14 @@ async def _talk(browser: Browser, demo: Demo, scheme: str, file: Path, *, width:
     async with browser.page(scheme=scheme, width=width, height=height) as page:
         await page.goto(demo.base_url)
         await page.wait_for("document.querySelector('[data-testid=agent]').options.length > 0")
-        await page.click("talk")
+        await page.click("type")  # an answer that nobody interrupts
         await page.wait_for_text("state", "live", 15)
-        await page.type("text", "What did we decide about the launch?")
-        await page.press("Enter")
-        await page.wait_for(_SETTLED, 25)
+        for asked, shown in (("Who are you?", _ANSWERED), ("Please show me a card", _SHOWN)):
+            await page.type("text", asked)
+            await page.press("Enter")
+            await page.wait_for(shown, 25)
+            await page.run(_BOTH_HEARD)
         await page.run("document.activeElement.blur()")
-        await page.run(_BOTH_HEARD)
         shot = await page.screenshot()
         await asyncio.to_thread(file.write_bytes, shot)
         await page.click("hangup")
