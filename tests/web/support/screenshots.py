@@ -6,12 +6,9 @@ import tempfile
 from pathlib import Path
 
 import httpx
-import numpy as np
 
 from tests.web.support.chromium import Browser, open_browser
 from tests.web.support.demo import Demo, run_demo
-from tests.web.support.recorder import MICROPHONE_RATE
-from tests.web.support.speech import speech, write_wav
 
 _ANSWERED = "document.querySelector('.line[data-speaker=assistant][data-final=true]')"
 _SHOWN = "document.querySelector('.shown')"
@@ -21,7 +18,7 @@ _BOTH_HEARD = "new Promise((resolve) => setTimeout(resolve, 2600))"
 async def take(folder: Path) -> None:
     """Writes `talk-light.png`, `talk-dark.png`, `health-light.png`, `health-dark.png` and `talk-phone.png`."""
     with tempfile.TemporaryDirectory() as name, run_demo(Path(name), echo=False) as demo:
-        async with open_browser(_microphone(Path(name) / "said.wav")) as browser:
+        async with open_browser() as browser:
             await _ask_for_plans(demo)
             for scheme in ("light", "dark"):
                 await _talk(browser, demo, scheme, folder / f"talk-{scheme}.png")
@@ -65,12 +62,6 @@ async def _ask_for_plans(demo: Demo) -> None:
             await demo.set_faults(*faults)
             for _ in range(4):
                 (await client.post("/realtime/token", json={})).raise_for_status()
-
-
-def _microphone(file: Path) -> Path:
-    words = [speech(seconds, MICROPHONE_RATE, seed) for seconds, seed in ((1.8, 3), (1.2, 5))]
-    pauses = [np.zeros(int(seconds * MICROPHONE_RATE)) for seconds in (1.0, 3.4, 3.4)]
-    return write_wav(file, np.concatenate([pauses[0], words[0], pauses[1], words[1], pauses[2]]), MICROPHONE_RATE)
 
 
 if __name__ == "__main__":
