@@ -278,7 +278,6 @@ async def test_only_real_failures_are_told(status: str, details: object, told: l
         await running.quiet()
         errors = [event for _, event in page.since(0) if event["type"] == "broker.error"]
         assert [(each["code"], each["retryable"]) for each in errors] == [("answer_failed", each) for each in told * 2]
-        assert running.relay.snapshot().usage.responses == 2
 
 
 @pytest.mark.parametrize(
