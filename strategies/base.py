@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from strategies.resources import Resource
-from strategies.session_model.agent_settings import AgentSettings, Dialect, Voice
+from strategies.session_model.agent_settings import AgentSettings, AnyDialect, Dialect, Voice
 
 __all__ = [
     "Attempt",
@@ -32,7 +32,7 @@ class SessionSpec:
     model: str  # the deployment's name
     model_family: str = field(default="", kw_only=True)  # what it is, where its name does not say
     instructions: str = field(repr=False)
-    voices: Mapping[Dialect, Voice]
+    voices: Mapping[AnyDialect, Voice]
     modalities: tuple[str, ...] = ("audio", "text")
     transcription_model: str = "gpt-4o-mini-transcribe"  # a deployment's name, and for GA alone
     settings: AgentSettings = field(default_factory=AgentSettings)
@@ -65,6 +65,7 @@ class EphemeralGrant:
     clock_skew_s: float | None = None
     resource: str = ""  # the name of the resource that minted
     session_id: str | None = None  # Azure's, of the first session that is opened with the token
+    left_out: tuple[str, ...] = ()  # fields of the session that Azure has refused, as it writes their paths
 
 
 @dataclass(frozen=True, slots=True)

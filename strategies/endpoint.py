@@ -10,18 +10,27 @@ from enum import StrEnum
 from urllib.parse import urlsplit
 
 __all__ = [
+    "LIVE_PATH",
     "Cloud",
     "EndpointError",
     "EndpointKind",
     "Target",
     "cloud_of",
     "cloud_of_postgres",
+    "is_live_endpoint",
     "is_loopback",
     "parse_endpoint",
     "parse_target",
 ]
 
+LIVE_PATH = "/openai/v1/live/sessions"
+"""Where GPT-Live's sessions are at a resource: a session's endpoint is the base URL with this."""
 _API_PATHS = ("/openai", "/api/projects", "/voice-live")
+
+
+def is_live_endpoint(endpoint: str) -> bool:
+    """Whether a call at this endpoint is a session of GPT-Live's."""
+    return endpoint.endswith(LIVE_PATH)
 
 
 class EndpointError(ValueError):

@@ -10,6 +10,7 @@ import structlog
 from pydantic import SecretStr
 
 from strategies.credentials import Credentials
+from strategies.endpoint import is_live_endpoint
 from strategies.models import is_classic_whisper
 from strategies.resources import Quotas
 from strategies.transport import make_tls_context, make_transport
@@ -17,6 +18,8 @@ from token_broker.api.offers import CallRelay
 from token_broker.api.status import StatusSources
 from token_broker.api.token import Minting
 from token_broker.azure import (
+    add_agents_routes,
+    build_agents_availability,
     build_availability,
     build_calls,
     build_chain,
@@ -42,6 +45,7 @@ from token_broker.observability.events import Metrics, PlanCounters, TalkLive, o
 from token_broker.observability.logging import log_attempt
 from token_broker.observability.tracing import open_tracing
 from token_broker.relay.admission import Admission
+from token_broker.relay.live.sidebands import LiveSidebands
 from token_broker.relay.voice_relay import VoiceRelay
 from token_broker.security.authentication import make_authenticator
 from token_broker.security.limits import MemoryQuotas, RateLimiter, SessionLimits
@@ -76,6 +80,7 @@ class BrokerState(TypedDict):
     calls: CallRelay
     attacher: CallAttacher
     call_streams: CallStreams
+    watched: WatchedCalls
     shared_events: SharedEvents
     admission: Admission
     relay: VoiceRelay
@@ -161,9 +166,12 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             stack.push_async_callback(budgets.aclose)
         connector = build_connector(settings, credentials, tls, hedger)
         stack.push_async_callback(connector.aclose)
+        add_agents_routes(settings, connector, agents.values())
         availability = build_availability(settings, connector)
-        availability.start()
-        stack.push_async_callback(availability.aclose)
+        of_agents = build_agents_availability(settings, connector)
+        for each_availability in (availability, *of_agents.values()):
+            each_availability.start()
+            stack.push_async_callback(each_availability.aclose)
         rate = RateLimiter(settings.rate_limit_per_minute)
         admission = Admission(
             settings=settings,
@@ -177,6 +185,12 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             blocklist=memory.blocklist,
             budgets=budgets,
         )
+        sidebands = LiveSidebands(connector.join_call)
+
+        async def goes_on(endpoint: str, call_id: str) -> bool:
+            asks = sidebands.has_session if is_live_endpoint(endpoint) else connector.has_call
+            return await asks(endpoint, call_id)
+
         leases = CallLeases(memory.database, memory.switches.replica_id)
         stack.push_async_callback(leases.aclose)
         calls = Calls(
@@ -185,7 +199,8 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             talks,
             max_talk_s=settings.max_talk_s,
             hang_up_timeout_s=settings.token_budget_s,
-            goes_on=connector.has_call,
+            goes_on=goes_on,
+            closes_live=sidebands.close,
             leases=leases,
         )
         stack.push_async_callback(calls.aclose)
@@ -239,6 +254,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             ledger=ledger,
             leash=budgets,
             leases=leases,
+            sidebands=sidebands,
             shared=shared_events,
         )
         stack.push_async_callback(watched.aclose)
@@ -260,7 +276,16 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         memory.blocklist.watch(watched.end_where)
         memory.watch_lost_sessions(relay.end_session)
         memory.watch_lost_sessions(watched.end_session)
-        chain = build_chain(settings, transport, credentials, hedger, on_attempt=observe, availability=availability)
+        chain = build_chain(
+            settings,
+            transport,
+            credentials,
+            hedger,
+            on_attempt=observe,
+            availability=availability,
+            of_agents=of_agents,
+        )
+        chain.on_left_out = connector.settings_report.note_left_out
         minting = Minting(
             settings=settings,
             agents=agents,
@@ -270,6 +295,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             plans=PlanMaker(settings, signer, pool),
             observe=observe,
             budgets=budgets,
+            live_agents=frozenset(agent.id for agent in agents.values() if agent.speaks_live(pool.resources)),
         )
         status = StatusSources(
             settings=settings,
@@ -283,6 +309,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             drain=drain,
             memory=memory,
             relay=relay.snapshot,
+            availability=availability,
             ledger=ledger,
             budgets=budgets,
             leases=leases,
@@ -321,6 +348,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level, watched, claims),
             attacher=attacher,
             call_streams=watched.streams,
+            watched=watched,
             shared_events=shared_events,
             admission=admission,
             relay=relay,

@@ -232,6 +232,16 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("no_proxy", "NO_PROXY"),
         description="hosts, domains, addresses and CIDRs that are asked without the proxy; loopback always is",
     )
+    gpt_live_ends: Literal["on", "off"] = Field(
+        "off",
+        alias="AZURE_GPT_LIVE_ENDS",
+        description="on: somebody has seen that a GPT-Live session over WebRTC ends when the broker closes it",
+    )
+    gpt_live_data_channel: Literal["restricted", "open"] = Field(
+        "restricted",
+        alias="AZURE_GPT_LIVE_DATA_CHANNEL",
+        description="what Azure is asked to let pages send and see over GPT-Live's WebRTC; open: everything",
+    )
     client_id: str | None = Field(
         None, alias="AZURE_CLIENT_ID", description="client id of a user-assigned managed identity"
     )

@@ -22,6 +22,7 @@ __all__ = [
     "LEFT_OUT",
     "AgentSettings",
     "AgentTranscription",
+    "AnyDialect",
     "ClientSetting",
     "DetectionSettings",
     "Dialect",
@@ -34,6 +35,9 @@ __all__ = [
 # Whose events and session shape a connection speaks (docs/azure.md §4.1): GA's, or the preview's, which Voice Live
 # speaks as well. Plans and `broker.ready` show this value.
 Dialect = Literal["ga", "preview"]
+
+AnyDialect = Literal["ga", "preview", "live"]
+"""GPT-Live's as well, which is another protocol: nothing is translated between it and the two others."""
 
 Voice = str | Mapping[str, Any]
 """A voice's name, or its object as Azure takes it: GA's `{id}`, Voice Live's `{type, name, …}`."""
@@ -152,4 +156,4 @@ class AgentSettings(_Model):
     ] = None
     parallel_tool_calls: _Flag | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    session: Mapping[Dialect, Mapping[str, Any]] = Field({}, repr=False)  # merged last, into the dialect's body
+    session: Mapping[AnyDialect, Mapping[str, Any]] = Field({}, repr=False)  # merged last, into the dialect's body

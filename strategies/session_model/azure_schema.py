@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from strategies.session_model.agent_settings import Dialect
+from strategies.session_model.agent_settings import AnyDialect
 
 __all__ = ["schema_faults", "schema_source"]
 
@@ -28,7 +28,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 Schema = Mapping[str, Any]
 
 
-def schema_faults(value: Any, dialect: Dialect, *, at: str = "") -> list[str]:
+def schema_faults(value: Any, dialect: AnyDialect, *, at: str = "") -> list[str]:
     """A line `place: what is wrong` for each fault of a partial session, or of what is at the path `at` in one.
 
     What is at a path has to be whole: a field that Azure needs is missed there.
@@ -45,7 +45,7 @@ def schema_faults(value: Any, dialect: Dialect, *, at: str = "") -> list[str]:
     return [f"{place}: {fault}" for place, fault in found]
 
 
-def schema_source(dialect: Dialect) -> str:
+def schema_source(dialect: AnyDialect) -> str:
     """The package that the schema is made from, with the day."""
     published = _published()
     return f"{published['sources'][dialect]}, {published['read_on']}"

@@ -15,6 +15,7 @@ from strategies.session_model.agent_settings import (
     LEFT_OUT,
     AgentSettings,
     AgentTranscription,
+    AnyDialect,
     ClientSetting,
     DetectionSettings,
     Dialect,
@@ -71,7 +72,7 @@ class AskedSession(Protocol):
     @property
     def instructions(self) -> str: ...
     @property
-    def voices(self) -> Mapping[Dialect, Voice]: ...
+    def voices(self) -> Mapping[AnyDialect, Voice]: ...
     @property
     def modalities(self) -> tuple[str, ...]: ...
     @property

@@ -1,4 +1,4 @@
-"""Makes `strategies/session_model/azure_sessions.json`: the sessions of both dialects as JSON Schema.
+"""Makes `strategies/session_model/azure_sessions.json`: the sessions of all dialects as JSON Schema.
 
     python -m tests.strategies.published_sessions
 
@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from azure.ai.voicelive import models
 from azure.ai.voicelive._utils.model_base import Model
+from openai.types.live import SessionConfig
 from openai.types.realtime import RealtimeSessionCreateRequest
 
 from strategies.session_model import azure_schema
@@ -46,9 +47,11 @@ def made() -> dict[str, Any]:
         "read_on": READ_ON,
         "sources": {
             "ga": f"openai {version('openai')}",
+            "live": f"openai {version('openai')}",
             "preview": f"azure-ai-voicelive {version('azure-ai-voicelive')}",
         },
         "ga": _plain(RealtimeSessionCreateRequest.model_json_schema()),
+        "live": _plain(SessionConfig.model_json_schema()),
         "preview": {**root, "$defs": dict(sorted(definitions.items()))},
     }
 

@@ -5,7 +5,7 @@ two can't disagree.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypedDict
+from typing import TypedDict, get_args
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from strategies.health import BreakerState, BreakerStatus, Capability
 from strategies.pool import ResourceStatus
+from strategies.voice_live_webrtc import WebRtcState
 from token_broker.api.status import StatusSources
 from token_broker.memory.memory_status import MemoryStatus
 from token_broker.observability.events import Metrics
@@ -86,6 +87,15 @@ class StateCollector(Collector):
             ]
         )
         yield from _resources(sources.pool.snapshot())
+        webrtc = GaugeMetricFamily(
+            "token_broker_voice_live_webrtc",
+            "1 for what is known of Voice Live by WebRTC at the resource.",
+            labels=["resource", "state"],
+        )
+        for each in sources.availability.snapshot():
+            for state in get_args(WebRtcState):
+                webrtc.add_metric([each.resource, state], float(each.state == state))
+        yield webrtc
         hedges = CounterMetricFamily(
             "token_broker_hedges",
             "Calls beside a silent one: asked at this resource, won by it, and calls undone since another was faster.",

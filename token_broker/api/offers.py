@@ -6,6 +6,7 @@ relayed call is counted as an open talk until it is hung up here, or can no long
 
 import contextlib
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,16 +21,21 @@ from starlette.types import Receive, Scope, Send
 
 from strategies.azure_calls import AcceptedCall
 from strategies.base import EphemeralGrant, SessionSpec, SpecSupplier
-from strategies.chain import ChainResult
+from strategies.chain import Chain, ChainResult
+from strategies.endpoint import LIVE_PATH
 from strategies.errors import MintError, RateLimitedError, RejectedError, TimedOutError
+from strategies.live_calls import LiveOffer, SessionFieldError
 from strategies.resources import Resource, Wanted
-from token_broker.api.token import RETRY_AFTER_S, Minting, RequestTrace
+from strategies.session_model.live_session import LIVE_CALLS_ROUTE, live_session, web_session
+from strategies.session_model.refused_field import shown_path, without
+from token_broker.api.token import LIVE_GRANTED, RETRY_AFTER_S, Minting, RequestTrace
 from token_broker.calls.attach_claims import AttachClaims
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.running_calls import Calls
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
+from token_broker.relay.live.upstream import left_out_of
 from token_broker.relay.media.call_offers import offers_audio
 from token_broker.security.authentication import limit_key
 from token_broker.security.limits import SessionLease, SessionLimits
@@ -59,6 +65,7 @@ _MINT_SHARE = 2 / 3
 # How long a resource may be silent on an offer while another one is left.
 _OFFER_SHARE_S = 1.0
 CALLS_ROUTE = "calls"
+_PARAM = re.compile(r"[A-Za-z0-9_.\[\]]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +148,15 @@ class CallRelay:
         Raises Problem 403 where the agent takes no calls or its caller was blocked meanwhile, 400 where the caller
         left, 502 to 504. A call that Azure made all the same is hung up.
         """
-        if agent.sockets_only:
-            detail = f"This agent talks over WebSockets only, since {agent.sockets_only}: use the proxy."
+        if agent.unminted:
+            detail = f"This agent takes no such calls, since {agent.unminted}: use the plan's other connections."
             raise Problem(403, "sockets_only", detail)
         minting = self.minting
+        is_live = agent.id in minting.live_agents
+        if is_live and not minting.plans.unseen.permits_live_calls(agent, owner, knows_blocked=self.blocklist.was_read):
+            detail = "The limits of this talk hold over WebSockets alone: go on to the plan's next connection."
+            raise Problem(403, "transport_refused", detail)
+        route = LIVE_CALLS_ROUTE if is_live else CALLS_ROUTE
         model = minting.model_of(agent, None, owner.session_id)
         trace = RequestTrace(request.scope, model, owner=owner, agent=agent)
         offered_s: float | None = None
@@ -161,17 +173,23 @@ class CallRelay:
             wanted = agent.wanted(owner.session_id)
             left = permitted = minting.pool.order(wanted)
             # Those that are known to take no calls are asked only where no other is left.
-            refusal_of = partial(minting.pool.why_not, route_name=CALLS_ROUTE, agent_id=agent.id, model=wanted.model)
+            refusal_of = partial(minting.pool.why_not, route_name=route, agent_id=agent.id, model=wanted.model)
             fit = [each for each in left if not refusal_of(each).why]
             if 0 < len(fit) < len(left):
                 left, wanted = tuple(fit), replace(wanted, resources=tuple(each.name for each in fit))
             refusal, tried = None, ""
             while True:
-                trace.minted, grant = await self._mint(supply, wanted, trace, deadline_s)
+                grant: EphemeralGrant | LiveOffer | None
+                if is_live:
+                    trace.minted = LIVE_GRANTED
+                    grant = await self._live_offer(left, supply, agent)
+                else:
+                    trace.minted, grant = await self._mint(supply, wanted, trace, deadline_s)
                 if grant is None:
                     break
                 left = tuple(each for each in left if each.name != grant.resource)
-                write_audit(_audit_entry(request, grant, owner, agent.id), minting.observe)
+                if isinstance(grant, EphemeralGrant):
+                    write_audit(_audit_entry(request, grant, owner, agent.id), minting.observe)
                 offered_s = offered_s or time.monotonic()
                 try:
                     accepted = await self._offer(
@@ -191,12 +209,21 @@ class CallRelay:
                 return replace(placed, transport=transport)
             if refusal is not None:
                 log.warning("call_given_up", session_id=owner.session_id, resource=tried)
-                raise _refused(refusal, "offer", self._wait_s(permitted, wanted)) from None
+                raise _refused(refusal, "offer", self._wait_s(permitted, wanted, route)) from None
             detail = "No token could be minted just now: go on to the plan's next connection, or to a WebSocket."
-            wait_s = self._wait_s(permitted, wanted) or RETRY_AFTER_S
+            wait_s = self._wait_s(permitted, wanted, route) or RETRY_AFTER_S
             raise Problem(503, "nothing_minted", detail, headers={"Retry-After": str(math.ceil(wait_s))})
 
-    def _wait_s(self, resources: Sequence[Resource], wanted: Wanted) -> float:
+    async def _live_offer(self, left: Sequence[Resource], supply: SpecSupplier, agent: Agent) -> LiveOffer | None:
+        """What the first of the resources is asked for: GPT-Live has no mint, and takes the session with the offer."""
+        if not left:
+            return None
+        session = live_session(await supply(left[0]))
+        if self.minting.settings.gpt_live_data_channel == "restricted":
+            session = web_session(session, page_answers=agent.asks_page)
+        return LiveOffer(f"{left[0].target.openai_base}{LIVE_PATH}", left[0].name, session)
+
+    def _wait_s(self, resources: Sequence[Resource], wanted: Wanted, route: str) -> float:
         """After how long one of the resources may take a call; 0 is unknown. Both of its steps have to be admitted."""
         pool, chain = self.minting.pool, self.minting.chain
 
@@ -205,9 +232,9 @@ class CallRelay:
 
         return min(
             (
-                max(of(each, CALLS_ROUTE), min((of(each, route) for route in chain.routes_of(each)), default=0.0))
+                max(of(each, route), min((of(each, name) for name in _mints_of(chain, each, route)), default=0.0))
                 for each in resources
-                if chain.routes_of(each)
+                if route == LIVE_CALLS_ROUTE or chain.routes_of(each)
             ),
             default=0.0,
         )
@@ -224,20 +251,36 @@ class CallRelay:
         grant = minted.grant if isinstance(minted.grant, EphemeralGrant) else None
         return ChainResult(minted.grant, (*before, *minted.attempts)), grant
 
-    async def _offer(self, grant: EphemeralGrant, offer: bytes, *, wanted: Wanted, **options: Any) -> AcceptedCall:
-        """Takes the offer to Azure; the pool hears what came of it. Raises MintError."""
+    async def _offer(
+        self, grant: EphemeralGrant | LiveOffer, offer: bytes, *, wanted: Wanted, **options: Any
+    ) -> AcceptedCall:
+        """Takes the offer to Azure; the pool hears what came of it. Raises MintError.
+
+        A field of a session that Azure refuses by name is left out, once.
+        """
         pool = self.minting.pool
         resource = pool.by_name[grant.resource]
+        route = LIVE_CALLS_ROUTE if isinstance(grant, LiveOffer) else CALLS_ROUTE
         # The resource that is left last is asked in any case.
-        permit = pool.admit(resource, CALLS_ROUTE, agent_id=wanted.agent_id, model=wanted.model, early=True)
+        permit = pool.admit(resource, route, agent_id=wanted.agent_id, model=wanted.model, early=True)
         with pool.settle(permit) if permit else contextlib.nullcontext():
-            return await self.calls.offer(grant, offer, agent_id=wanted.agent_id, **options)
+            try:
+                return await self.calls.offer(grant, offer, agent_id=wanted.agent_id, **options)
+            except SessionFieldError as refused:
+                path = left_out_of(refused.error, grant.session) if isinstance(grant, LiveOffer) else None
+                about = {"resource": grant.resource, "agent_id": wanted.agent_id}
+                if path is None or not isinstance(grant, LiveOffer):
+                    log.error("live_session_refused", **about, param=shown_param(refused.error))
+                    raise
+                log.error("setting_refused", **about, field=shown_path(path))
+                again = replace(grant, session=without(grant.session, path))
+                return await self.calls.offer(again, offer, agent_id=wanted.agent_id, **options)
 
     async def _placed(
         self,
         request: Request[Any],
         accepted: AcceptedCall,
-        grant: EphemeralGrant,
+        grant: EphemeralGrant | LiveOffer,
         *,
         owner: Owner,
         agent: Agent,
@@ -266,8 +309,13 @@ class CallRelay:
                 accepted.answer, grant.endpoint, accepted.call_id, token, spec, owner, agent, resource.name, key
             )
 
-    def answer(self, call: PlacedCall, headers: Mapping[str, str]) -> Response:
-        """The 201 of a placed call, which is listened to from now on; the answer does not wait for that."""
+    def answer(
+        self, call: PlacedCall, headers: Mapping[str, str], *, shown: tuple[bytes, str] | None = None
+    ) -> Response:
+        """The 201 of a placed call, which is listened to from now on; the answer does not wait for that.
+
+        `shown` is its body and the body's type, where that is not the SDP alone.
+        """
         if call.call_id is not None:
             self.watched.watch(
                 call.owner,
@@ -279,7 +327,7 @@ class CallRelay:
                 limit_key=call.limit_key,
                 transport=call.transport,
             )
-        return _CallAnswer(self, call, headers)
+        return _CallAnswer(self, call, headers, shown or (call.answer, "application/sdp"))
 
     async def end(self, token: str, *, owner: Owner) -> None:
         """Hangs up the call of that id, of the owner's session.
@@ -320,8 +368,10 @@ class CallRelay:
 class _CallAnswer(Response):
     """The 201 of a call. If it can't be sent, the call is hung up and its place given back."""
 
-    def __init__(self, relay: CallRelay, call: PlacedCall, headers: Mapping[str, str]) -> None:
-        super().__init__(call.answer, 201, headers, media_type="application/sdp")
+    def __init__(
+        self, relay: CallRelay, call: PlacedCall, headers: Mapping[str, str], shown: tuple[bytes, str]
+    ) -> None:
+        super().__init__(shown[0], 201, headers, media_type=shown[1])
         self._relay = relay
         self._call = call
 
@@ -330,6 +380,17 @@ class _CallAnswer(Response):
             await super().__call__(scope, receive, send)
         if self._call.call_id is not None:
             self._relay.watched.delivered((self._call.endpoint, self._call.call_id))
+
+
+def _mints_of(chain: Chain, resource: Resource, route: str) -> Sequence[str]:
+    """The mints that come before an offer on this route; GPT-Live's has none."""
+    return () if route == LIVE_CALLS_ROUTE else chain.routes_of(resource)
+
+
+def shown_param(error: Mapping[str, Any]) -> str:
+    """What a refusal names, for the log: a path, and nothing else."""
+    param = error.get("param")
+    return param if isinstance(param, str) and _PARAM.fullmatch(param) else ""
 
 
 def _audit_entry(request: Request[Any], grant: EphemeralGrant, owner: Owner, agent_id: str) -> AuditEntry:

@@ -12,6 +12,7 @@ from strategies.chain import Chain, Link
 from strategies.health import BreakerState, BreakerStatus, Capability, Latencies
 from strategies.pool import Pool
 from strategies.session_model.session_fields import voice_name
+from strategies.voice_live_webrtc import VoiceLiveWebRtc, WebRtcAvailability
 from token_broker.api.status_schemas import (
     AgentVoice,
     LiveTimes,
@@ -70,6 +71,7 @@ class StatusSources:
     drain: Drain
     memory: Memory
     relay: Callable[[], RelayStatus]
+    availability: WebRtcAvailability
     ledger: UsageLedger
     budgets: Budgets | None
     leases: CallLeases
@@ -99,6 +101,7 @@ class StatusSources:
                 for each in self.pool.snapshot()
             ]
             status.clock_skew_s = self.clock_skew_s
+            status.voice_live_webrtc = list(self.availability.snapshot())
         return status
 
     def _service_level(self) -> ServiceLevel:
@@ -128,8 +131,10 @@ class StatusSources:
                 breaker = self.chain.pool.route_status(link.resource.name, link.strategy.name)
                 fields = {name: getattr(breaker, name) for name in BreakerStatus.__slots__}
                 found.append(StrategyStatus(**fields, do=advice_on(breaker.last_outcome), resource=link.resource.name))
+            elif isinstance(link, VoiceLiveWebRtc):
+                found.append(_unminted_status(link.name, self.plan_counters.signalled))
             else:
-                found.append(_proxy_status(link.name, self.plan_counters.degraded))
+                found.append(_unminted_status(link.name, self.plan_counters.degraded))
         return found
 
     @property
@@ -158,8 +163,8 @@ def _ratio(good: int, of: int) -> float | None:
     return round(good / of, 6) if of else None
 
 
-def _proxy_status(name: str, granted: int) -> StrategyStatus:
-    """The proxy's status in the shape of a breaker's: it has no breaker, and never fails."""
+def _unminted_status(name: str, granted: int) -> StrategyStatus:
+    """A strategy that mints nothing, in the shape of a breaker's status: it has no breaker, and never fails."""
     return StrategyStatus(
         name=name,
         breaker=BreakerState.CLOSED,

@@ -6,7 +6,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, TypedDict
 
@@ -15,9 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from strategies.base import EphemeralGrant, Grant, SignallingGrant
+from strategies.base import Attempt, EphemeralGrant, Grant, ProxyGrant, SignallingGrant
 from strategies.chain import Chain, ChainResult
 from strategies.pool import Pool
+from strategies.session_model.live_session import LIVE_ROUTE
 from token_broker.memory.types import Recall
 from token_broker.observability.events import Observer, TokenRequestEnded, TokenResult
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
@@ -31,15 +32,28 @@ from token_broker.usage.budgets import Budgets
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.requests import Problem, correlation_id, parse_json, public_base, read_body
 
-__all__ = ["ASKING_SHARE", "RETRY_AFTER_S", "TOKEN_OPERATIONS", "Minting", "RequestTrace", "TokenState", "create_token"]
+__all__ = [
+    "ASKING_SHARE",
+    "LIVE_GRANTED",
+    "RETRY_AFTER_S",
+    "TOKEN_OPERATIONS",
+    "Minting",
+    "RequestTrace",
+    "TokenState",
+    "create_token",
+]
 
 RETRY_AFTER_S = 5
+LIVE_GRANTED = ChainResult(SignallingGrant(LIVE_ROUTE), (Attempt(LIVE_ROUTE, "granted", 0.0, "asks nobody"),))
 ASKING_SHARE = 0.975  # of the budget; what is left is for the answer, also on a busy machine
 
 
 @dataclass(frozen=True, slots=True)
 class Minting:
-    """The parts that mint for an agent and make a plan of the grant."""
+    """The parts that mint for an agent and make a plan of the grant.
+
+    `live_agents` speak GPT-Live, which has no mint.
+    """
 
     settings: Settings
     agents: AgentRegistry
@@ -49,6 +63,7 @@ class Minting:
     plans: PlanMaker
     observe: Observer
     budgets: Budgets | None = None
+    live_agents: frozenset[str] = frozenset()
 
     def find_agent(self, agent_id: str | None) -> Agent:
         """The agent, or the default one for None. Raises Problem 404 naming the known ones."""
@@ -175,14 +190,20 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
     is_new = wanted.session_id is None and not principal.authenticated
     specs = TalkSpecs(settings, owner, None if is_new else minting.recall)
     trace.chain_began_s = time.monotonic()
-    trace.minted = await minting.chain.mint(
-        specs.of(agent, tuple(wanted.modalities), seen=False),  # the page opens it by itself
-        wanted=agent.wanted(owner.session_id),
-        deadline_s=trace.began_s + settings.token_budget_s * ASKING_SHARE,
-        sockets_only=_why_unminted(agent, owner),
-        signals=_may_signal(minting, callers, agent, owner),
-    )
+    if agent.id in minting.live_agents:
+        trace.minted = LIVE_GRANTED
+    else:
+        trace.minted = await minting.chain.mint(
+            specs.of(agent, tuple(wanted.modalities), seen=False),  # the page opens it by itself
+            wanted=agent.wanted(owner.session_id),
+            deadline_s=trace.began_s + settings.token_budget_s * ASKING_SHARE,
+            sockets_only=_why_unminted(agent, owner),
+            signals=_may_signal(minting, callers, agent, owner),
+        )
     grant = trace.minted.grant
+    if agent.foundry_agent is not None and isinstance(grant, ProxyGrant):
+        grant = replace(grant, strategy="foundry_agent")
+        trace.minted = replace(trace.minted, grant=grant)
     trace.model = minting.model_of(agent, grant, owner.session_id)
     if grant is None:
         minting.ensure_configured()
@@ -216,8 +237,8 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
 
 def _why_unminted(agent: Agent, owner: Owner) -> str:
     """Why nothing is minted for this talk; empty where something is."""
-    if agent.sockets_only:
-        return "this agent talks over WebSockets only"
+    if agent.unminted:
+        return f"nothing is minted for this agent, since {agent.unminted}"
     if not owner.narrowed.permits("webrtc", "webrtc_relay", "websocket") and owner.narrowed.permits("webrtc_websocket"):
         return "the request wants none of its transports"
     return ""

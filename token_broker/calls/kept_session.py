@@ -11,11 +11,11 @@ from typing import Any
 import structlog
 
 from strategies.base import SessionSpec
+from strategies.session_model.refused_field import field_to_leave_out, shown_path, without
 from strategies.session_model.running_session import agents_session
+from strategies.session_model.session_paths import Path
 from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.azure.socket import AzureSocket
-from token_broker.relay.confirmation.paths import Path
-from token_broker.relay.confirmation.refused_field import field_to_leave_out, shown_path, without
 from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import compact
 from token_broker.relay.talk_parts import TalkParts

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import httpx
 import structlog
@@ -17,7 +18,9 @@ import structlog
 from strategies.azure_calls import AcceptedCall, AzureCalls
 from strategies.base import EphemeralGrant
 from strategies.credentials import Credentials
+from strategies.endpoint import is_live_endpoint
 from strategies.errors import MintError, MisconfiguredError, TimedOutError
+from strategies.live_calls import Closes, LiveOffer, LiveSessions, never_closes
 from strategies.single_flight import SingleFlight
 from token_broker.calls.call_row import CallName, CallRow
 from token_broker.calls.leases import CallLeases
@@ -72,7 +75,7 @@ class Calls:
 
     `credentials_at` has the credentials by an endpoint's base URL: a call is hung up at the host that made it.
     `goes_on(endpoint, call_id)` asks Azure whether a call still can be joined, and raises MintError where it is not
-    known: Azure takes a hang-up, and the call may live all the same.
+    known: Azure takes a hang-up, and the call may live all the same. `closes_live` ends a session of GPT-Live's.
     """
 
     def __init__(
@@ -84,9 +87,15 @@ class Calls:
         max_talk_s: float,
         hang_up_timeout_s: float,
         goes_on: Callable[[str, str], Awaitable[bool]],
+        closes_live: Closes = never_closes,
         leases: CallLeases | None = None,
     ) -> None:
-        self._azure = {endpoint: AzureCalls(http, credentials) for endpoint, credentials in credentials_at.items()}
+        self._azure: dict[str, AzureCalls | LiveSessions] = {
+            endpoint: LiveSessions(http, credentials, closes_live)
+            if is_live_endpoint(endpoint)
+            else AzureCalls(http, credentials)
+            for endpoint, credentials in credentials_at.items()
+        }
         self._limits = limits
         self._max_talk_s = max_talk_s
         self._hang_up_timeout_s = hang_up_timeout_s
@@ -100,7 +109,7 @@ class Calls:
 
     async def offer(
         self,
-        grant: EphemeralGrant,
+        grant: EphemeralGrant | LiveOffer,
         offer: bytes,
         *,
         filtered: bool,
@@ -167,7 +176,7 @@ class Calls:
 
     async def _offer(
         self,
-        grant: EphemeralGrant,
+        grant: EphemeralGrant | LiveOffer,
         offer: bytes,
         *,
         filtered: bool,
@@ -181,9 +190,12 @@ class Calls:
             made.append(call_id)
             on_made(call_id)
 
-        azure = self._azure[grant.endpoint]
+        azure: Any = self._azure[grant.endpoint]  # of the same kind as the grant
         try:
-            return await azure.offer(grant, offer, filtered=filtered, timeout_s=timeout_s, named=named)
+            accepted: AcceptedCall = await azure.offer(
+                grant, offer, filtered=filtered, timeout_s=timeout_s, named=named
+            )
+            return accepted
         except BaseException:
             for call_id in made:
                 self._ended.discard((grant.endpoint, call_id))
@@ -240,7 +252,7 @@ class Calls:
             task.add_done_callback(self._checking.discard)
         self._limits.end(call_id)
 
-    async def _check_ended(self, azure: AzureCalls, call: CallName) -> None:
+    async def _check_ended(self, azure: AzureCalls | LiveSessions, call: CallName) -> None:
         """Hangs the call up again for as long as Azure lets us join it."""
         until_s = time.monotonic() + self._max_talk_s
         pause_s = _FIRST_CHECK_S

@@ -15,12 +15,16 @@ from typing import Any, Protocol
 import structlog
 
 from strategies.base import SessionSpec
+from strategies.endpoint import is_live_endpoint
+from strategies.session_model.live_session import delegates_to_responses
 from token_broker.calls.call_row import MADE, CallName, TakenCall
 from token_broker.calls.followed_calls import SharedEvents
 from token_broker.calls.leases import CallLeases
+from token_broker.calls.live_listener import LiveListener
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.sideband import CALL_OVER, CallListener
 from token_broker.relay.azure.socket import AzureSocket
+from token_broker.relay.live.sidebands import LiveSidebands
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.watchdog import BUDGET_USED
 from token_broker.security.limits import SessionLimits
@@ -59,7 +63,7 @@ class HangUp(Protocol):
 class _Watched:
     owner: Owner
     endpoint: str
-    listener: CallListener
+    listener: CallListener | LiveListener
     usage: TalkUsage
     task: "asyncio.Task[None] | None" = None
     ending: Ending | None = None  # why we have ended it
@@ -82,7 +86,9 @@ class WatchedCalls:
         leash: Leash | None = None,
         leases: CallLeases | None = None,
         shared: SharedEvents | None = None,
+        sidebands: LiveSidebands | None = None,
     ) -> None:
+        self._sidebands = sidebands or LiveSidebands(parts.connector.join_call)
         self._streams = CallStreams() if shared is None else CallStreams(shared.told)
         self._parts = parts
         self._hang_up = hang_up
@@ -132,27 +138,32 @@ class WatchedCalls:
             of_talk = other.owner.talk_id == owner.talk_id and other.owner.session_id == owner.session_id
             if is_new and of_talk and other_id != call_id:
                 self.end(other_id, _REPLACED)
-        usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect="ga", seen=True)
-        usage.expect(resource, "ga")
+        is_live = is_live_endpoint(endpoint)
+        dialect = "live" if is_live else "ga"
+        usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect=dialect, seen=True)
+        usage.expect(resource, dialect)
         if unheard_s is not None:
-            usage.went_live(resource, "ga", unheard_s=unheard_s)
+            usage.went_live(resource, dialect, unheard_s=unheard_s)
         page = self.streams.of(owner.session_id, call_id)
-        listener = CallListener(
-            self._parts,
-            owner=owner,
-            agent=agent,
-            spec=spec,
-            resource=resource,
-            lasts_s=longest_s if lasts_s is None else lasts_s,
-            hang_up=partial(self.end, call_id),
-            holds_place=partial(self._limits.keeps, call_id),
-            greets=partial(self._level.greets, owner.talk_id) if is_new else lambda: False,
-            page=page,
-            joined=joined,
-            confirm=None if self._leases is None else self._leases.confirm,
-            usage=usage,
-            transport=transport,
-        )
+        about: dict[str, Any] = {
+            "owner": owner,
+            "agent": agent,
+            "resource": resource,
+            "lasts_s": longest_s if lasts_s is None else lasts_s,
+            "hang_up": partial(self.end, call_id),
+            "holds_place": partial(self._limits.keeps, call_id),
+            "greets": partial(self._level.greets, owner.talk_id) if is_new else lambda: False,
+            "page": page,
+            "confirm": None if self._leases is None else self._leases.confirm,
+            "usage": usage,
+            "transport": transport,
+        }
+        listener: CallListener | LiveListener
+        if is_live:
+            backend = delegates_to_responses(spec)
+            listener = LiveListener(self._parts, self._sidebands, **about, backend=backend)
+        else:
+            listener = CallListener(self._parts, **about, spec=spec, joined=joined)
         call = _Watched(owner, endpoint, listener, usage)
         self._calls[call_id] = call
         self._level.begin(owner)
@@ -196,6 +207,13 @@ class WatchedCalls:
         """Whose call of that id this process listens to; None where it listens to no such call."""
         call = self._calls.get(call_id)
         return None if call is None else call.owner
+
+    def live_call(self, call_id: str, owner: Owner) -> LiveListener | None:
+        """The owner's session with GPT-Live of that id, where this process listens to it."""
+        call = self._calls.get(call_id)
+        is_theirs = call is not None and call.owner.session_id == owner.session_id
+        listener = call.listener if call is not None and is_theirs else None
+        return listener if isinstance(listener, LiveListener) else None
 
     def endpoint_of(self, call_id: str, owner: Owner) -> str | None:
         """The host of the owner's call of that id; None where this process listens to no such call of theirs."""

@@ -18,11 +18,21 @@ from strategies.health import BreakerStatus, percentiles
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.observability.events import Observer, TalkEnded, null_observer
 from token_broker.observability.logging import Redactor, bind_ids, own_secrets
-from token_broker.relay.adapters import CompatEndpoint, ProtocolAdapter, ProxyAdapter, compat_adapter, query_values
+from token_broker.relay.adapters import (
+    CompatAdapter,
+    CompatEndpoint,
+    ProtocolAdapter,
+    ProxyAdapter,
+    compat_adapter,
+    query_values,
+)
 from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, AdmittedClient, RefusedError
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import Directions, RelayCounters, RelayStatus, ResourceUse, UpstreamStatus
+from token_broker.relay.live.faces import CompatFace, ProxyFace
+from token_broker.relay.live.talk import LiveTalk
+from token_broker.relay.live.upstream import LiveUpstreams
 from token_broker.relay.media.control_socket import CallConnector
 from token_broker.relay.media.media_adapter import MediaAdapter
 from token_broker.relay.media.media_talk import MediaTalk
@@ -56,6 +66,14 @@ _NO_TRANSCRIPTION = Problem(
     400,
     "transcription_not_served",
     "Sessions that only transcribe are not served here: an agent would answer. Leave intent out to begin a talk.",
+)
+_SPEAKS_LIVE = Problem(
+    400, "speaks_live", "This agent talks by GPT-Live: connect to /v1/live/sessions, with the clients' `live` resource."
+)
+_SPEAKS_REALTIME = Problem(
+    400,
+    "speaks_realtime",
+    "This agent does not talk by GPT-Live: connect to /v1/realtime, with the `realtime` resource.",
 )
 
 
@@ -105,6 +123,8 @@ class VoiceRelay:
         self._drain = drain
         self._counters = RelayCounters()
         self._talks: set[Talk | MediaTalk] = set()
+        self._live_talks: set[LiveTalk] = set()
+        self._live_upstreams = LiveUpstreams(connector, timeout_s=settings.proxy_connect_timeout_s)
         self.parts = TalkParts(
             settings=settings,
             agents=agents,
@@ -121,14 +141,14 @@ class VoiceRelay:
     @property
     def active(self) -> int:
         """The number of talks that run now."""
-        return len(self._talks)
+        return len(self._talks) + len(self._live_talks)
 
     def snapshot(self) -> RelayStatus:
         """The relay's status now, running talks and the calls that are listened to included."""
         counters = self._counters
-        for talk in self._talks:
+        for talk in (*self._talks, *self._live_talks):
             talk.book()
-        running = [*(talk.counters for talk in self._talks), *counters.listened.values()]
+        running = [*(talk.counters for talk in (*self._talks, *self._live_talks)), *counters.listened.values()]
         totals = counters.totals(running)
         return RelayStatus(
             active=self.active,
@@ -173,19 +193,19 @@ class VoiceRelay:
 
     def end_where(self, refused: Callable[[str, str | None], bool]) -> None:
         """Ends the talks for which `refused` is true of principal and session: the operator has blocked them."""
-        for talk in self._talks:
+        for talk in (*self._talks, *self._live_talks):
             if refused(talk.owner.principal, talk.owner.session_id):
                 talk.end(BLOCKED)
 
     def end_session(self, owner: Owner) -> None:
         """Ends the talks of an erased session of `owner`: no turn of them could be kept any more."""
-        for talk in self._talks:
+        for talk in (*self._talks, *self._live_talks):
             if talk.owner.session_id == owner.session_id and talk.owner.principal == owner.principal:
                 talk.end(SESSION_GONE)
 
     async def proxy(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The plan's proxy (docs/api.md §5.1): a plan's ticket opens it, once. With `?media=webrtc` it carries the
-        signalling and the events of a talk by WebRTC (§5.6).
+        signalling and the events of a talk by WebRTC (§5.10).
         """
         if scope["type"] != "websocket":
             await _upgrade_required(scope, receive, send)
@@ -207,7 +227,16 @@ class VoiceRelay:
                 log.debug("client_left_first", code=ending.code)
             return
         with lease:
-            await self._talk(scope, receive, send, admitted, adapter)
+            is_live = self._speaks_live(admitted)
+            await self._talk(scope, receive, send, admitted, ProxyFace() if is_live else adapter)
+
+    async def live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The socket of the official clients' `live` resource (docs/api.md §6.7)."""
+        if scope["type"] != "websocket":
+            await _upgrade_required(scope, receive, send)
+            return
+        await receive()
+        await self._admit(scope, receive, send, name="live", face=CompatFace(), speaks_live=True)
 
     async def compat(self, endpoint: CompatEndpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """A compatible endpoint (docs/api.md §6.4): any credential of the broker's opens it, for its own session."""
@@ -221,29 +250,54 @@ class VoiceRelay:
         if "transcription" in query_values(scope, "intent"):
             await _deny(scope, receive, send, _NO_TRANSCRIPTION)
             return
+        adapter = compat_adapter(endpoint, scope)
+        await self._admit(scope, receive, send, name=endpoint.name, face=adapter, speaks_live=False)
+
+    async def _admit(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        name: str,
+        face: ProtocolAdapter | CompatFace,
+        speaks_live: bool,
+    ) -> None:
+        """Admits an official client, whose endpoint is one for GPT-Live or not, and carries its talk."""
         try:
             admitted = self._admission.by_any(scope)
+            if self._speaks_live(admitted) != speaks_live:
+                raise _SPEAKS_REALTIME if speaks_live else _SPEAKS_LIVE
             await self._admission.ensure_budget(admitted)
             lease = await self._admission.enter(admitted, counted=True)
         except Problem as problem:
             if isinstance(problem, RefusedError):
-                self._note_refusal(problem.ending, compat=endpoint.name)
+                self._note_refusal(problem.ending, compat=name)
             await _deny(scope, receive, send, problem)
             return
         with lease:
             await send(_accepted(scope))
-            await self._talk(scope, receive, send, admitted, compat_adapter(endpoint, scope))
+            await self._talk(scope, receive, send, admitted, face)
+
+    def _speaks_live(self, admitted: AdmittedClient) -> bool:
+        return admitted.agent.speaks_live(self.parts.connector.pool.resources)
 
     def _note_refusal(self, ending: Ending, **ids: str) -> None:
         self._counters.closes[ending.code] += 1
         log.info("talk_refused", **ids, code=ending.code, reason=ending.reason)
 
     async def _talk(
-        self, scope: Scope, receive: Receive, send: Send, admitted: AdmittedClient, adapter: ProtocolAdapter
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        admitted: AdmittedClient,
+        adapter: ProtocolAdapter | ProxyFace | CompatFace,
     ) -> None:
         owner, agent = self._level.of(admitted.owner), admitted.agent
         self._level.begin(owner)
-        transport = adapter.transport if adapter.dialect is None else "compat"
+        is_official = isinstance(adapter, CompatFace | CompatAdapter)
+        transport = "compat" if is_official else adapter.transport
         usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect="", seen=True)
         client = TalkClient.of(scope, receive, send)
         about: dict[str, Any] = {
@@ -255,13 +309,18 @@ class VoiceRelay:
             "leash": None if self._leash is None else partial(self._leash.hold, usage, admitted.limit_key),
             "age_s": self._level.age_s(owner.talk_id),
         }
-        talk: Talk | MediaTalk
-        if isinstance(adapter, MediaAdapter) and self._calls is not None:
+        talk: Talk | MediaTalk | LiveTalk
+        if isinstance(adapter, ProxyFace | CompatFace):
+            talk = LiveTalk(self.parts, self._live_upstreams, adapter, client, **about)
+        elif isinstance(adapter, MediaAdapter) and self._calls is not None:
             talk = MediaTalk(self.parts, adapter, client, calls=self._calls, **about)
         else:
             talk = Talk(self.parts, adapter, client, **about)
         self._counters.sessions += 1
-        self._talks.add(talk)
+        if isinstance(talk, LiveTalk):
+            self._live_talks.add(talk)
+        else:
+            self._talks.add(talk)
         self._drain.add(talk)
         ending = GOING_AWAY  # what counts if the server cancels this task before the talk ends by itself
         began_s = time.monotonic()
@@ -287,6 +346,7 @@ class VoiceRelay:
             )
         finally:
             self._talks.discard(talk)
+            self._live_talks.discard(talk)
             self._drain.remove(talk)
             self._counters.finish(talk.counters, ending.code)
             usage.end(ending.outcome)

@@ -1,15 +1,15 @@
 """One agent: what it is told, how it speaks and listens, what it may do. docs/agents.md describes each key."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal, Protocol
 
 import httpx
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
 
-from strategies.resources import Wanted
-from strategies.session_model.agent_settings import CLIENT_MAY_SET, AgentSettings, ClientSetting, Dialect, Voice
-from token_broker.resources import ModelFamily
+from strategies.resources import Resource, Wanted, is_allowed
+from strategies.session_model.agent_settings import CLIENT_MAY_SET, AgentSettings, AnyDialect, ClientSetting, Voice
+from token_broker.resources import ModelFamily, family_of
 from token_broker.sessions.agent_tools import (
     BuiltinName,
     FunctionTool,
@@ -34,6 +34,7 @@ __all__ = [
     "checked_voice",
 ]
 
+LIVE_FAMILY = "gpt-live"
 _VOICE_CHARS = 256
 
 AgentId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -118,7 +119,7 @@ class Agent(AgentKeys):
 
     id: str
     name: str
-    voices: Mapping[Dialect, Voice]
+    voices: Mapping[AnyDialect, Voice]
     instructions: str = Field(repr=False)
     handoff_ids: tuple[str, ...] = ()
     guardrail: Guardrail | None = None
@@ -162,6 +163,11 @@ class Agent(AgentKeys):
             return "its guardrail is closed"
         return ""
 
+    @property
+    def unminted(self) -> str:
+        """Why nothing is minted for it, and no call is made with what was minted; empty where it is."""
+        return "it is defined at Azure" if self.foundry_agent is not None else self.sockets_only
+
     @cached_property
     def asks_page(self) -> bool:
         """Whether the page answers some of its calls: then it has to get the events that tell of them."""
@@ -174,6 +180,13 @@ class Agent(AgentKeys):
     def is_seen(self) -> bool:
         """Whether every talk of it has to be seen, so that no plan has an unseen transport."""
         return self.control == "required" or self.guardrail is not None or bool(self.sockets_only)
+
+    def speaks_live(self, resources: Sequence[Resource]) -> bool:
+        """Whether GPT-Live is its model, by its own word, by the model's name, or as all of its `resources` have it."""
+        if self.model_family is not None or self.model is not None:
+            return (self.model_family or family_of(self.model or "")) == LIVE_FAMILY
+        families = {each.model_family for each in resources if is_allowed(each, self.wanted(""))}
+        return families == {LIVE_FAMILY}
 
     @property
     def secrets(self) -> tuple[SecretStr, ...]:

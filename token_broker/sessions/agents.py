@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from strategies.resources import Resource, is_allowed
-from strategies.session_model.agent_settings import LEFT_OUT, Dialect, ToolChoice
+from strategies.session_model.agent_settings import LEFT_OUT, AnyDialect, ToolChoice
 from strategies.session_model.azure_schema import schema_faults
 from strategies.session_model.session_fields import value_at
 from token_broker.resources import fault_lines
@@ -44,9 +44,13 @@ __all__ = [
 BUILT_IN = Path(__file__).with_name("agents.toml")
 
 _AZURE_VOICE = re.compile(r"[a-z]{2,3}-[A-Za-z]{2,4}-.*")
-_VOICE_FIELDS: Mapping[Dialect, str] = {"ga": "audio.output.voice", "preview": "voice"}
+_VOICE_FIELDS: Mapping[AnyDialect, str] = {
+    "ga": "audio.output.voice",
+    "preview": "voice",
+    "live": "audio.output.voice",
+}
 # Raw fields that have a key of their own, because the broker has to know them.
-_OWN_KEYS: Mapping[Dialect, Mapping[str, str]] = {
+_OWN_KEYS: Mapping[AnyDialect, Mapping[str, str]] = {
     "ga": {
         "type": "",
         "model": "model",
@@ -59,6 +63,14 @@ _OWN_KEYS: Mapping[Dialect, Mapping[str, str]] = {
         "instructions": "instructions",
         "tools": "tools",
         "voice": "voices.preview",
+    },
+    "live": {
+        "model": "model",
+        "instructions": "instructions",
+        "delegation.responses.tools": "tools",
+        "audio": "voices.live",
+        "client": "",
+        "input": "",
     },
 }
 
@@ -75,6 +87,7 @@ class _Voices(BaseModel):
 
     ga: _Voice = None
     preview: _Voice = None
+    live: _Voice = None
 
 
 class _Entry(AgentKeys):
@@ -127,12 +140,20 @@ def load_agents(path: Path | None = None) -> AgentRegistry:
 
 
 def ensure_resources(agents: AgentRegistry, resources: Sequence[Resource]) -> None:
-    """Raises AgentsFileError, with a line for each agent whose zones and resources match none of `resources`."""
+    """Raises AgentsFileError, with a line for each agent whose zones and resources match none of `resources`.
+
+    And one for each guardrail of an agent that speaks GPT-Live, which answers by itself.
+    """
     known = ", ".join(f"{each.name} (zone {each.zone})" if each.zone else each.name for each in resources)
     faults = [
         f"agents.{agent.id}: zones and resources match none of the Azure resources: {known}"
         for agent in agents.values()
         if resources and not any(is_allowed(each, agent.wanted("")) for each in resources)
+    ]
+    faults += [
+        f"agents.{agent.id}.guardrail: GPT-Live answers while it listens, so nothing can be held back for a guardrail"
+        for agent in agents.values()
+        if agent.guardrail is not None and agent.speaks_live(resources)
     ]
     if faults:
         raise AgentsFileError("\n".join(faults))
@@ -249,7 +270,7 @@ def _voice_faults(agent: Agent) -> Iterator[str]:
     for dialect, voice in agent.voices.items():
         if isinstance(voice, str):
             continue
-        needed = "id" if dialect == "ga" else "type"
+        needed = "type" if dialect == "preview" else "id"
         if needed not in voice:
             yield f"voices.{dialect}.{needed}: missing; a table has it"
         yield from (

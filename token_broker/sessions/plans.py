@@ -12,9 +12,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 from urllib.parse import quote
 
-from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec, SignallingGrant, SpecSupplier
+from strategies.base import EphemeralGrant, Grant, SessionSpec, SignallingGrant, SpecSupplier
 from strategies.pool import Outlook, Pool
 from strategies.resources import Resource, Wanted
+from strategies.session_model.agent_settings import AnyDialect
+from strategies.session_model.live_session import LIVE_ROUTE, LIVE_ROUTES, live_voice
 from strategies.session_model.session_fields import voice_name
 from token_broker.memory.types import Recall
 from token_broker.resources import family_of
@@ -126,6 +128,7 @@ class PlanMaker:
         been read. Raises Problem 409 where no transport is left.
         """
         unseen = self.unseen.permits(agent, owner, knows_blocked=knows_blocked)
+        is_live = grant.strategy == LIVE_ROUTE
         now = datetime.now(UTC).replace(microsecond=0)
         minted = grant if isinstance(grant, EphemeralGrant) else None
         if minted is not None:
@@ -133,7 +136,7 @@ class PlanMaker:
         else:
             # The resource that a proxied talk would ask first.
             wanted = agent.wanted(owner.session_id)
-            outlook, first = self._proxy_outlook(wanted, grant), next(iter(self._pool.order(wanted)), None)
+            outlook, first = self._proxy_outlook(wanted, grant, agent), next(iter(self._pool.order(wanted)), None)
         model = agent.model or (first.model if first else self._settings.model)
         opens = None
         # With BROKER_ATTACH_CHECK=off the id is not asked for, and a mint may have none.
@@ -146,12 +149,18 @@ class PlanMaker:
         if minted is not None:
             direct = self._direct(minted, owner, public_base, session_token, now, model=model, agent=agent)
             connections += direct if unseen else [each for each in direct if each.transport == "webrtc_relay"]
-        if isinstance(grant, SignallingGrant):
+        own: AnyDialect | None = None if agent.foundry_agent is None else "ga"
+        if is_live and self.unseen.permits_live_calls(agent, owner, knows_blocked=knows_blocked):
+            connections.append(self._relay(owner, public_base, session_token, now, grant=None, agent=agent))
+        elif isinstance(grant, SignallingGrant) and not is_live:
             connections.append(
-                self._socket("webrtc_websocket", owner, agent, public_base=public_base, now=now, dialect="preview")
+                self._socket(
+                    "webrtc_websocket", owner, agent, public_base=public_base, now=now, dialect=own or "preview"
+                )
             )
         if "websocket_proxy" in self._settings.token_strategies:
-            dialect = self._proxy_dialects[first.name] if first else self._settings.proxy_dialect
+            dialect: AnyDialect = own or (self._proxy_dialects[first.name] if first else self._settings.proxy_dialect)
+            dialect = "live" if is_live else dialect
             connections.append(
                 self._socket("websocket_proxy", owner, agent, public_base=public_base, now=now, dialect=dialect)
             )
@@ -177,13 +186,16 @@ class PlanMaker:
             correlation_id=correlation_id,
         )
 
-    def _proxy_outlook(self, wanted: Wanted, grant: Grant) -> Outlook:
+    def _proxy_outlook(self, wanted: Wanted, grant: Grant, agent: Agent) -> Outlook:
         """What to expect of the proxy: poor where each permitted resource is known to be down by all of its routes."""
         poor = Outlook("poor")
         for resource in self._pool.allowed(wanted):
             alone = replace(wanted, zones=(), resources=(resource.name,))
-            own = (grant.strategy,) if isinstance(grant, SignallingGrant) and resource.name == grant.resource else ()
-            outlook = self._pool.outlook(alone, (*own, *self._upstreams[resource.name]))
+            signalled = isinstance(grant, SignallingGrant) and resource.name == grant.resource
+            own = (grant.strategy,) if signalled else ()
+            usual = self._upstreams[resource.name] if agent.foundry_agent is None else ("foundry_agent",)
+            routes = LIVE_ROUTES if grant.strategy == LIVE_ROUTE else (*own, *usual)
+            outlook = self._pool.outlook(alone, routes)
             if outlook.state == "good":
                 return outlook
             waits_s = [each for each in (poor.retry_after_s, outlook.retry_after_s) if each is not None]
@@ -205,7 +217,6 @@ class PlanMaker:
         # Measured on our own monotonic clock: Azure's expiry is a time of Azure's clock, and clocks differ.
         left_s = max(0, math.floor(grant.expires_in_s - (time.monotonic() - grant.received_at_s)))
         expires_at = grant.expires_at.replace(microsecond=0)
-        lasting_s = self._session_token_ttl_s
         filters = self._settings.webrtc_filter == "on" and not agent.asks_page  # calls do not pass Azure's filter
         filtered = "?webrtcfilter=on" if filters else ""
         connections: list[Connection] = [
@@ -218,14 +229,7 @@ class PlanMaker:
                 voice=grant.voice,
                 resource=grant.resource,
             ),
-            RelayConnection(
-                url=f"{public_base}{_PREFIX}/realtime/calls?session_id={owner.session_id}",
-                token=session_token,
-                expires_at=now + timedelta(seconds=lasting_s),
-                expires_in_s=lasting_s,
-                dialect=grant.dialect,
-                voice=grant.voice,
-            ),
+            self._relay(owner, public_base, session_token, now, grant=grant, agent=agent),
         ]
         if self._settings.direct_websocket == "on" and grant.dialect == "ga":
             connections.append(
@@ -242,6 +246,26 @@ class PlanMaker:
             )
         return connections
 
+    def _relay(
+        self,
+        owner: Owner,
+        public_base: str,
+        token: str,
+        now: datetime,
+        *,
+        grant: EphemeralGrant | None,
+        agent: Agent,
+    ) -> RelayConnection:
+        """A call that the broker sets up, as the grant says, or with GPT-Live, which has no grant."""
+        return RelayConnection(
+            url=f"{public_base}{_PREFIX}/realtime/calls?session_id={owner.session_id}",
+            token=token,
+            expires_at=now + timedelta(seconds=self._session_token_ttl_s),
+            expires_in_s=self._session_token_ttl_s,
+            dialect="live" if grant is None else grant.dialect,
+            voice=voice_name(live_voice(agent.voices)) if grant is None else grant.voice,
+        )
+
     def _socket(
         self,
         transport: Literal["webrtc_websocket", "websocket_proxy"],
@@ -250,7 +274,7 @@ class PlanMaker:
         *,
         public_base: str,
         now: datetime,
-        dialect: Dialect,
+        dialect: AnyDialect,
     ) -> WebSocketConnection:
         """A WebSocket of the broker's own. Each has a ticket of its own, which works once."""
         ticket = self._signer.ticket(owner, agent_id=agent.id, ttl_s=TICKET_TTL_S)
@@ -262,5 +286,5 @@ class PlanMaker:
             expires_at=now + timedelta(seconds=TICKET_TTL_S),
             expires_in_s=TICKET_TTL_S,
             dialect=dialect,
-            voice=voice_name(agent.voices[dialect]),
+            voice=voice_name(live_voice(agent.voices) if dialect == "live" else agent.voices[dialect]),
         )

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from strategies.session_model.agent_settings import Dialect
+from strategies.session_model.agent_settings import AnyDialect
 from token_broker.web.requests import whole_number
 
 __all__ = [
@@ -183,7 +183,7 @@ class _Connection(BaseModel):
     url: str
     expires_at: datetime
     expires_in_s: int = Field(description="What is left; go by this, clocks are wrong.")
-    dialect: Dialect
+    dialect: AnyDialect
     voice: str
     resource: str | None = Field(
         None, description="The Azure resource that it is bound to; null where the broker chooses one when it is used."

@@ -11,10 +11,12 @@ from starlette.types import Receive, Scope, Send
 from token_broker.simulator import azure_errors
 from token_broker.simulator.asgi_answers import respond_error
 from token_broker.simulator.calls.ongoing import OngoingCalls
+from token_broker.simulator.calls.voice_agents import VoiceAgents
 from token_broker.simulator.calls.voice_live_calls import VoiceLiveCalls
 from token_broker.simulator.config import SimulatorConfig
 from token_broker.simulator.fault_middleware import FaultMiddleware
 from token_broker.simulator.faults.control import Control
+from token_broker.simulator.live.live_routes import LiveRoutes
 from token_broker.simulator.mint import Mint
 from token_broker.simulator.realtime.call_routes import CallRoutes
 from token_broker.simulator.realtime.sockets import RealtimeSockets
@@ -57,6 +59,8 @@ class Simulator:
                 *Mint(self.resource).routes(),
                 *CallRoutes(self.resource, self._calls).routes(),
                 *sockets.routes(),
+                *VoiceAgents(self.resource, self._calls, sockets).routes(),
+                *LiveRoutes(self.resource, self._calls, sockets).routes(),
                 *VoiceLiveCalls(self.resource, self._calls, sockets).routes(),
             ],
             exception_handlers={

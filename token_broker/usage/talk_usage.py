@@ -14,6 +14,8 @@ __all__ = ["LEAST_ANSWER_TOKENS", "MOVED", "CountedReport", "TalkUsage", "UsageR
 LEAST_ANSWER_TOKENS = 4096
 """What an answer is taken to have cost whose usage nobody knows, unless the talk had a larger one."""
 
+_BILLED_BY_TIME = "live"  # GPT-Live's dialect
+_MOST_BILLED_S = 604_800.0
 _KEPT = 10_000  # ids of answers and items: more than a talk of two hours has
 
 
@@ -38,6 +40,7 @@ class UsageRow:
     responses: int = 0
     unmeasured: int = 0
     tools_run: int = 0
+    billed_ms: int | None = None  # where Azure bills by time, as it says itself
     is_exact: bool = True  # nothing in it is known to be missing
     is_dirty: bool = True
 
@@ -131,6 +134,19 @@ class TalkUsage:
         self._unheard_us = 0
         self._begun = BoundedDict[str, UsageRow](_KEPT)  # answers under way
         self._counted = BoundedDict[str, None](_KEPT)
+        self._billed = BoundedDict[str, int](_KEPT)  # milliseconds, by session of Azure's
+
+    def azure_billed(self, session_id: str, seconds: object, *, resource: str, dialect: str) -> None:
+        """Counts how long Azure bills a session, in all so far: the highest finite number counts, anything else not."""
+        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not is_number or not 0 <= seconds < _MOST_BILLED_S:  # type: ignore[operator]  # NaN is none of these
+            return
+        known = self._billed.get(session_id, 0)
+        row = self._row(resource, dialect)
+        more_ms = max(0, round(seconds * 1000) - known)  # type: ignore[operator]
+        row.billed_ms = (row.billed_ms or 0) + more_ms
+        row.is_dirty = True
+        self._billed[session_id] = known + more_ms
 
     def azure_sent(self, event: Mapping[str, Any], *, resource: str, dialect: str) -> None:
         """Counts what one of Azure's events says; any other event is left alone."""
@@ -246,6 +262,7 @@ class TalkUsage:
 
     def values(self, row: UsageRow) -> dict[str, Any]:
         """The row as the store keeps it."""
+        live_ms = None if row.live_us is None else row.live_us // 1000
         is_over = self.observers <= 0
         return {
             "talk_id": self.owner.talk_id,
@@ -259,7 +276,8 @@ class TalkUsage:
             "transport": self.transport,
             "dialect": row.dialect,
             "started_at_us": row.started_us,
-            "live_ms": None if row.live_us is None else row.live_us // 1000,
+            # Where Azure bills by time, what it says; has it said nothing, that is unknown.
+            "live_ms": row.billed_ms if row.dialect == _BILLED_BY_TIME else live_ms,
             **row.counts,
             "responses": row.responses if self.seen else None,
             "unmeasured": row.unmeasured if self.seen else None,

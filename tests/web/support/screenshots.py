@@ -19,7 +19,7 @@ _BOTH_HEARD = "new Promise((resolve) => setTimeout(resolve, 2600))"
 
 async def take(folder: Path) -> None:
     """Writes `talk-light.png`, `talk-dark.png`, `health-light.png`, `health-dark.png` and `talk-phone.png`."""
-    with tempfile.TemporaryDirectory() as name, run_demo(Path(name)) as demo:
+    with tempfile.TemporaryDirectory() as name, run_demo(Path(name), echo=False) as demo:
         async with open_browser(_microphone(Path(name) / "said.wav")) as browser:
             await _ask_for_plans(demo)
             for scheme in ("light", "dark"):

@@ -13,9 +13,10 @@ from token_broker.relay.answers.actions import Reason
 __all__ = ["TurnClock", "TurnLatency", "WaitFrom"]
 
 Event = Mapping[str, Any]
-WaitFrom = Literal["speech_stopped", "commit"]
+WaitFrom = Literal["speech_stopped", "commit", "transcript_end"]
 """What begins a wait. `speech_stopped`: Azure noticed that the user stopped; the silence that turn detection waits for
-lies before it, and is not inside. `commit`: the client committed the speech, and no such silence is anywhere."""
+lies before it, and is not inside. `commit`: the client committed the speech, and no such silence is anywhere.
+`transcript_end`: the last word of the transcript ends there, on the timeline of Azure's session."""
 
 _RESPONSE_ID = re.compile(r'"response_id"\s*:\s*"([^"\\]*)"')
 _NO_ANSWERS: frozenset[Reason | None] = frozenset({"greeting", "say"})  # the agent speaks, and answers nothing

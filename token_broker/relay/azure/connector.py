@@ -20,11 +20,13 @@ from pydantic import SecretStr
 
 from strategies.base import SpecSupplier
 from strategies.credentials import Authorization, Credentials
+from strategies.endpoint import is_live_endpoint
 from strategies.errors import (
     KeysDisabledError,
     MintError,
     MisconfiguredError,
     RateLimitedError,
+    RejectedError,
     TimedOutError,
     TransientError,
 )
@@ -66,7 +68,18 @@ NO_SUCH_CALL = frozenset({404, 410})  # what joining a call is answered with tha
 _UNFIT_S = 60.0  # for an agent whose session was refused there: an operator has to act
 _UNFIT_KEPT = 1_000
 
+# What a Foundry agent's refusals mean (docs/azure.md §12.2): they are about the agent, not about the resource.
+_OF_FOUNDRY: Mapping[int | None, str] = {
+    400: "the Foundry agent is of a kind that takes no such talk; its operator has to act",
+    404: "there is no such Foundry agent, or it has no WebRTC; its operator has to act",
+    409: "the Foundry agent is disabled; its operator has to act",
+}
+
 _Candidate = tuple[Resource, Route]
+
+
+class AgentRefusedError(RejectedError):
+    """Azure does not let this agent, which is defined there, take the talk. The text is for clients, too."""
 
 
 class UpstreamConnector:
@@ -123,6 +136,10 @@ class UpstreamConnector:
             for route in routes
         }
 
+    def credentials_of(self, resource: str) -> Credentials | None:
+        """The credentials of the resource of that name."""
+        return self._credentials.get(resource)
+
     def resource(self, name: str) -> Resource:
         """The resource of that name, which an open connection has."""
         return self.pool.by_name[name]
@@ -176,11 +193,17 @@ class UpstreamConnector:
         raise NoUpstreamError(ending)
 
     async def join_call(self, endpoint: str, call_id: str) -> AzureSocket:
-        """The sideband of a WebRTC call at `endpoint` (docs/azure.md §5.4), within the limit. Raises MintError."""
-        url = f"{endpoint}/openai/v1/realtime?call_id={quote(call_id, safe='')}"
+        """The sideband of a WebRTC call at `endpoint` (docs/azure.md §5.4, §12.3), within the limit.
+
+        Raises MintError.
+        """
+        name = quote(call_id, safe="")
+        url = f"{endpoint}/openai/v1/realtime?call_id={name}"
+        if is_live_endpoint(endpoint):
+            url = f"{endpoint}/{name}/attach"
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._opened(
+                return await self.open_socket(
                     url, asyncio.get_running_loop().time() + self._timeout_s, self._at_endpoint.get(endpoint)
                 )
         except TimeoutError:
@@ -258,12 +281,21 @@ class UpstreamConnector:
         and TimeoutError at `deadline_s` of the loop's clock.
         """
         credentials = self._credentials.get(resource.name)
+        url = f"{route.url_of(model or resource.model)}{query}"
         if not route.takes_keys and credentials is not None and (credentials := credentials.without_key()) is None:
             raise MisconfiguredError("this service takes Entra alone, and AZURE_VOICELIVE_AUTH is key")
-        return await self._opened(f"{route.url_of(model or resource.model)}{query}", deadline_s, credentials)
+        try:
+            return await self.open_socket(url, deadline_s, credentials)
+        except MintError as error:
+            if route.name == "foundry_agent" and (why := _OF_FOUNDRY.get(error.status)) is not None:
+                raise AgentRefusedError(why, status=error.status, code=error.code) from None
+            raise
 
-    async def _opened(self, url: str, deadline_s: float, credentials: Credentials | None) -> AzureSocket:
-        """A socket opened with the key, or with Entra where the resource has keys disabled."""
+    async def open_socket(self, url: str, deadline_s: float, credentials: Credentials | None) -> AzureSocket:
+        """A socket opened with the key, or with Entra where the resource has keys disabled. Raises MintError.
+
+        TimeoutError where its time is over.
+        """
         if credentials is None:
             raise MisconfiguredError("there is no credential for this endpoint")
         authorization = await current_authorization(credentials, deadline_s)
@@ -408,6 +440,8 @@ def ending_of(error: MintError) -> Ending:
             return Ending(UPSTREAM_FAILED, "Azure takes no more talks just now: ask for a new plan in a moment")
         case SessionRefusedError():
             return SESSION_REFUSED
+        case AgentRefusedError():
+            return Ending(UPSTREAM_FAILED, str(error), "agent_refused", told=True)
         case MisconfiguredError():
             return Ending(UPSTREAM_FAILED, "Azure refused the broker; its operator has to act")
         case _:

@@ -29,6 +29,7 @@ __all__ = [
     "SessionRefusedError",
     "TakenSession",
     "current_authorization",
+    "expiry_of",
     "expiry_s",
     "handshake_error",
     "refusal_of",
@@ -131,11 +132,18 @@ def expiry_s(frames: Sequence[str]) -> float | None:
         if event_type(frame) not in SESSION_EVENTS:
             continue
         session = parsed(frame).get("session")
-        at_s = session.get("expires_at") if isinstance(session, dict) else None
-        if isinstance(at_s, int | float) and not isinstance(at_s, bool):
-            left_s = at_s - time.time()
-            if 0 < left_s <= _LONGEST_SESSION_S:
-                return asyncio.get_running_loop().time() + left_s
+        if isinstance(session, dict) and (ends_s := expiry_of(session)) is not None:
+            return ends_s
+    return None
+
+
+def expiry_of(session: Mapping[str, Any]) -> float | None:
+    """When the session ends that Azure shows, by the loop's clock; None: it does not say, or says nonsense."""
+    at_s = session.get("expires_at")
+    if isinstance(at_s, int | float) and not isinstance(at_s, bool):
+        left_s = at_s - time.time()
+        if 0 < left_s <= _LONGEST_SESSION_S:
+            return asyncio.get_running_loop().time() + left_s
     return None
 
 

@@ -4,24 +4,36 @@ import re
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from token_broker.memory.types import Interruption, Turn, TurnIngest
 from token_broker.relay.counters import TalkCounters
 from token_broker.relay.transcripts.assembler import FinishedTurn, TurnAssembler
 from token_broker.security.tokens import Owner
 
-__all__ = ["TurnRecorder"]
+__all__ = ["TurnRecorder", "TurnSource"]
 
 # Azure's ids are unique everywhere. A client may name its items itself, uniquely within one connection.
 _AZURES_ID = re.compile(r"(?:item|msg)_[A-Za-z0-9]{16,}")
+
+
+class TurnSource(Protocol):
+    """Makes turns of Azure's events: `TurnAssembler`, or another dialect's."""
+
+    @property
+    def due_s(self) -> float | None: ...
+    def feed(self, event: Mapping[str, Any], now_s: float) -> list[FinishedTurn]: ...
+    def due(self, now_s: float) -> list[FinishedTurn]: ...
+    def cut(self, unsaid: AbstractSet[str], now_s: float) -> list[FinishedTurn]: ...
+    def drop(self, item_id: str) -> None: ...
+    def flush(self) -> list[FinishedTurn]: ...
 
 
 class TurnRecorder:
     """Offers each turn to the memory as soon as it is finished; calls `on_lost` for a turn that was not accepted.
 
     `agent_id` is the current agent; a handoff sets it. `scope` is added to the ids that a client chose; it is empty
-    where the client reports its turns as well, by the same ids.
+    where the client reports its turns as well, by the same ids. `source` is for a dialect that has turns of its own.
     """
 
     def __init__(
@@ -33,9 +45,11 @@ class TurnRecorder:
         counters: TalkCounters,
         on_lost: Callable[[], None],
         scope: str = "",
+        source: TurnSource | None = None,
     ) -> None:
         self.agent_id = agent_id
         self.assembler = TurnAssembler(expects_history=True)
+        self._source: TurnSource = source or self.assembler
         self._owner = owner
         self._ingest = ingest
         self._counters = counters
@@ -46,24 +60,24 @@ class TurnRecorder:
 
     def feed(self, event: Mapping[str, Any], now_s: float) -> None:
         """Takes one of Azure's `TURN_EVENTS`."""
-        self._keep(self.assembler.feed(event, now_s))
+        self._keep(self._source.feed(event, now_s))
 
     def tell_due(self, now_s: float) -> None:
         """Offers the held turns whose time has come."""
-        if (due_s := self.assembler.due_s) is not None and due_s <= now_s:
-            self._keep(self.assembler.due(now_s))
+        if (due_s := self._source.due_s) is not None and due_s <= now_s:
+            self._keep(self._source.due(now_s))
 
     def cut(self, unsaid: AbstractSet[str], now_s: float) -> None:
         """Offers the answers that a lost session leaves, except those of which nothing was heard."""
-        self._keep(self.assembler.cut(unsaid, now_s))
+        self._keep(self._source.cut(unsaid, now_s))
 
     def drop(self, item_id: str) -> None:
         """Keeps no turn of what the user said in this item."""
-        self.assembler.drop(item_id)
+        self._source.drop(item_id)
 
     def flush(self) -> None:
         """Offers everything that is left: the talk, or its upstream, is over."""
-        self._keep(self.assembler.flush())
+        self._keep(self._source.flush())
 
     def _keep(self, turns: list[FinishedTurn]) -> None:
         for turn in turns:

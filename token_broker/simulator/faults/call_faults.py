@@ -46,6 +46,12 @@ class LateSidebandFault(_CallSwitch):
     fault: Literal["late_sideband"]
 
 
+class ManySidebandsFault(_CallSwitch):
+    """A Live session takes more than one sideband."""
+
+    fault: Literal["many_sidebands"]
+
+
 class WebrtcOrderFault(_CallSwitch):
     """On a control socket, `rtc.call.sdp.created` comes before `session.created`."""
 

@@ -19,6 +19,7 @@ from token_broker.simulator.faults.call_faults import (
     IceNeverFault,
     LateControlFault,
     LateSidebandFault,
+    ManySidebandsFault,
     NoVoiceLiveWebrtcFault,
     OfferSessionFault,
     StrictSdpFault,
@@ -221,6 +222,7 @@ Fault = Annotated[
     | DataChannelFault
     | StrictSdpFault
     | LateSidebandFault
+    | ManySidebandsFault
     | WebrtcOrderFault
     | DataChannelIgnoredFault
     | CallOutlivesSocketFault

@@ -33,7 +33,7 @@ _MOST_WAITING_EVENTS = 200
 # A page that does not read its channel is hung up.
 _MOST_BUFFERED_BYTES = 4 * 1024 * 1024
 # Audio goes over RTP: these become sound, and reach neither the data channel nor a sideband.
-_AUDIO_DELTAS = frozenset({"response.output_audio.delta", "response.audio.delta"})
+_AUDIO_DELTAS = frozenset({"response.output_audio.delta", "response.audio.delta", "session.output_audio.delta"})
 # What `webrtcfilter=on` lets through, in the names of both dialects (docs/azure.md §5.2).
 _UNFILTERED = frozenset(
     {
@@ -78,6 +78,7 @@ class HeldTalk(Protocol):
     def receive(self, message: str | bytes, now_s: float) -> list[Event]: ...
     def hear(self, pcm: bytes, now_s: float) -> list[Event]: ...
     def played(self) -> list[Event]: ...
+    def leave(self, now_s: float) -> list[Event]: ...
     def advance(self, now_s: float) -> list[Event]: ...
     def describe(self) -> Event: ...
 
@@ -88,7 +89,9 @@ class Lines:
 
     page: Callable[[Event], bool] = lambda _event: True
     observers: Callable[[Event], bool] = lambda _event: True
-    heeds_page: Callable[[], bool] = lambda: True
+    heeds_page: Callable[[str | bytes], bool] = lambda _text: True
+    reflects_sound: bool = False
+    """Whether observers get sound as events."""
     one_sound: bool = False
     """Whether an offer with two lines of sound is negotiated, and gets no media (docs/azure.md §12.1)."""
     channel: DataChannelFault | None = None
@@ -168,9 +171,11 @@ class Call:
             self._publish(self._talk.open(_now_s()))
             self.begun.set()
             await self.ended.wait()
+            self._talk.record.closed("server" if self._talk.ending else self._ended_by)
+            self._publish(self._talk.leave(_now_s()))
         finally:
             self.ended.set()
-            self._talk.record.closed("server" if self._talk.ending else self._ended_by)
+            self._talk.record.closed("server")
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
@@ -243,12 +248,13 @@ class Call:
             # Nobody gets these as events: whatever `webrtcfilter` says, audio goes over RTP.
             if event["type"] in _AUDIO_DELTAS:
                 self._voice.queue(base64.b64decode(event["delta"]))
-                continue
+                if not self._lines.reflects_sound:
+                    continue
             if event["type"] == "output_audio_buffer.cleared":
                 self._voice.clear()
             for tell in self._observers if self._lines.observers(event) else ():
                 tell(event)
-            if self._lines.page(event):
+            if self._lines.page(event) and event["type"] not in _AUDIO_DELTAS:
                 self._send(json.dumps(event, separators=(",", ":")))
         self._changed.set()
 
@@ -258,7 +264,7 @@ class Call:
 
         @channel.on("message")
         def take(text: str | bytes) -> None:
-            if self._lines.heeds_page():
+            if self._lines.heeds_page(text):
                 self.receive(text)
 
         while self._waiting and channel.readyState == "open":

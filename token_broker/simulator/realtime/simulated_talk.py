@@ -182,6 +182,10 @@ class SimulatedTalk:
             self._events.emit_error(invalid, None)
         return self._events.drain()
 
+    def leave(self, _now_s: float) -> list[Event]:
+        """The client of a call has gone: nobody is told."""
+        return []
+
     def played(self) -> list[Event]:
         """All audio of the answer has been heard. Called by what plays it."""
         if self._playback is not None:

@@ -5,19 +5,21 @@ import contextlib
 import json
 import threading
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from token_broker.simulator.faults.interruptions import Cut, Interruptions, Outgoing, Pongs
 from token_broker.simulator.raw_wire import wire_of
-from token_broker.simulator.realtime.simulated_talk import SimulatedTalk
+
+if TYPE_CHECKING:
+    from token_broker.simulator.realtime.call import HeldTalk
 
 _ABNORMAL = 1006
 
 
-async def hold(websocket: WebSocket, talk: SimulatedTalk, interruptions: Interruptions) -> None:
+async def hold(websocket: WebSocket, talk: "HeldTalk", interruptions: Interruptions) -> None:
     """Holds a talk until either side, or a fault, ends it, and writes down who did.
 
     Raises:
@@ -36,7 +38,7 @@ async def hold(websocket: WebSocket, talk: SimulatedTalk, interruptions: Interru
 class _Line:
     """A talk, its socket, and the interruptions between them."""
 
-    def __init__(self, websocket: WebSocket, talk: SimulatedTalk, interruptions: Interruptions) -> None:
+    def __init__(self, websocket: WebSocket, talk: "HeldTalk", interruptions: Interruptions) -> None:
         self._websocket = websocket
         self._talk = talk
         self._interruptions = interruptions

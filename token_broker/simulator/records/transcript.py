@@ -205,6 +205,17 @@ class TalkRecord:
         self._unsent[response_id] = answer
         self._transcript.add(answer)
 
+    def said(self, response_id: str, text: str, audio_ms: int) -> None:
+        """A piece of an answer went out, in an API whose events do not name their answer."""
+        if answer := self._unsent.get(response_id):
+            answer.text += text
+            answer.audio_ms += audio_ms
+
+    def answered(self, response_id: str, status: str) -> None:
+        """That answer is over."""
+        if answer := self._unsent.pop(response_id, None):
+            answer.status = status
+
     def sent(self, event: dict[str, Any]) -> None:
         """An event went out to the client."""
         name = event["type"]
