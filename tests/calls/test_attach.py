@@ -233,7 +233,7 @@ async def test_words_before_the_check_are_kept(tmp_path: Path) -> None:
 
 
 async def test_silent_store_attaches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whose the call is can't be told: 503, and Azure is not asked. The page goes on asking for its answers by itself."""
+    """Whose the call is can't be told: 503, and Azure is not asked. The page goes on asking for answers by itself."""
 
     async def away(*_work: object, **_others: object) -> None:
         raise StoreAwayError("away")
