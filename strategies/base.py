@@ -65,6 +65,7 @@ class EphemeralGrant:
     clock_skew_s: float | None = None
     resource: str = ""  # the name of the resource that minted
     session_id: str | None = None  # Azure's, of the first session that is opened with the token
+    left_out: tuple[str, ...] = ()  # fields of the session that Azure has refused, as it writes their paths
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar
 
 import tenacity
 
-from strategies.base import Attempt, Grant, ProxyGrant, SessionSpec, SpecSupplier
+from strategies.base import Attempt, EphemeralGrant, Grant, ProxyGrant, SessionSpec, SpecSupplier
 from strategies.endpoint import Target
 from strategies.errors import CredentialError, MintError, RateLimitedError, TimedOutError, TransientError
 from strategies.health import CircuitBreaker
@@ -36,6 +36,7 @@ __all__ = [
     "ChainResult",
     "Link",
     "OnAttempt",
+    "OnLeftOut",
     "RetryPolicy",
     "Strategy",
     "Tries",
@@ -46,6 +47,14 @@ __all__ = [
 T = TypeVar("T")
 
 OnAttempt = Callable[[Attempt], None]
+
+
+class OnLeftOut(Protocol):
+    """Is told of fields of an agent's session that Azure has refused, and without which it has minted."""
+
+    def __call__(self, fields: tuple[str, ...], *, resource: str, agent_id: str) -> None: ...
+
+
 # Reserved from the budget for making the plan itself.
 _RESERVE_S = 0.02
 # An attempt ends this much before its share does: then it can still say what it waited for in vain.
@@ -128,7 +137,9 @@ class Tries:
 
 
 class Chain:
-    """The links of each resource in order, and how often to retry. `on_attempt` is called with every attempt made."""
+    """The links of each resource in order, and how often to retry. `on_attempt` is called with every attempt made,
+    `on_left_out` with what a mint had to leave out.
+    """
 
     def __init__(
         self,
@@ -143,6 +154,7 @@ class Chain:
         self.pool = pool
         self.policy = policy
         self.on_attempt = on_attempt
+        self.on_left_out: OnLeftOut | None = None
         self.hedger = hedger or Hedger(pool)
         self.clock = self.hedger.clock
         # The proxy always grants: whatever stands behind it is never asked.
@@ -331,13 +343,17 @@ class _Minting:
             call.asked_s = math.inf
             spec = await self._spec(link.resource)
             call.asked_s = self._chain.clock()
-            return await retry(
+            grant = await retry(
                 lambda timeout_s: link.strategy.mint(spec, timeout_s=timeout_s),
                 policy=self._chain.policy,
                 deadline_s=call.began_s + share_s - _LAST_WORD_S,
                 tries=tries,
                 clock=self._chain.clock,
             )
+            if isinstance(grant, EphemeralGrant) and grant.left_out and self._chain.on_left_out is not None:
+                about = {"resource": link.resource.name, "agent_id": self._wanted.agent_id}
+                self._chain.on_left_out(grant.left_out, **about)
+            return grant
 
         call = Call(f"mint-{link.resource.name}-{link.strategy.name}", permit, mint, share_s)
         self._tries[call.name] = tries

@@ -16,6 +16,9 @@ The messages are the broker's own, written for an operator. They never carry Azu
 Azure's text may quote what it was sent.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 __all__ = [
     "ApiVersionError",
     "CredentialError",
@@ -111,9 +114,21 @@ class KeysDisabledError(MisconfiguredError):
 
 
 class RejectedError(MintError):
-    """Azure understood the request and refuses it."""
+    """Azure understood the request and refuses it. `about` is Azure's own `error`, which is never shown."""
 
     outcome = "rejected"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        request_id: str | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, status=status, code=code, request_id=request_id)
+        self.about = {} if about is None else about
 
 
 class MalformedError(MintError):

@@ -9,7 +9,7 @@ import math
 import re
 import time
 from collections.abc import AsyncIterable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -34,6 +34,7 @@ from strategies.errors import (
     TransientError,
 )
 from strategies.outbound_proxy import ProxyFailedError
+from strategies.session_model.refused_field import field_to_leave_out, shown_path, without
 from strategies.session_model.session_fields import voice_name
 
 __all__ = [
@@ -84,6 +85,7 @@ class Minted:
     clock_skew_s: float | None
     resource: str = ""
     session_id: str | None = None
+    left_out: tuple[str, ...] = ()
 
     def grant(self, strategy: str, *, endpoint: str, dialect: Dialect, spec: SessionSpec) -> EphemeralGrant:
         """The strategy's grant of this token. Media goes to `endpoint`, which minted it."""
@@ -99,6 +101,7 @@ class Minted:
             clock_skew_s=self.clock_skew_s,
             resource=self.resource,
             session_id=self.session_id,
+            left_out=self.left_out,
         )
 
 
@@ -136,8 +139,29 @@ class Upstream:
     ) -> Minted:
         """Posts `body` as JSON, within `timeout_s` in all. Raises MintError.
 
-        If Azure answers that keys are switched off, it is asked once more with Entra.
+        If Azure answers that keys are switched off, it is asked once more with Entra; if it refuses a field of the
+        session, once more without that.
         """
+        deadline_s = self._monotonic() + timeout_s
+        try:
+            return await self._mint(url, body, timeout_s=timeout_s, headers=headers)
+        except RejectedError as error:
+            session = body.get("session", body)
+            if (path := field_to_leave_out(error.about, session)) is None:
+                raise
+            left = without(session, path)
+            body = {**body, "session": left} if "session" in body else left
+        minted = await self._mint(url, body, timeout_s=deadline_s - self._monotonic(), headers=headers)
+        return replace(minted, left_out=(shown_path(path),))
+
+    async def _mint(
+        self,
+        url: str,
+        body: Mapping[str, Any],
+        *,
+        timeout_s: float,
+        headers: Callable[[Authorization], Mapping[str, str]],
+    ) -> Minted:
         content = to_json(body)
         deadline_s = self._monotonic() + timeout_s
 
@@ -222,8 +246,9 @@ def classify(answer: Answer, *, now_s: float) -> MintError | None:
     status = answer.status
     if status in {200, 201}:
         return None
-    code, text = _error_of(answer.body)
-    shown = code if code is not None and _PLAIN_CODE.fullmatch(code) else None
+    error = _error_of(answer.body)
+    code, text = (value if isinstance(value := error.get(name), str) else "" for name in ("code", "message"))
+    shown = code if _PLAIN_CODE.fullmatch(code) else None
     request_id = answer.headers.get("apim-request-id", "")
     about: dict[str, Any] = {
         "status": status,
@@ -257,7 +282,7 @@ def classify(answer: Answer, *, now_s: float) -> MintError | None:
         return TransientError("Azure failed", **about)
     if status < 400:  # noqa: PLR2004
         return MalformedError("a success without a token", **about)
-    return RejectedError("Azure refuses the request as it is", **about)
+    return RejectedError("Azure refuses the request as it is", **about, about=error)
 
 
 def read_minted(answer: Answer, *, now_s: float, received_at_s: float, resource: str = "") -> Minted:
@@ -322,18 +347,16 @@ def _parsed(url: str) -> httpx.URL:
     return httpx.URL(url)
 
 
-def _error_of(body: bytes) -> tuple[str | None, str]:
-    """Azure's code and message, from `{"error": {…}}` or the flat `{"statusCode", "message"}`."""
+def _error_of(body: bytes) -> dict[str, Any]:
+    """Azure's error, with its code and message, from `{"error": {…}}` or the flat `{"statusCode", "message"}`."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
-        return None, ""
+        return {}
     if not isinstance(document, dict):
-        return None, ""
+        return {}
     error = document.get("error")
-    source = error if isinstance(error, dict) else document
-    code, message = source.get("code"), source.get("message")
-    return (code if isinstance(code, str) else None), (message if isinstance(message, str) else "")
+    return error if isinstance(error, dict) else document
 
 
 def _date_of(headers: Mapping[str, str]) -> float | None:

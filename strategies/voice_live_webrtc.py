@@ -1,4 +1,4 @@
-"""Voice Live by WebRTC: which resources have it, and the strategy that grants it (docs/azure.md §6.4).
+"""Voice Live by WebRTC: which resources have it, and the strategy that grants it (docs/azure.md §12.1).
 
 Nothing is minted for it. The broker holds the signalling: it opens a control socket for each talk. So the strategy
 grants where a resource has the service, and its way to it is not known to be down.
@@ -7,7 +7,7 @@ grants where a resource has the service, and its way to it is not known to be do
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +27,7 @@ ControlProbe = Callable[[Resource], Awaitable[None]]
 _EVERY_S = 3600.0
 _FIRST_AGAIN_S = 30.0  # where a try has said nothing; doubled up to an hour
 _FIRST_TRY_S = 2.0
-# Azure's answers for a resource, or an api-version, without the service (docs/azure.md §6.4).
+# Azure's answers for a resource, or an api-version, without the service (docs/azure.md §12.1).
 _MISSING = frozenset({401, 404})
 
 
@@ -52,7 +52,7 @@ class _Known:
 class WebRtcAvailability:
     """Which resources have Voice Live by WebRTC. `start` looks now, and every hour; `mode` on and off need no look.
 
-    A try that fails in another way than by a 404 or a 401 changes nothing that is known, and is soon repeated.
+    A try that fails in another way than by a status of `missing` changes nothing that is known, and is soon repeated.
     """
 
     def __init__(
@@ -64,8 +64,10 @@ class WebRtcAvailability:
         clock: Callable[[], float] = time.monotonic,
         every_s: float = _EVERY_S,
         again_s: float = _FIRST_AGAIN_S,
+        missing: frozenset[int] = _MISSING,
     ) -> None:
         self._mode = mode
+        self._missing = missing
         self._probe = probe
         self._clock = clock
         self._every_s = every_s
@@ -74,6 +76,11 @@ class WebRtcAvailability:
         self._known = {each.name: _Known() for each in resources if VoiceLiveWebRtc.applies(each.target)}
         self._first = {name: asyncio.Event() for name in self._known}
         self._looking: list[asyncio.Task[None]] = []
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether any resource could have it, and it is not switched off."""
+        return self._mode != "off" and bool(self._known)
 
     def start(self) -> None:
         """Looks at each resource in the background, until `aclose`."""
@@ -112,7 +119,7 @@ class WebRtcAvailability:
             await self._probe(resource)
         except MintError as error:
             known.why = str(error)
-            if error.status in _MISSING:
+            if error.status in self._missing:
                 known.has, known.failures = False, 0
             else:
                 known.failures += 1
@@ -141,34 +148,52 @@ class WebRtcAvailability:
 
 
 class VoiceLiveWebRtc:
-    """Grants where a permitted resource has the service. It mints nothing, and asks nobody but its availability."""
+    """Grants where a permitted resource has the service. It mints nothing, and asks nobody but its availability.
+
+    `of_agents` is the same for agents that are defined at Azure, by their ids: each may have WebRTC or not.
+    """
 
     name = "voice_live_webrtc"
 
-    def __init__(self, availability: WebRtcAvailability) -> None:
+    def __init__(
+        self, availability: WebRtcAvailability, *, of_agents: Mapping[str, WebRtcAvailability] | None = None
+    ) -> None:
         self.availability = availability
+        self._of_agents = of_agents or {}
 
     @staticmethod
     def applies(target: Target) -> bool:
         """False for a direct endpoint, which has no Voice Live."""
         return target.unified_base is not None
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether it could ever grant."""
+        return any(each.is_possible for each in (self.availability, *self._of_agents.values()))
+
     async def grant(self, pool: Pool, wanted: Wanted, *, timeout_s: float) -> tuple[SignallingGrant | None, Attempt]:
         """The grant, or None where no permitted resource has it; and what is to be told of it."""
         began_s, order = time.monotonic(), pool.order(wanted)
+        name, availability = self._asked(wanted)
         for resource in order:
-            await self.availability.first_known(resource.name, timeout_s=timeout_s - (time.monotonic() - began_s))
+            await availability.first_known(resource.name, timeout_s=timeout_s - (time.monotonic() - began_s))
             if self.usable(pool, resource, wanted):
                 break
         else:
             why = "no resource has it, or its way there rests"
-            return None, Attempt(self.name, "skipped", (time.monotonic() - began_s) * 1000, why)
+            return None, Attempt(name, "skipped", (time.monotonic() - began_s) * 1000, why)
         took_ms = (time.monotonic() - began_s) * 1000
-        attempt = Attempt(self.name, "granted", took_ms, "mints nothing", resource=resource.name)
-        return SignallingGrant(self.name, resource.name), attempt
+        attempt = Attempt(name, "granted", took_ms, "mints nothing", resource=resource.name)
+        return SignallingGrant(name, resource.name), attempt
 
     def usable(self, pool: Pool, resource: Resource, wanted: Wanted) -> bool:
         """Whether the resource has it, and a talk there can be expected to come about."""
-        return self.availability.has(resource.name) and pool.would_admit(
-            resource, self.name, agent_id=wanted.agent_id, model=wanted.model
+        name, availability = self._asked(wanted)
+        return availability.has(resource.name) and pool.would_admit(
+            resource, name, agent_id=wanted.agent_id, model=wanted.model
         )
+
+    def _asked(self, wanted: Wanted) -> tuple[str, WebRtcAvailability]:
+        """The route that the agent takes, and what is known of it: one that is defined at Azure has its own."""
+        own = self._of_agents.get(wanted.agent_id)
+        return (self.name, self.availability) if own is None else ("foundry_agent", own)

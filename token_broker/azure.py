@@ -1,9 +1,10 @@
 """Builds the parts that talk to Azure: the pool of resources, their credentials, the chain, the proxy's connector."""
 
 import asyncio
+import itertools
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import httpx
@@ -23,12 +24,15 @@ from strategies.voice_live_webrtc import VoiceLiveWebRtc, WebRtcAvailability
 from token_broker import __version__
 from token_broker.observability.logging import log_attempt
 from token_broker.relay.azure.connector import UpstreamConnector, make_routes
-from token_broker.relay.azure.route import Route, signalled_route
+from token_broker.relay.azure.route import Route, foundry_route, signalled_route
 from token_broker.relay.media.control_socket import CallConnector, probe_control
 from token_broker.resources import family_of
+from token_broker.sessions.agents import Agent
 from token_broker.settings import ResourceSettings, Settings, StrategyName
 
 __all__ = [
+    "add_agents_routes",
+    "build_agents_availability",
     "build_availability",
     "build_calls",
     "build_chain",
@@ -46,6 +50,8 @@ log = structlog.get_logger("token_broker.azure")
 
 _STALL_CHECK_S = 0.25
 _STALL_S = 0.5  # hundreds of milliseconds may pass at a garbage collection, or on a busy machine
+# A disabled agent, one without WebRTC, one of a kind that can't have it; no such agent is a 404 as well.
+_NO_WEBRTC = frozenset({400, 401, 404, 409})
 USER_AGENT = f"voice-token-broker/{__version__}"
 
 
@@ -150,14 +156,16 @@ def build_chain(
     *,
     on_attempt: OnAttempt = log_attempt,
     availability: WebRtcAvailability | None = None,
+    of_agents: Mapping[str, WebRtcAvailability] | None = None,
 ) -> Chain:
     """The configured strategies that exist at each resource's endpoint, in their order.
 
-    Without an `availability` there is no WebRTC that the broker signals.
+    Without an `availability` there is no WebRTC that the broker signals. `of_agents` is that of agents at Azure.
     """
+    signalling = None if availability is None else VoiceLiveWebRtc(availability, of_agents=of_agents)
     return Chain(
         hedger.pool,
-        _links(settings, transport, credentials, hedger.pool, availability),
+        _links(settings, transport, credentials, hedger.pool, signalling),
         policy=RetryPolicy(attempts=settings.retry_attempts, attempt_timeout_s=settings.attempt_timeout_s),
         on_attempt=on_attempt,
         hedger=hedger,
@@ -169,7 +177,7 @@ def _links(
     transport: httpx.AsyncBaseTransport,
     credentials: Mapping[str, Credentials],
     pool: Pool,
-    availability: WebRtcAvailability | None,
+    signalling: VoiceLiveWebRtc | None,
 ) -> list[ChainLink]:
     at = [
         (resource, each, Upstream(transport, credentials[each.name], resource=each.name, user_agent=USER_AGENT))
@@ -178,8 +186,8 @@ def _links(
     links: list[ChainLink] = []
     for name in settings.token_strategies:
         if name == "voice_live_webrtc":
-            if availability is not None:
-                links.append(VoiceLiveWebRtc(availability))
+            if signalling is not None and signalling.is_possible:
+                links.append(signalling)
             continue
         if name == "websocket_proxy":
             if at:
@@ -241,6 +249,32 @@ def build_availability(settings: Settings, connector: UpstreamConnector) -> WebR
     mode = settings.voice_live_webrtc if "voice_live_webrtc" in settings.token_strategies else "off"
     routes = control_routes(settings)
     return WebRtcAvailability(connector.pool.resources, mode=mode, probe=partial(probe_control, connector, routes))
+
+
+def add_agents_routes(settings: Settings, connector: UpstreamConnector, agents: Iterable[Agent]) -> None:
+    """Gives the connector the routes of the agents that are defined at Azure."""
+    for agent, each in itertools.product(agents, settings.resources):
+        if (stated := agent.foundry_agent) is None:
+            continue
+        route = foundry_route(each.target, project=stated.project, name=stated.name, version=stated.version)
+        if route is not None:
+            connector.agents_routes[agent.id, each.name] = route
+
+
+def build_agents_availability(settings: Settings, connector: UpstreamConnector) -> dict[str, WebRtcAvailability]:
+    """What is known of WebRTC with each agent that is defined at Azure, by the agent's id."""
+    routes: dict[str, dict[str, Route]] = {}
+    for (agent_id, resource), route in connector.agents_routes.items():
+        routes.setdefault(agent_id, {})[resource] = route
+    return {
+        agent_id: WebRtcAvailability(
+            [connector.pool.by_name[name] for name in own],
+            mode=settings.voice_live_webrtc,
+            probe=partial(probe_control, connector, own),
+            missing=_NO_WEBRTC,
+        )
+        for agent_id, own in routes.items()
+    }
 
 
 def build_calls(settings: Settings, connector: UpstreamConnector, availability: WebRtcAvailability) -> CallConnector:

@@ -18,6 +18,8 @@ from token_broker.api.offers import CallRelay
 from token_broker.api.status import StatusSources
 from token_broker.api.token import Minting
 from token_broker.azure import (
+    add_agents_routes,
+    build_agents_availability,
     build_availability,
     build_calls,
     build_chain,
@@ -164,9 +166,12 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             stack.push_async_callback(budgets.aclose)
         connector = build_connector(settings, credentials, tls, hedger)
         stack.push_async_callback(connector.aclose)
+        add_agents_routes(settings, connector, agents.values())
         availability = build_availability(settings, connector)
-        availability.start()
-        stack.push_async_callback(availability.aclose)
+        of_agents = build_agents_availability(settings, connector)
+        for each_availability in (availability, *of_agents.values()):
+            each_availability.start()
+            stack.push_async_callback(each_availability.aclose)
         rate = RateLimiter(settings.rate_limit_per_minute)
         admission = Admission(
             settings=settings,
@@ -238,7 +243,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         shared_events = SharedEvents(memory.database)
         shared_events.start()
         stack.push_async_callback(shared_events.aclose)  # after the calls are heard no more
-        claims = AttachClaims(memory.database, memory.switches.replica_id, leases)
+        claims = AttachClaims(memory.database, memory.switches.replica_id, leases, patience_s=settings.store_timeout_s)
         watched = WatchedCalls(
             relay.parts,
             hang_up=calls.end,
@@ -271,7 +276,16 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         memory.blocklist.watch(watched.end_where)
         memory.watch_lost_sessions(relay.end_session)
         memory.watch_lost_sessions(watched.end_session)
-        chain = build_chain(settings, transport, credentials, hedger, on_attempt=observe, availability=availability)
+        chain = build_chain(
+            settings,
+            transport,
+            credentials,
+            hedger,
+            on_attempt=observe,
+            availability=availability,
+            of_agents=of_agents,
+        )
+        chain.on_left_out = connector.settings_report.note_left_out
         minting = Minting(
             settings=settings,
             agents=agents,
@@ -295,6 +309,10 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             drain=drain,
             memory=memory,
             relay=relay.snapshot,
+            availability=availability,
+            ledger=ledger,
+            budgets=budgets,
+            leases=leases,
         )
         if len(pool.resources) > 1:  # with one there is nobody else to go to
             stalls = asyncio.create_task(watch_stalls(pool), name="watch-stalls")

@@ -51,6 +51,7 @@ export class Broker {
   #base;
   #options;
   #fetch;
+  #hinted = false;
 
   /**
    * @param {string} brokerUrl where the broker is, such as `https://voice.example.com`
@@ -202,6 +203,14 @@ export class Broker {
     });
   }
 
+  /** Browsers don't tell a page that its origin is refused, so its developer gets a hint, once. */
+  #hintAtOrigin() {
+    const origin = globalThis.location?.origin;
+    if (this.#hinted || !origin || new URL(this.#base, origin).origin === origin || navigator.onLine === false) return;
+    this.#hinted = true;
+    console.warn(`voice-session: the broker can't be reached from ${origin}. Does its BROKER_ALLOWED_ORIGINS list that origin?`);
+  }
+
   /**
    * @param {string} path
    * @param {RequestInit} init
@@ -223,6 +232,7 @@ export class Broker {
       ending.abort();
       signal?.throwIfAborted();
       if (error === late) throw late;
+      this.#hintAtOrigin();
       throw globalThis.navigator?.onLine === false
         ? new BrokerError("offline", "You are offline. Connect to a network, then try again.", { retryable: true })
         : new BrokerError("unreachable", "The voice service can't be reached. Check your connection.", { retryable: true });

@@ -1,6 +1,8 @@
 /** The demo page: a whole talk with `VoiceSession` alone. Start here to build your own. */
 
 import { Broker } from "./broker.js";
+import { EventList, fitViewport, signInAddress } from "./demo-page.js";
+import { Transcript } from "./demo-transcript.js";
 import { HealthPanel } from "./health.js";
 import { Meter } from "./meter.js";
 import { ResourceSwitch } from "./simulated.js";
@@ -8,7 +10,6 @@ import { VoiceSession } from "./voice-session.js";
 
 /** @typedef {import("./voice-session.js").VoiceSessionEvents} Events */
 
-const MAX_LINES = 200;
 const NOTICE_MS = 8_000;
 const FALLBACK_AGENTS = ["elena", "marcus", "sage"];
 
@@ -44,6 +45,9 @@ const RESUMING = {
   refused: "Azure refused to go on. The talk goes on in a moment.",
 };
 
+/** Moves that nobody needs to hear of: the talk was not broken. */
+const PLANNED = ["first_choice", "session_limit", "agent_switched"];
+
 /** What people read for a state. @type {Record<string, string>} */
 const DOING = {
   idle: "Ready when you are",
@@ -71,7 +75,9 @@ const type = /** @type {HTMLButtonElement} */ (find("type"));
 const send = /** @type {HTMLButtonElement} */ (find("send"));
 const text = /** @type {HTMLInputElement} */ (find("text"));
 const agent = /** @type {HTMLSelectElement} */ (find("agent"));
-const transcript = find("transcript");
+const stop = /** @type {HTMLButtonElement} */ (find("stop"));
+const transcript = new Transcript(find("transcript"), find("captions"));
+const events = new EventList(find("events"));
 const notice = find("notice");
 
 /** `?transports=websocket_proxy,…` restricts the transports. */
@@ -79,6 +85,10 @@ const allowedTransports = new URLSearchParams(location.search).get("transports")
 /** @type {VoiceSession | null} */
 let session = null;
 let muted = false;
+/** The agent that the transcript has named last. @type {string | null} */
+let shownAgent = null;
+/** The resource that the talk used last, and why it left it; null while nothing is broken. @type {{resource: string | null, reason: string} | null} */
+let broken = null;
 /** Names of agents, by their ids. @type {Map<string, string>} */
 let names = new Map();
 /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -87,7 +97,9 @@ let noticeTimer;
 /** @param {boolean} microphone */
 function startTalk(microphone) {
   clearNotice();
-  if (session && transcript.querySelector(".line")) note("A new talk");
+  find("sign-in").hidden = true;
+  if (session && !transcript.isEmpty) transcript.note("A new talk");
+  shownAgent = broken = null;
   session = new VoiceSession({
     brokerUrl: base,
     agentId: agent.value || undefined,
@@ -96,7 +108,15 @@ function startTalk(microphone) {
   });
   session.setMuted(muted);
   listen(session, "state", ({ state, prompting }) => showState(state, prompting));
+  session.tool("show_card", (card) => {
+    transcript.card(card);
+    return { shown: true };
+  });
   listen(session, "activity", showDoing);
+  listen(session, "event", (event) => {
+    events.add(String(/** @type {{type?: unknown}} */ (event).type));
+    queueMicrotask(noteAgent); // when the session has taken it
+  });
   listen(session, "latency", ({ turnMs }) => (find("latency").textContent = `${turnMs} ms to the answer's first sound`));
   listen(session, "tool", ({ name, state, durationMs }) => {
     find("tools").textContent = state === "running" ? `${name} runs` : `${name}: ${state} after ${durationMs} ms`;
@@ -105,6 +125,7 @@ function startTalk(microphone) {
   listen(session, "resuming", showResuming);
   listen(session, "resumed", ({ resource }) => {
     clearNotice();
+    noteGoingOn(resource);
     showResource(resource);
   });
   listen(session, "transcript", showLine);
@@ -116,6 +137,38 @@ function startTalk(microphone) {
 function showDoing() {
   const doing = session?.activity ?? session?.state ?? "idle";
   find("doing").textContent = DOING[doing === "listening" && muted ? "muted" : doing] ?? doing;
+  find("muted").hidden = !muted;
+  stop.setAttribute("aria-disabled", String(doing !== "speaking"));
+  if (session?.state === "live") noteAgent();
+}
+
+/**
+ * For screen readers: what a state means, and not each turn of the talk, which is heard.
+ * @param {string} words
+ */
+function announce(words) {
+  find("announcer").textContent = words;
+}
+
+/** The agent changed: the user chose it, or the one before handed over. */
+function noteAgent() {
+  const id = session?.agentId ?? null;
+  if (id === null || id === shownAgent) return;
+  if (shownAgent !== null) transcript.note(`${nameOf(id)} takes over`);
+  shownAgent = id;
+  agent.value = id;
+}
+
+/**
+ * The talk goes on after something broke.
+ * @param {string | null} resource  where
+ */
+function noteGoingOn(resource) {
+  if (broken === null) return;
+  const moved = broken.resource !== null && resource !== null && resource !== broken.resource;
+  const why = broken.resource === null ? "The connection broke" : `${broken.resource} ${broken.reason === "quota" ? "is full" : "was lost"}`;
+  transcript.note(`${why}. The talk goes on${moved ? ` at ${resource}` : ""}.`);
+  broken = null;
 }
 
 /**
@@ -125,17 +178,28 @@ function showDoing() {
 function showState(state, prompting = false) {
   showDoing();
   if (prompting) find("doing").textContent = DOING.prompting;
+  find("prompt").hidden = !prompting;
+  find("empty").hidden = prompting || !transcript.isEmpty;
+  announce((state === "live" ? "Connected. You can talk." : find("doing").textContent) ?? "");
   const over = state === "ended" || state === "failed";
   document.body.dataset.state = state;
   document.body.dataset.session = session?.sessionId ?? "";
   find("state").textContent = state;
+  find("session").textContent = session?.sessionId ?? "";
+  find("hangup-label").textContent = state === "requesting" || state === "connecting" ? "Cancel" : "Hang up";
   document.title = state === "live" ? "● Talking" : "Talk";
   swapButtons(over ? hangup : talk, over ? talk : hangup);
+  if (over && document.activeElement === stop) talk.focus();
+  if (!over && document.activeElement === type) hangup.focus();
   type.hidden = !over;
+  stop.hidden = over;
   mute.disabled = over;
   text.disabled = send.disabled = state !== "live";
+  if (state === "reconnecting") broken ??= { resource: find("resource").textContent || null, reason: "lost" };
   if (state !== "live") return;
   clearNotice();
+  if (PLANNED.includes(find("transport").dataset.reason ?? "")) broken = null;
+  noteGoingOn(session?.resource ?? null);
   showResource(session?.resource ?? null); // the proxy's word counts, which came after the plan's
 }
 
@@ -156,7 +220,8 @@ function swapButtons(old, next) {
 function showTransport({ transport, reason, resource }) {
   find("transport").textContent = transport ?? "";
   find("transport").dataset.reason = reason;
-  find("reason").textContent = REASONS[reason] ?? "";
+  const isChosen = reason === "first_choice" && transport === "websocket_proxy";
+  find("reason").textContent = isChosen ? "Through the broker, as this page was told." : (REASONS[reason] ?? "");
   showResource(resource);
 }
 
@@ -168,61 +233,17 @@ function showResource(resource) {
 
 /** @param {Events["resuming"]} resuming */
 function showResuming({ reason, retryAfterMs }) {
+  if (reason !== "expiring") broken ??= { resource: session?.resource ?? null, reason };
   const soon = retryAfterMs === null ? "as soon as it does." : `in ${Math.ceil(retryAfterMs / 1000)} s.`;
   const words = RESUMING[reason] ?? RESUMING.lost;
   showNotice(`resuming_${reason}`, reason === "quota" ? `${words} ${soon}` : words);
 }
 
 /** @param {Events["transcript"]} line */
-function showLine({ speaker, text: words, final, turnId, interrupted }) {
+function showLine(line) {
+  noteAgent();
   find("empty").hidden = true;
-  const follows = isAtEnd();
-  const element = lineElement(turnId, speaker);
-  element.dataset.final = String(final);
-  element.dataset.interrupted = String(interrupted);
-  const shown = final && words === "" ? "(not understood)" : words;
-  /** @type {HTMLElement} */ (element.querySelector(".words")).textContent = shown;
-  while (transcript.querySelectorAll(".line").length > MAX_LINES) transcript.querySelector(".line")?.remove();
-  if (follows) transcript.scrollTop = transcript.scrollHeight;
-}
-
-/** Whether the transcript shows its newest line: unless somebody scrolled up, it follows. */
-function isAtEnd() {
-  return transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < 40;
-}
-
-/**
- * @param {string} turnId
- * @param {string} speaker
- * @returns {HTMLElement}
- */
-function lineElement(turnId, speaker) {
-  const known = transcript.querySelector(`[data-turn="${CSS.escape(turnId)}"]`);
-  if (known instanceof HTMLElement) return known;
-  const line = document.createElement("div");
-  line.className = "line";
-  line.dataset.turn = turnId;
-  line.dataset.speaker = speaker;
-  const who = document.createElement("span");
-  who.className = "who";
-  who.textContent = speaker === "user" ? "You" : nameOf(session?.agentId ?? "Agent");
-  line.dir = "auto";
-  const words = document.createElement("p");
-  words.className = "words";
-  line.append(who, words);
-  transcript.append(line);
-  return line;
-}
-
-/**
- * A line between what was said, such as the beginning of another talk.
- * @param {string} words
- */
-function note(words) {
-  const line = document.createElement("p");
-  line.className = "note";
-  line.textContent = words;
-  transcript.append(line);
+  transcript.show(line, line.speaker === "user" ? "You" : nameOf(session?.agentId ?? "Agent"));
 }
 
 /** @param {string} id of an agent */
@@ -233,6 +254,17 @@ function nameOf(id) {
 /** @param {Events["error"]} error */
 function showError({ code, message, retryable, retryAfterMs = 0 }) {
   showNotice(code, message, retryable ? Math.max(NOTICE_MS, retryAfterMs) : null);
+  if (code === "sign_in_required") void showSignIn();
+  if (code === "switch_failed") agent.value = session?.agentId ?? agent.value;
+}
+
+/** The way to sign in, or who has to set one up. */
+async function showSignIn() {
+  const place = find("sign-in");
+  const address = await signInAddress();
+  const link = Object.assign(document.createElement("a"), { href: address ?? "", textContent: "Sign in" });
+  place.replaceChildren(address ? link : "Nobody can sign in on this page yet. Whoever runs the broker puts a sign-in in front of it, or makes a page that has one: docs/embed.md.");
+  place.hidden = false;
 }
 
 /**
@@ -241,12 +273,13 @@ function showError({ code, message, retryable, retryAfterMs = 0 }) {
  * @param {number | null} [shownMs]  null: until the next talk
  */
 function showNotice(code, message, shownMs = NOTICE_MS) {
-  const follows = isAtEnd();
-  notice.textContent = message;
-  notice.dataset.code = code;
-  notice.dataset.kind = shownMs === null ? "fatal" : "passing";
-  notice.hidden = false;
-  if (follows) transcript.scrollTop = transcript.scrollHeight; // the notice takes room from the transcript
+  // The notice takes room from the transcript.
+  transcript.change(() => {
+    notice.textContent = message;
+    notice.dataset.code = code;
+    notice.dataset.kind = shownMs === null ? "fatal" : "passing";
+    notice.hidden = false;
+  });
   clearTimeout(noticeTimer);
   if (shownMs !== null) noticeTimer = setTimeout(clearNotice, shownMs);
 }
@@ -314,11 +347,10 @@ mute.addEventListener("click", () => {
   session?.setMuted(muted);
   mute.setAttribute("aria-pressed", String(muted));
   mute.textContent = muted ? "Muted" : "Mute";
+  announce(muted ? "Your microphone is off." : "Your microphone is on.");
   showDoing();
 });
 agent.addEventListener("change", () => {
-  const over = !session || session.state === "ended" || session.state === "failed";
-  if (!over && agent.value !== session?.agentId) note(`To ${nameOf(agent.value)}`);
   session?.switchAgent(agent.value);
 });
 find("composer").addEventListener("submit", (event) => {
@@ -331,10 +363,15 @@ find("composer").addEventListener("submit", (event) => {
     showNotice("text_too_long", error instanceof Error ? error.message : String(error)); // the text stays
   }
 });
+stop.addEventListener("click", () => session?.interrupt());
+find("announce").addEventListener("change", (event) => {
+  transcript.announces = /** @type {HTMLInputElement} */ (event.target).checked;
+});
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") session?.interrupt();
 });
 
+fitViewport(document.body);
 setUpTabs();
 void showAgents();
 

@@ -43,7 +43,7 @@ const LINES = 200;
 const STYLE = `
 :host { display: block; max-width: 32rem; color: var(--voice-talk-text, CanvasText); font: var(--voice-talk-font, 1rem/1.45 system-ui, sans-serif); }
 :host([hidden]) { display: none; }
-.box { display: grid; gap: 0.75rem; padding: 1rem; border: 1px solid var(--voice-talk-border, color-mix(in srgb, currentColor 22%, transparent)); border-radius: var(--voice-talk-radius, 0.75rem); background: var(--voice-talk-background, Canvas); }
+.box { display: grid; grid-template-columns: minmax(0, 1fr); gap: 0.75rem; padding: 1rem; border: 1px solid var(--voice-talk-border, color-mix(in srgb, currentColor 22%, transparent)); border-radius: var(--voice-talk-radius, 0.75rem); background: var(--voice-talk-background, Canvas); }
 p { margin: 0; }
 .disclosure { font-size: 0.85em; opacity: 0.85; }
 .lines { display: grid; gap: 0.35rem; max-height: var(--voice-talk-height, 16rem); overflow-y: auto; overflow-wrap: anywhere; }
@@ -55,11 +55,14 @@ button { cursor: pointer; }
 button:disabled, input:disabled { opacity: 0.55; cursor: default; }
 button:focus-visible, input:focus-visible, .lines:focus-visible { outline: 3px solid var(--voice-talk-accent, #1a56db); outline-offset: 2px; }
 .talk { background: var(--voice-talk-accent, #1a56db); border-color: transparent; color: var(--voice-talk-accent-text, #fff); }
-form { display: flex; flex: 1 1 12rem; gap: 0.5rem; }
+form { display: flex; flex: 1 1 12rem; min-width: 0; gap: 0.5rem; }
 input { flex: 1; min-width: 0; }
 .error { border-inline-start: 4px solid var(--voice-talk-error, #b42318); padding-inline-start: 0.6rem; }
 [hidden] { display: none !important; }
 `;
+
+/** What the session tells and the element passes on as it is. @type {(keyof import("./voice-session.js").VoiceSessionEvents)[]} */
+const PASSED_ON = ["transport", "resuming", "resumed", "level", "tool", "approval", "latency"];
 
 /** The element that talks: a page has one microphone. @type {VoiceTalk | null} */
 let talking = null;
@@ -89,6 +92,7 @@ export class VoiceTalk extends Base {
   connectedCallback() {
     clearTimeout(this.#removal);
     this.#parts ??= this.#build();
+    this.#style();
     this.#show();
   }
 
@@ -128,6 +132,7 @@ export class VoiceTalk extends Base {
       if (session === this.#session) this.#fail(detail.message);
       this.#tell("error", detail);
     });
+    for (const name of PASSED_ON) session.addEventListener(name, ({ detail }) => this.#tell(name, detail));
     this.dispatchEvent(new CustomEvent("session", { detail: { session } }));
     await session.connect();
   }
@@ -297,11 +302,6 @@ export class VoiceTalk extends Base {
     row.append(parts.talk, parts.hangUp, parts.mute, parts.hold, form);
     parts.error.hidden = true;
     parts.box.append(parts.disclosure, parts.status, parts.lines, parts.error, row);
-    // A sheet made by script needs no `style-src 'unsafe-inline'`, and has to be of the element's own document.
-    const view = /** @type {(Window & typeof globalThis) | null} */ (this.ownerDocument.defaultView);
-    const sheet = new (view ?? globalThis).CSSStyleSheet();
-    sheet.replaceSync(STYLE);
-    root.adoptedStyleSheets = [sheet];
     root.replaceChildren(parts.box);
     parts.talk.addEventListener("click", () => void this.talk().catch(() => undefined)); // `error` has told it
     parts.hangUp.addEventListener("click", () => this.hangUp());
@@ -316,6 +316,16 @@ export class VoiceTalk extends Base {
       this.#send(parts.text);
     });
     return parts;
+  }
+
+  /** A sheet made by script needs no `style-src 'unsafe-inline'`, and stays behind when the element goes to another document. */
+  #style() {
+    const root = this.shadowRoot;
+    if (!root || root.adoptedStyleSheets.length > 0) return;
+    const view = /** @type {(Window & typeof globalThis) | null} */ (this.ownerDocument.defaultView);
+    const sheet = new (view ?? globalThis).CSSStyleSheet();
+    sheet.replaceSync(STYLE);
+    root.adoptedStyleSheets = [sheet];
   }
 
   /** @param {HTMLInputElement} text */

@@ -92,6 +92,19 @@ def assert_problem(answer: Any, status: int, code: str) -> dict[str, Any]:
     return document
 
 
+async def test_plan_without_a_refused_field(azure: RunningSimulator, start_broker: StartBroker) -> None:
+    broker = await start_broker(azure, alone=True)
+    refused = {"code": "invalid_value", "message": "Invalid.", "param": "session.audio.input.transcription"}
+    with azure.fault("status", "/openai/v1/realtime/client_secrets", code=400, times=1, body={"error": refused}):
+        answer = await broker.client.post("/realtime/token", json={"agent_id": "elena"})
+    plan = answer.json()
+    assert (plan["strategy"], plan["degraded"]) == ("ga", False)
+    mints = [seen.body for seen in azure.simulator.log.entries() if seen.path == "/openai/v1/realtime/client_secrets"]
+    assert ["transcription" in str(body) for body in mints] == [True, False]
+    left_out = broker.relay.snapshot().settings_left_out
+    assert left_out == {plan["resource"]: {"elena": {"session.audio.input.transcription": 1}}}
+
+
 @pytest.mark.parametrize("prefix", ["", "/api/v1/voice"])
 async def test_plan_has_every_field_of_the_contract(
     prefix: str, azure: RunningSimulator, start_broker: StartBroker

@@ -1,5 +1,6 @@
 """Each end of a call is Azure's to make: the call is hung up until Azure has done it, and its place comes back."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from tests.calls.test_sideband import call, listen
 from tests.relay.support.azure import AzureTalk
 from tests.relay.support.broker import Running, broker
 from tests.support.waiting import eventually
-from token_broker.calls.call_row import CallRow
+from token_broker.calls.call_row import DELIVERED, CallRow, TakenCall
 from token_broker.relay.watchdog import BUDGET_USED
 from token_broker.security.tokens import Owner
 from token_broker.sessions.plans import session_spec
@@ -130,6 +131,57 @@ async def test_used_up_budget_hangs_up() -> None:
         await running.quiet()
         assert ends == [BUDGET_USED.reason]
         assert held == [("webrtc_relay", "anonymous")]
+
+
+@pytest.mark.parametrize("way", ["budget", "block"])
+async def test_budgets_end_waits_for_the_playout(way: str) -> None:
+    """What is being said is heard to its end; a block waits for nothing."""
+
+    class UsedUp:
+        async def hold(self, usage: TalkUsage, key: str, *, warn: Callable[[], None], end: EndTalk) -> None:
+            del usage, key, warn
+            await running.ingest.reach(1)
+            end(600.0, False)
+            used_up.set()
+
+    async def script(talk: AzureTalk) -> None:
+        await talk.send({"type": "response.created", "response": {"id": "resp_1"}})
+        await talk.send({"type": "output_audio_buffer.started", "response_id": "resp_1"})
+        await talk.hear("item_1", "Hello?")
+        await used_up.wait()
+        await talk.say("item_a", "Good evening.", response_id="resp_1")
+        await talk.hear("item_2", "Good.")
+        await running.ingest.reach(2)
+        assert ends == [], "it is being played"
+        if way == "block":
+            running.calls.end_where(lambda _principal, _session: True)
+        else:
+            await talk.send({"type": "output_audio_buffer.stopped", "response_id": "resp_1"})
+        await talk.connection.wait_closed()
+
+    used_up = asyncio.Event()
+    async with call(script) as azure, broker(azure.url) as running:
+        running.calls._leash = UsedUp()
+        ends = ends_of(running)
+        listen(running, azure)
+        await running.quiet()
+        assert ends == [BUDGET_USED.reason if way == "budget" else "the operator has blocked its session or its user"]
+
+
+async def test_taken_call_has_what_is_left() -> None:
+    """The limits of a call go on where another process left them, `max_session_s` among them."""
+
+    async def script(talk: AzureTalk) -> None:
+        await talk.connection.wait_closed()
+
+    async with call(script) as azure, broker(azure.url) as running:
+        ends = ends_of(running)
+        owner = Owner(uuid7(), "anonymous", 1, talk_id=uuid7())
+        about = {"endpoint": azure.url, "call_id": "rtc_1", "resource": "default", "transport": "webrtc_relay"}
+        row = CallRow(key="key", owner=owner, agent_id="elena", limit_key="anonymous", lasts_s=0.3, **about)
+        running.calls.taken(TakenCall(row, DELIVERED, 1, None))
+        await running.quiet()
+        assert ends == ["the talk has reached its longest time"]
 
 
 async def test_call_that_a_page_made_is_ended(tmp_path: Path) -> None:

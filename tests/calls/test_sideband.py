@@ -211,6 +211,116 @@ async def test_session_is_sent_on_each_join() -> None:
         assert running.relay.snapshot().calls_ended == 0
 
 
+async def test_rejoin_keeps_what_the_client_may_set() -> None:
+    """A lawful change survives a rejoin, no voice is named, and what Azure has refused is left out again."""
+
+    async def script(talk: AzureTalk) -> None:
+        talk.arrived(await talk.connection.recv())
+        if len(azure.talks) == 1:
+            about = {"code": "invalid_value", "param": "session.audio.input.transcription.model"}
+            await talk.send({"type": "error", "error": {**about, "event_id": talk.received[0]["event_id"]}})
+            talk.arrived(await talk.connection.recv())
+            lawful = {"audio": {"input": {"turn_detection": None, "noise_reduction": {"type": "far_field"}}}}
+            await talk.send({"type": "session.updated", "session": {**talk.received[1]["session"], **lawful}})
+        else:
+            await talk.send({"type": "session.updated", "session": {**talk.received[0]["session"], "tools": []}})
+            talk.arrived(await talk.connection.recv())
+        await talk.hear(f"item_{len(azure.talks)}", "Hello.")
+        await running.ingest.reach(len(azure.talks))
+        if len(azure.talks) == 1:
+            await talk.connection.close()
+            return
+        await talk.connection.wait_closed()
+
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        listen(running, azure)
+        await running.ingest.reach(2)
+        running.limits.end("rtc_1")
+        await running.quiet()
+        first, second = (talk.received for talk in azure.talks)
+        assert len(first) == 2, "nothing is put back that the client may set"
+        again, put_back = (event["session"] for event in second)
+        assert again == put_back == first[1]["session"]
+        assert set(again) == {"type", "instructions", "tools"}, "no voice, no turn detection, no transcription"
+        assert [tool["name"] for tool in put_back["tools"]] == ["handoff"]
+
+
+@pytest.mark.parametrize(
+    ("status", "details", "told"),
+    [
+        ("failed", {"type": "failed", "error": {"code": "server_error"}}, [True]),
+        ("incomplete", {"type": "incomplete", "reason": "content_filter"}, [False]),
+        ("incomplete", {"type": "incomplete", "reason": "max_output_tokens"}, []),
+        ("incomplete", None, []),
+        ("cancelled", {"type": "cancelled", "reason": "turn_detected"}, []),
+        ("completed", None, []),
+    ],
+)
+async def test_only_real_failures_are_told(status: str, details: object, told: list[bool]) -> None:
+    async def script(talk: AzureTalk) -> None:
+        await joined(talk)
+        for number in range(2):
+            response = {
+                "id": f"resp_{number}",
+                "status": status,
+                "status_details": details,
+                "output": [],
+                "usage": None,
+            }
+            await talk.send({"type": "response.created", "response": {"id": response["id"]}})
+            await talk.send({"type": "response.done", "response": response})
+        await talk.hear("item_1", "Well?")
+
+    async with call(script) as azure, broker(azure.url) as running:
+        listen(running, azure)
+        (page,) = running.calls.streams._open.values()
+        await running.ingest.reach(1)
+        await running.quiet()
+        errors = [event for _, event in page.since(0) if event["type"] == "broker.error"]
+        assert [(each["code"], each["retryable"]) for each in errors] == [("answer_failed", each) for each in told * 2]
+
+
+@pytest.mark.parametrize(
+    ("before", "reads", "told", "asked"),
+    [
+        ([], True, 1, 1),
+        ([], False, 1, 0),  # the page asks for its answers by itself
+        ([{"type": "output_audio_buffer.started", "response_id": "resp_0"}], True, 1, 0),  # something was said
+        (
+            [{"type": "input_audio_buffer.speech_started", "item_id": "item_b"}],
+            True,
+            0,
+            0,
+        ),  # a barge-in, without reason
+    ],
+)
+async def test_failed_answer_is_asked_for_once_more(
+    before: list[dict[str, object]], reads: bool, told: int, asked: int
+) -> None:
+    async def script(talk: AzureTalk) -> None:
+        talk.arrived(await talk.connection.recv())
+        if reads:
+            page.read_elsewhere(60)
+        for number in range(1 + asked):
+            await talk.send({"type": "response.created", "response": {"id": f"resp_{number}"}})
+            for event in before:
+                await talk.send(event)
+            await talk.send({"type": "response.done", "response": {"id": f"resp_{number}", "status": "failed"}})
+            if number < asked:
+                talk.arrived(await talk.connection.recv())
+        await talk.hear("item_1", "Well?")
+        await running.ingest.reach(1)
+
+    async with call(script) as azure, broker(azure.url) as running:
+        listen(running, azure)
+        (page,) = running.calls.streams._open.values()
+        await running.ingest.reach(1)
+        await running.quiet()
+        assert [each["type"] for each in azure.talks[0].received[1:]] == ["response.create"] * asked
+        errors = [event for _, event in page.since(0) if event["type"] == "broker.error"]
+        assert len(errors) == told + asked, "and not a third time"
+
+
 async def test_often_broken_sideband_is_rejoined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.01, 0.01))
 

@@ -14,7 +14,7 @@ from tests.support.tool_server import run_tool_server
 
 
 @pytest.mark.parametrize("upstream", BROKERS)
-@pytest.mark.parametrize("program", ["agents_tools.mjs"])
+@pytest.mark.parametrize("program", ["agents_tools.mjs", "agents_tools_python"])
 async def test_client_runs_its_own_tools_alone(
     upstream: str, program: str, clients: ClientRunner, authority: trustme.CA, tmp_path: Path
 ) -> None:

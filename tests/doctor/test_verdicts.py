@@ -1,9 +1,11 @@
 """Verdicts on what the simulator does not show: denied access, regions, retirements, the exit code."""
 
-from datetime import date
+from datetime import UTC, date, datetime
 
 import pytest
+from pydantic import SecretStr
 
+from strategies.base import EphemeralGrant
 from strategies.errors import KeysDisabledError, MintError, MisconfiguredError
 from tests.doctor.support import settings_for
 from token_broker.doctor.checks import Check, CheckStatus, KnownIssue, Report
@@ -13,6 +15,7 @@ from token_broker.doctor.verdicts import (
     Probe,
     judge_error,
     judge_key,
+    judge_mints,
     judge_region,
     judge_retirement,
     judge_transcription_model,
@@ -151,6 +154,13 @@ def test_key_without_an_answer_is_a_note() -> None:
     check = judge_key([Probe("ga", "5 ms", "the key", MintError("x"))])
     assert check is not None
     assert check.status is CheckStatus.NOTE
+
+
+def test_mint_without_a_field_is_a_warning() -> None:
+    soon = datetime.now(UTC)
+    grant = EphemeralGrant("ga", SecretStr("ek"), soon, 60, 0, "https://x", "ga", "marin", left_out=("session.tools",))
+    (check,) = judge_mints([Probe("ga", "5 ms", "the key", grant=grant)], AZURE)
+    assert (check.status, "session.tools" in check.finding) == (CheckStatus.WARNING, True)
 
 
 def test_resource_is_named_only_if_known() -> None:

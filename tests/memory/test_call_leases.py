@@ -1,17 +1,19 @@
 """Who holds a call: leases by the store's clock, epochs, takeovers and handovers, on both databases."""
 
 import asyncio
+import dataclasses
 from dataclasses import dataclass, field
 
 from sqlalchemy import select, update
 
 from tests.support.waiting import eventually
 from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, TakenCall
-from token_broker.calls.leases import CallLeases
+from token_broker.calls.lease_statements import release_calls
+from token_broker.calls.leases import _EVERY_S, CallLeases
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store.tables import calls
 from token_broker.memory.store_errors import StoreUnreachableError
-from token_broker.security.tokens import Owner
+from token_broker.security.tokens import Narrowing, Owner
 
 OWNER = Owner("session-1", "alice", 7, "Alice", "talk-1")
 LEASE_US = 6_000_000
@@ -38,6 +40,10 @@ class Watcher:
     wanted: list[TakenCall] = field(default_factory=list)
     older: list[TakenCall] = field(default_factory=list)
     read: list[TakenCall] = field(default_factory=list)
+    lasting: list[TakenCall] = field(default_factory=list)
+
+    def lasts(self, found: TakenCall) -> None:
+        self.lasting.append(found)
 
     def read_elsewhere(self, found: TakenCall) -> None:
         self.read.append(found)
@@ -116,6 +122,46 @@ async def test_dead_replicas_call_is_taken(database: Database) -> None:
     assert (found.row.owner, found.state, found.epoch, found.ending) == (OWNER, DELIVERED, 1, None)
     assert 580 < found.row.lasts_s < 594, "the limits go on with what remains"
     assert await rows(database) == {"key-1": (DELIVERED, "other", 1, None)}
+
+
+async def test_dead_replicas_calls_are_held_within_10_s(database: Database) -> None:
+    """In steps of the interval at which leases are renewed: by a replica that was there, and by one that just came."""
+    for number, is_new in enumerate([False, True]):
+        one, other = await two(database)
+        if is_new:
+            other = Replica(database, "new")
+            other.leases._looks_at_s, other.leases._is_alone = 0, False
+        row = call_row(number, owner=Owner(f"session-{number}", "alice", 1))
+        await one.holds(row)
+        waited_s = 0.0
+        while not other.watcher.took:
+            await other.leases.refresh()
+            waited_s += _EVERY_S
+            other.clock.now_s += _EVERY_S
+            await age(database, _EVERY_S)
+        assert waited_s + _EVERY_S < 10
+
+
+async def test_given_up_call_is_taken_at_once(database: Database) -> None:
+    one, other = await two(database)
+    new = Replica(database, "new")
+    new.leases._is_alone = False
+    await one.holds(call_row(1))
+    await other.holds(call_row(2, owner=Owner("session-2", "bob", 1)))
+    await age(database, 7)
+    await database.write(lambda connection: release_calls(connection, "one", [("key-1", 0)]))
+    await new.leases.refresh()
+    assert [found.row.key for found in new.watcher.took] == ["key-1"], "the other's may only be late"
+
+
+async def test_bounded_talk_counts_on(database: Database) -> None:
+    """`max_session_s` goes on over a new call of the talk at another replica."""
+    one, other = await two(database)
+    bounded = dataclasses.replace(OWNER, narrowed=Narrowing(max_session_s=600))
+    await one.holds(call_row(1, owner=bounded))
+    await age(database, 400)
+    await other.holds(call_row(2, owner=bounded))
+    assert 100 < other.watcher.lasting[-1].row.lasts_s <= 200
 
 
 async def test_renewed_call_is_not_taken(database: Database) -> None:

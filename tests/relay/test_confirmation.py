@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from strategies.session_model.refused_field import field_to_leave_out, shown_path, without
 from token_broker.relay.confirmation.confirmation import Confirmation
 from token_broker.relay.confirmation.early_answers import EarlyAnswers
-from token_broker.relay.confirmation.refused_field import field_to_leave_out, shown_path, without
 
 Event = dict[str, Any]
 

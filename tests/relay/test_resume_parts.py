@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from strategies.session_model.session_paths import merged
 from tests.relay.support.model_azure import ModelTalk, append
 from tests.relay.test_resume_core import call, deliver_until, spoken
 from token_broker.relay.confirmation.agreement import disagreements
-from token_broker.relay.confirmation.paths import merged
 from token_broker.relay.resume.clocks import ExpiryClock, Resumes, SilenceClock
 from token_broker.relay.resume.gap import Gap
 from token_broker.relay.resume.held_audio import HeldAudio, first_loud_ms

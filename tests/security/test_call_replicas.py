@@ -179,7 +179,7 @@ async def test_drain_moves_calls(two: Two) -> None:
 
 async def events_of(client: httpx.AsyncClient, path: str, headers: dict[str, str]) -> AsyncIterator[dict[str, Any]]:
     async with asyncio.timeout(WITHIN_S), client.stream("GET", f"{path}/events", headers=headers) as answer:
-        assert answer.status_code == 200
+        assert answer.status_code == 200, (await answer.aread())[:400]
         async for line in answer.aiter_lines():
             if line.startswith("data: "):
                 yield json.loads(line[6:])
@@ -190,6 +190,12 @@ async def test_call_is_read_and_hung_up_at_the_other(two: Two) -> None:
     await eventually(two.all_joined, within_s=WITHIN_S)
     async with two.client(two.other) as client:
         told = []
+
+        async def is_known() -> bool:  # its row follows the call
+            async with client.stream("GET", f"{location}/events", headers=mine) as answer:
+                return answer.status_code == 200
+
+        await eventually(is_known)
         async for event in events_of(client, location, mine):
             told.append(event["type"])
             if len(told) == 1:

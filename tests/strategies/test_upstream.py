@@ -15,9 +15,9 @@ import respx
 from pydantic import SecretStr
 
 from strategies.credentials import AccessToken, Credentials, EntraTokens
-from strategies.errors import CredentialError, MalformedError, MintError, TimedOutError, TransientError
+from strategies.errors import CredentialError, MalformedError, MintError, RejectedError, TimedOutError, TransientError
 from strategies.upstream import MAX_ANSWER_BYTES, Upstream
-from tests.strategies.fakes import KEY, NOW_S, key_credentials, minted, upstream_over
+from tests.strategies.fakes import FLAT_BODY, GA_BODY, KEY, NOW_S, key_credentials, minted, upstream_over
 
 URL = "https://x.openai.azure.com/openai/v1/realtime/client_secrets"
 
@@ -181,3 +181,47 @@ async def test_reprs_mask_the_credential() -> None:
     upstream = Upstream(Transport(), credentials)
     authorization = await credentials.current(timeout_s=1)
     assert KEY not in f"{credentials!r} {upstream!r} {authorization!r} {vars(upstream)!r} {vars(credentials)!r}"
+
+
+def refused(**error: Any) -> httpx.Response:
+    return httpx.Response(400, json={"error": {"code": "invalid_value", "message": "Invalid.", **error}})
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "left_out"),
+    [
+        (GA_BODY, {"param": "session.audio.output.voice"}, "session.audio.output.voice"),
+        (GA_BODY, {"message": "Unknown parameter: 'session.audio.input.turn_detection.type'."},
+         "session.audio.input.turn_detection"),
+        (FLAT_BODY, {"param": "input_audio_transcription.model"}, "session.input_audio_transcription"),
+    ],
+)  # fmt: skip
+async def test_refused_field_is_left_out(
+    body: dict[str, Any], error: dict[str, Any], left_out: str, respx_mock: respx.MockRouter
+) -> None:
+    route = respx_mock.post(URL).mock(side_effect=[refused(**error), minted()])
+    answer = await upstream_over(respx_mock).mint(URL, body, timeout_s=1)
+    assert answer.left_out == (left_out,)
+    whole, rest = (json.loads(call.request.content) for call in route.calls)
+    assert whole == body
+    assert left_out.rpartition(".")[2] not in json.dumps(rest)
+    assert rest.get("session", rest)["instructions"] == "Be brief."
+
+
+@pytest.mark.parametrize(
+    "param",
+    [None, "session", "session.instructions", "session.model", "session.type", "expires_after.seconds", "x" * 999],
+)
+async def test_mint_without_that_is_none(param: str | None, respx_mock: respx.MockRouter) -> None:
+    route = respx_mock.post(URL).mock(return_value=refused(param=param))
+    with pytest.raises(RejectedError):
+        await upstream_over(respx_mock).mint(URL, GA_BODY, timeout_s=1)
+    assert route.call_count == 1
+
+
+async def test_second_refusal_counts(respx_mock: respx.MockRouter) -> None:
+    again = refused(param="session.audio.input.turn_detection")
+    route = respx_mock.post(URL).mock(side_effect=[refused(param="session.audio.output.voice"), again])
+    with pytest.raises(RejectedError):
+        await upstream_over(respx_mock).mint(URL, GA_BODY, timeout_s=1)
+    assert route.call_count == 2

@@ -78,7 +78,7 @@ async def fork_broker(
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(status), os.fdopen(reading, "rb")
     )
-    return ForkedProcess(int(await asyncio.wait_for(status.readline(), 30)), status)
+    return ForkedProcess(int(await asyncio.wait_for(status.readline(), 120)), status)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from token_broker.api.calls import SESSION_PARAMETER, caller_of_session, foreign
 from token_broker.api.offers import CallRelay
 from token_broker.calls.call_row import AttachClaim
 from token_broker.calls.followed_calls import FollowedCall, SharedEvents, Told
-from token_broker.calls.page_events import ATTACHED, DETACHED, CallStreams, PageEvents
+from token_broker.calls.page_events import ATTACHED, DETACHED, ELSEWHERE, CallStreams, PageEvents
 from token_broker.memory.store_errors import StoreError
 from token_broker.security.limits import SessionLease, too_many_sessions
 from token_broker.security.tokens import MintedSession, Owner, TokenError
@@ -109,7 +109,7 @@ async def attach_call(request: Request[EventsState]) -> Response:
             raise _refused("this agent's talks go another way")
         if (lease := calls.talks.acquire(caller.limit_key)) is None:
             raise too_many_sessions()
-        supply = TalkSpecs(settings, owner, calls.minting.recall).of(agent)
+        supply = TalkSpecs(settings, owner, None).of(agent)  # the sideband tells what is recalled
         try:
             claim = await attacher.begin(owner, agent, minted, wanted.call_id, supply=supply, lease=lease)
         except (StoreError, TimeoutError):
@@ -182,7 +182,7 @@ async def _stream(told: AsyncGenerator[Told | None], shown_id: str) -> AsyncIter
                 continue
             name, event = each
             if event["type"] in _OF_THE_CALL:
-                event = {**event, "call_id": shown_id}
+                event = {**{field: event[field] for field in event if field != ELSEWHERE}, "call_id": shown_id}
             shown = f"id: {name}\n" if name else ""
             yield b"%sdata: %s\n\n" % (shown.encode(), to_json(event))
 

@@ -5,7 +5,7 @@ two can't disagree.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypedDict
+from typing import TypedDict, get_args
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
@@ -16,10 +16,12 @@ from starlette.responses import Response
 
 from strategies.health import BreakerState, BreakerStatus, Capability
 from strategies.pool import ResourceStatus
+from strategies.voice_live_webrtc import WebRtcState
 from token_broker.api.status import StatusSources
 from token_broker.memory.memory_status import MemoryStatus
 from token_broker.observability.events import Metrics
 from token_broker.relay.counters import RelayStatus, ResourceUse
+from token_broker.usage.budgets import BudgetCounts
 from token_broker.web.openapi_document import Operation, ResponseSpec
 from token_broker.web.requests import Problem
 
@@ -85,6 +87,15 @@ class StateCollector(Collector):
             ]
         )
         yield from _resources(sources.pool.snapshot())
+        webrtc = GaugeMetricFamily(
+            "token_broker_voice_live_webrtc",
+            "1 for what is known of Voice Live by WebRTC at the resource.",
+            labels=["resource", "state"],
+        )
+        for each in sources.availability.snapshot():
+            for state in get_args(WebRtcState):
+                webrtc.add_metric([each.resource, state], float(each.state == state))
+        yield webrtc
         hedges = CounterMetricFamily(
             "token_broker_hedges",
             "Calls beside a silent one: asked at this resource, won by it, and calls undone since another was faster.",
@@ -106,6 +117,7 @@ class StateCollector(Collector):
             "talks_left", "Talks whose client left before they were live; not among those.", sources.talk_counters.left
         )
         yield from _relay(relay)
+        yield from _leash(sources)
         yield from memory_metrics(sources.memory.status())
 
     def describe(self) -> Iterable[Metric]:
@@ -267,6 +279,28 @@ def _usage(relay: RelayStatus) -> Iterator[Metric]:
         transcribing.add_metric([resource, "input"], billed.input_tokens)
         transcribing.add_metric([resource, "output"], billed.output_tokens)
     yield from (responses, tokens, transcriptions, seconds, transcribing)
+
+
+def _leash(sources: StatusSources) -> Iterator[Metric]:
+    """What talks use, the budgets that bound them, and the leases on calls: of this replica."""
+    ledger, counts = sources.ledger, sources.ledger.counts
+    yield _counter("usage_written_rows", "Rows of the usage ledger that were written.", counts.written)
+    yield _counter("usage_failed_writes", "Attempts to write usage that the store did not take.", counts.failed)
+    yield _counter("usage_lost_talks", "Talks whose end was never written into the ledger.", counts.lost)
+    yield _counter("usage_repeated_answers", "Answers that another replica had counted already.", counts.repeated)
+    yield _gauge("usage_waiting_talks", "Talks that are over and wait for the ledger.", ledger.waiting)
+    budgets = sources.budgets
+    spent = BudgetCounts() if budgets is None else budgets.counts
+    yield _counter("budget_refusals", "Requests refused, since nothing is left of a budget.", spent.refused)
+    yield _counter("budget_unknown", "Requests refused, since nobody knew what is left of a budget.", spent.unknown)
+    yield _counter("budget_ended_talks", "Talks that the end of a budget has ended.", spent.ended)
+    unsettled = 0 if budgets is None else budgets.unsettled
+    yield _gauge("budget_unsettled_talks", "Talks that are over and whose budget is not settled.", unsettled)
+    leases = sources.leases
+    yield _gauge("held_calls", "WebRTC calls that this replica holds.", len(leases))
+    yield _counter("calls_taken", "Calls taken from replicas that were gone, or that left.", leases.counts.taken)
+    yield _counter("calls_left", "Calls that another replica has taken.", leases.counts.lost)
+    yield _counter("call_lease_failures", "Renewals of leases that the store did not take.", leases.counts.failed)
 
 
 def memory_metrics(memory: MemoryStatus) -> Iterator[Metric]:

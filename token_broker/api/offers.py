@@ -27,6 +27,7 @@ from strategies.errors import MintError, RateLimitedError, RejectedError, TimedO
 from strategies.live_calls import LiveOffer, SessionFieldError
 from strategies.resources import Resource, Wanted
 from strategies.session_model.live_session import LIVE_CALLS_ROUTE, live_session, web_session
+from strategies.session_model.refused_field import shown_path, without
 from token_broker.api.token import LIVE_GRANTED, RETRY_AFTER_S, Minting, RequestTrace
 from token_broker.calls.attach_claims import AttachClaims
 from token_broker.calls.page_events import CallStreams
@@ -34,7 +35,6 @@ from token_broker.calls.running_calls import Calls
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
-from token_broker.relay.confirmation.refused_field import shown_path, without
 from token_broker.relay.live.upstream import left_out_of
 from token_broker.relay.media.call_offers import offers_audio
 from token_broker.security.authentication import limit_key
@@ -148,8 +148,8 @@ class CallRelay:
         Raises Problem 403 where the agent takes no calls or its caller was blocked meanwhile, 400 where the caller
         left, 502 to 504. A call that Azure made all the same is hung up.
         """
-        if agent.sockets_only:
-            detail = f"This agent talks over WebSockets only, since {agent.sockets_only}: use the proxy."
+        if agent.unminted:
+            detail = f"This agent takes no such calls, since {agent.unminted}: use the plan's other connections."
             raise Problem(403, "sockets_only", detail)
         minting = self.minting
         is_live = agent.id in minting.live_agents
@@ -166,7 +166,8 @@ class CallRelay:
             offer_s = None if offered_s is None else (offered_s - trace.began_s, facts["duration_s"])
             minting.observe(CallPlaced(**facts, route=request.scope["route"].path, offer_s=offer_s))
 
-        supply = TalkSpecs(minting.settings, owner, minting.recall).of(agent)
+        # Other calls are told over their sideband what is recalled.
+        supply = TalkSpecs(minting.settings, owner, minting.recall if is_live else None).of(agent)
         # The call's media is not seen: its talk counts as lost from its answer on.
         owner = self.level.of(owner)
         with self.level.connection(owner), trace.answered(201, tell):
@@ -195,6 +196,7 @@ class CallRelay:
                     accepted = await self._offer(
                         grant, offer, wanted=wanted, filtered=filtered, owner=owner, lease=lease, transport=transport,
                         timeout_s=max(0.1, deadline_s - time.monotonic()), share_s=_OFFER_SHARE_S if left else None,
+                        lasts_s=self.level.left_s(owner, minting.settings.max_talk_s),
                     )  # fmt: skip
                 except MintError as error:
                     refusal, tried = error, grant.resource

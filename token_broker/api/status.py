@@ -12,6 +12,7 @@ from strategies.chain import Chain, Link
 from strategies.health import BreakerState, BreakerStatus, Capability, Latencies
 from strategies.pool import Pool
 from strategies.session_model.session_fields import voice_name
+from strategies.voice_live_webrtc import VoiceLiveWebRtc, WebRtcAvailability
 from token_broker.api.status_schemas import (
     AgentVoice,
     LiveTimes,
@@ -24,6 +25,7 @@ from token_broker.api.status_schemas import (
     TalkLevel,
 )
 from token_broker.api.token import Minting
+from token_broker.calls.leases import CallLeases
 from token_broker.memory.service import Memory
 from token_broker.observability.events import PlanCounters
 from token_broker.observability.logging import advice_on
@@ -35,6 +37,8 @@ from token_broker.sessions.ownership import blocklist_unread
 from token_broker.sessions.schemas import AgentConfig
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings
+from token_broker.usage.budgets import Budgets
+from token_broker.usage.ledger import UsageLedger
 from token_broker.web.openapi_document import Operation, Parameter, ResponseSpec
 from token_broker.web.requests import Problem, bearer_token
 
@@ -67,6 +71,10 @@ class StatusSources:
     drain: Drain
     memory: Memory
     relay: Callable[[], RelayStatus]
+    availability: WebRtcAvailability
+    ledger: UsageLedger
+    budgets: Budgets | None
+    leases: CallLeases
 
     def read(self, *, full: bool) -> Status:
         """The status; only its first five fields unless it is `full`."""
@@ -93,6 +101,7 @@ class StatusSources:
                 for each in self.pool.snapshot()
             ]
             status.clock_skew_s = self.clock_skew_s
+            status.voice_live_webrtc = list(self.availability.snapshot())
         return status
 
     def _service_level(self) -> ServiceLevel:
@@ -122,8 +131,10 @@ class StatusSources:
                 breaker = self.chain.pool.route_status(link.resource.name, link.strategy.name)
                 fields = {name: getattr(breaker, name) for name in BreakerStatus.__slots__}
                 found.append(StrategyStatus(**fields, do=advice_on(breaker.last_outcome), resource=link.resource.name))
+            elif isinstance(link, VoiceLiveWebRtc):
+                found.append(_unminted_status(link.name, self.plan_counters.signalled))
             else:
-                found.append(_proxy_status(link.name, self.plan_counters.degraded))
+                found.append(_unminted_status(link.name, self.plan_counters.degraded))
         return found
 
     @property
@@ -152,8 +163,8 @@ def _ratio(good: int, of: int) -> float | None:
     return round(good / of, 6) if of else None
 
 
-def _proxy_status(name: str, granted: int) -> StrategyStatus:
-    """The proxy's status in the shape of a breaker's: it has no breaker, and never fails."""
+def _unminted_status(name: str, granted: int) -> StrategyStatus:
+    """A strategy that mints nothing, in the shape of a breaker's status: it has no breaker, and never fails."""
     return StrategyStatus(
         name=name,
         breaker=BreakerState.CLOSED,

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from strategies.health import BreakerStatus
+from strategies.voice_live_webrtc import WebRtcStatus
 from token_broker.memory.memory_status import MemoryStatus
 from token_broker.relay.counters import RelayStatus
 
@@ -110,6 +111,9 @@ class Status(BaseModel):
         {}, description="What a start warns of about its agents: settings that a dialect lacks, tools without a runner."
     )
     clock_skew_s: float | None = Field(None, description="Our clock less Azure's, at the last mint.")
+    voice_live_webrtc: list[WebRtcStatus] = Field(
+        [], description="Which resources have Voice Live by WebRTC: `available`, `missing`, `unknown` or `off`."
+    )
 
 
 class Readiness(BaseModel):

@@ -6,7 +6,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, TypedDict
 
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from strategies.base import Attempt, EphemeralGrant, Grant, SignallingGrant
+from strategies.base import Attempt, EphemeralGrant, Grant, ProxyGrant, SignallingGrant
 from strategies.chain import Chain, ChainResult
 from strategies.pool import Pool
 from strategies.session_model.live_session import LIVE_ROUTE
@@ -201,6 +201,9 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
             signals=_may_signal(minting, callers, agent, owner),
         )
     grant = trace.minted.grant
+    if agent.foundry_agent is not None and isinstance(grant, ProxyGrant):
+        grant = replace(grant, strategy="foundry_agent")
+        trace.minted = replace(trace.minted, grant=grant)
     trace.model = minting.model_of(agent, grant, owner.session_id)
     if grant is None:
         minting.ensure_configured()
@@ -234,8 +237,8 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
 
 def _why_unminted(agent: Agent, owner: Owner) -> str:
     """Why nothing is minted for this talk; empty where something is."""
-    if agent.sockets_only:
-        return "this agent talks over WebSockets only"
+    if agent.unminted:
+        return f"nothing is minted for this agent, since {agent.unminted}"
     if not owner.narrowed.permits("webrtc", "webrtc_relay", "websocket") and owner.narrowed.permits("webrtc_websocket"):
         return "the request wants none of its transports"
     return ""

@@ -7,7 +7,6 @@ this very plan does the broker write anything else, listen, or hang up. Any othe
 
 import asyncio
 import json
-import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -152,7 +151,7 @@ class CallAttacher:
             endpoint=minted.endpoint,
             call_id=call_id,
             transport="webrtc",
-            lasts_s=min(self._max_talk_s, owner.narrowed.max_session_s or math.inf),
+            lasts_s=self._level.left_s(owner, self._max_talk_s),
         )
         claim: AttachClaim | None = None
         try:

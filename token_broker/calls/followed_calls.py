@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from token_broker.calls.call_row import PageCall, PageEventRow
-from token_broker.calls.page_events import ATTACHED, EVENTS_KEPT, READERS_AT_MOST, PageEvents
+from token_broker.calls.page_events import ATTACHED, ELSEWHERE, EVENTS_KEPT, READERS_AT_MOST, PageEvents
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store_errors import StoreError
 from token_broker.security.limits import BoundedDict
@@ -43,7 +43,7 @@ class FollowedCall:
 
     def __init__(self) -> None:
         self.is_closed = False
-        self.attached_before_us = 0  # what was told of it until then does not count
+        self.asked_at_us: int | None = None  # when we noted that a page reads here, until the holder says that it knows
         self.over_since_s: float | None = None
         self._kept: deque[tuple[int, Told]] = deque(maxlen=EVENTS_KEPT)
         self._seen = BoundedDict[tuple[str, int], None](4 * EVENTS_KEPT)
@@ -67,8 +67,10 @@ class FollowedCall:
             return
         self._seen[row.stream, row.number] = None
         event = json.loads(row.event)
-        if event.get("type") == ATTACHED and row.told_at_us <= self.attached_before_us:
-            return
+        if event.get("type") == ATTACHED and self.asked_at_us is not None:
+            if ELSEWHERE not in event or row.told_at_us <= self.asked_at_us:
+                return
+            self.asked_at_us = None
         self._count += 1
         self._kept.append((self._count, (f"{row.stream}-{row.number}", event)))
         self._wake()
@@ -146,7 +148,7 @@ class SharedEvents:
             if (known := self._followed.get(page)) is None:
                 known = self._followed[page] = FollowedCall()
                 if was_read is False:
-                    known.attached_before_us = news.now_us
+                    known.asked_at_us = news.now_us
                 self._since_us = self._since_us or news.now_us
             for row in news.events:
                 known.add(row)

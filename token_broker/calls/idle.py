@@ -28,6 +28,11 @@ class IdleClock:
         self._under_way: dict[str, float] = {}
         self._speaks_alone = False
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer is being made, or played."""
+        return bool(self._under_way)
+
     def heard(self, kind: str, text: str, now_s: float) -> None:
         """Azure sent the event `text` of the type `kind`."""
         if kind in _SPEECH:

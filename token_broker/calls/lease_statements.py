@@ -126,10 +126,16 @@ def end_calls(connection: Connection, names: Collection[CallName]) -> None:
 
 
 def older_calls(connection: Connection, row: CallRow) -> list[TakenCall]:
-    """Notes that the client has its answer; returns the older calls of the same talk, which are replaced now."""
+    """Notes that the client has its answer; returns the older calls of the same talk, which are replaced now.
+
+    A call of a bounded talk lasts no longer than the talk's first one would have.
+    """
     connection.execute(update(calls).where(calls.c.call_key == row.key, calls.c.state == MADE).values(state=DELIVERED))
     of_talk = and_(calls.c.session_id == row.owner.session_id, calls.c.talk_id == row.owner.talk_id)
     mine = select(calls.c.created_at_us).where(calls.c.call_key == row.key).scalar_subquery()
+    if row.owner.narrowed.max_session_s is not None:  # it counts over all calls of the talk
+        first_us = connection.scalar(select(func.min(calls.c.expires_at_us)).where(of_talk))
+        connection.execute(update(calls).where(calls.c.call_key == row.key).values(expires_at_us=first_us))
     is_older = or_(calls.c.created_at_us < mine, and_(calls.c.created_at_us == mine, calls.c.call_key < row.key))
     others = select(calls).where(of_talk, calls.c.state < ENDED, calls.c.call_key != row.key, is_older)
     return [_found(each, 0) for each in connection.execute(others)]

@@ -22,7 +22,7 @@ from token_broker.memory.store_errors import StoreError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["CallLeases", "LeaseWatcher"]
+__all__ = ["CallLeases", "LeaseCounts", "LeaseWatcher"]
 
 log = structlog.get_logger("token_broker.calls")
 
@@ -53,6 +53,10 @@ class LeaseWatcher(Protocol):
         """A newer call of the same talk has its answer."""
         ...
 
+    def lasts(self, found: TakenCall) -> None:
+        """How long this call of ours, whose talk is bounded, may go on yet."""
+        ...
+
     def read_elsewhere(self, found: TakenCall) -> None:
         """A page reads this call's events at another replica."""
         ...
@@ -67,6 +71,15 @@ class _LeasedCall:
     is_stored: bool = False
     is_told: bool = False  # to the watcher, that an end is wanted
     is_new: bool = False  # its client has its answer, and the store does not know
+
+
+@dataclass(slots=True)
+class LeaseCounts:
+    """Calls taken from replicas that were gone or left, calls that another replica has taken, and failed renewals."""
+
+    taken: int = 0
+    lost: int = 0
+    failed: int = 0
 
 
 class CallLeases:
@@ -88,6 +101,7 @@ class CallLeases:
     ) -> None:
         self.watcher: LeaseWatcher | None = None
         self.others = 0  # live replicas
+        self.counts = LeaseCounts()
         self._database = database
         self._holder = holder
         self._every_s = every_s
@@ -204,6 +218,7 @@ class CallLeases:
                 await self.refresh()
                 is_silent = False
             except StoreError as error:
+                self.counts.failed += 1
                 if not is_silent:
                     log.warning("call_leases_unrenewed", reason=str(error), calls=len(self._held))
                 is_silent = True
@@ -228,6 +243,7 @@ class CallLeases:
             return
         for each in older:
             self.watcher.replaced(each)
+        self.counts.taken += len(taken)
         for each in taken:
             self._held[each.row.name] = _LeasedCall(
                 each.row, each.state, each.epoch, each.ending, is_stored=True, is_told=each.ending is not None
@@ -347,9 +363,14 @@ class CallLeases:
                 held.is_told = True
                 if self.watcher is not None:
                     self.watcher.end_wanted(stored)
-            elif stored.read_for_s and self.watcher is not None:
-                self.watcher.read_elsewhere(stored)
+            elif self.watcher is not None:
+                if held.row.owner.narrowed.max_session_s is not None:
+                    self.watcher.lasts(stored)
+                if stored.read_for_s:
+                    self.watcher.read_elsewhere(stored)
 
     def _lose(self, name: CallName) -> None:
-        if self._held.pop(name, None) is not None and self.watcher is not None:
-            self.watcher.lost(name)
+        if self._held.pop(name, None) is not None:
+            self.counts.lost += 1
+            if self.watcher is not None:
+                self.watcher.lost(name)

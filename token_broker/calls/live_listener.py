@@ -33,6 +33,7 @@ from token_broker.relay.live.turns import LiveTurns
 from token_broker.relay.policy.allowlist import Broken, Command, Refused, event_id_of
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.recorder import TurnRecorder
+from token_broker.relay.watchdog import BUDGET_USED, SoftEnd
 from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import DONE, ENDED_BY_AGENT, INTERNAL, Ending
 from token_broker.sessions.agents import Agent
@@ -121,6 +122,7 @@ class LiveListener:
         self._over: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._goodbye = Goodbye()
+        self._budget = SoftEnd()
         self._source = LiveTurns()
         calls = AgentCalls(parts.tools, owner, lambda: agent, self.counters, builtin=self._run_builtin)
 
@@ -153,6 +155,17 @@ class LiveListener:
         """Stops listening for this reason; the session goes on."""
         if not self._over.done():
             self._over.set_result(ending)
+
+    def last_at_most(self, lasts_s: float) -> None:
+        """The session may go on for so long from now, if not less."""
+        self._until_s = min(self._until_s, self._now_s() + lasts_s)
+
+    def end_softly(self, left_s: float, when_quiet: bool) -> None:
+        """The budget is used up: the session ends with what is being played, and in `left_s` at the latest.
+
+        `when_quiet`: at once where nothing is.
+        """
+        self._budget.begin(left_s, when_quiet, self._now_s())
 
     @property
     def observers(self) -> int:
@@ -273,6 +286,8 @@ class LiveListener:
                 self._end_call(ENDED_BY_AGENT)
             elif now_s >= self._until_s and not self._is_ended:
                 self._end_call(_TOO_LONG)
+            elif not self._is_ended and self._budget.is_due(now_s, now_s < self._source.plays_until_s):
+                self._end_call(BUDGET_USED)
             elif now_s - self._heard_s >= self._parts.settings.call_idle_s and not self._is_ended:
                 self._end_call(_IDLE)
             elif now_s - pinged_s >= self._parts.settings.ping_interval_s:

@@ -16,10 +16,22 @@ from token_broker.calls.call_row import PageCall
 from token_broker.security.limits import BoundedDict
 from token_broker.web.requests import uuid7
 
-__all__ = ["ATTACHED", "DETACHED", "EVENTS_KEPT", "READERS_AT_MOST", "CallStreams", "Numbered", "PageEvents"]
+__all__ = [
+    "ATTACHED",
+    "DETACHED",
+    "ELSEWHERE",
+    "EVENTS_KEPT",
+    "READERS_AT_MOST",
+    "CallStreams",
+    "Numbered",
+    "PageEvents",
+]
 
 ATTACHED = "broker.attached"
 DETACHED = "broker.detached"
+ELSEWHERE = "elsewhere"
+"""A field of `broker.attached` that no page gets: it was told knowing that a page reads at another replica."""
+
 READERS_AT_MOST = 4
 EVENTS_KEPT = 256
 _GONE_S = 2.0
@@ -73,7 +85,7 @@ class PageEvents:
         is_news = self._loop.time() >= self._elsewhere_until_s
         self._elsewhere_until_s = self._loop.time() + for_s
         if is_news and self.is_attached:
-            self.tell(ATTACHED)
+            self._tell_attached()
 
     def since(self, number: int) -> Sequence[Numbered]:
         """The events after that number, as far as they are kept."""
@@ -96,7 +108,7 @@ class PageEvents:
         if not self.is_attached:
             self.is_attached = True
             self._attached_at = self._last + 1
-            self.tell(ATTACHED)
+            self._tell_attached()
 
     def left(self) -> None:
         """The broker hears the call no more; it may come back."""
@@ -136,6 +148,9 @@ class PageEvents:
         finally:
             self._readers -= 1
             self._left_s = self._loop.time()
+
+    def _tell_attached(self) -> None:
+        self.tell(ATTACHED, **({ELSEWHERE: True} if self._loop.time() < self._elsewhere_until_s else {}))
 
     def _detach(self) -> None:
         self._gone = None

@@ -6,7 +6,6 @@ Media does not pass the broker. So it sees a call's end only where it causes the
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -120,8 +119,11 @@ class Calls:
         transport: str,
         timeout_s: float,
         share_s: float | None = None,
+        lasts_s: float | None = None,
     ) -> AcceptedCall:
         """Takes the SDP `offer` to the host that minted; `lease` is kept for the call. Raises MintError.
+
+        `lasts_s` is the longest that the call may go on, without it as long as any.
 
         The call's row is written with the headers of Azure's answer: should we die before the client has it, another
         process hangs the call up.
@@ -140,7 +142,7 @@ class Calls:
                 endpoint=grant.endpoint,
                 call_id=call_id,
                 transport=transport,
-                lasts_s=min(self._max_talk_s, owner.narrowed.max_session_s or math.inf),
+                lasts_s=self._max_talk_s if lasts_s is None else lasts_s,
             )
             if self._leases is not None:
                 self._leases.made(row)

@@ -4,10 +4,6 @@ Azure lets the resource's owner join a call by its id (docs/azure.md §5.4). Tur
 the page reports as well has the same ids, and is kept once. The call does not depend on the sideband. If Azure does
 not know a call for half a minute, its client never connected: the call is hung up, and its place is freed.
 
-Nobody checks what such a client sends to Azure. Some clients set instructions of their own as soon as they connect. A
-sideband begins in silence, so what was changed before it joined is not seen: each join sends the agent's session. From
-then on the session is restored whenever it differs, and a client that keeps changing it loses the call.
-
 The agent's tools run over the sideband: their outputs go over it, and the `response.create` that follows them. A client
 asks itself for the answer to an output of its own, unless its page reads the call's events: then the broker asks alone.
 
@@ -25,12 +21,12 @@ import structlog
 
 from strategies.base import SessionSpec
 from strategies.errors import MintError
-from strategies.session_model.running_session import agents_session
 from token_broker.calls.idle import IdleClock
 from token_broker.calls.page_events import PageEvents
-from token_broker.observability.logging import audit_changed_call
+from token_broker.calls.restored_session import RestoredSession
 from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.answer_retries import AnswerRetries
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
 from token_broker.relay.answers.greeting import greeting_response
 from token_broker.relay.answers.sequencer import SEQUENCER_EVENTS, AnswerSequencer
@@ -38,17 +34,17 @@ from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
 from token_broker.relay.answers.turn_clock import TurnClock
 from token_broker.relay.azure.connector import NO_SUCH_CALL
 from token_broker.relay.azure.socket import AzureSocket
-from token_broker.relay.confirmation.paths import Path
-from token_broker.relay.confirmation.refused_field import field_to_leave_out, shown_path, without
 from token_broker.relay.counters import USAGE_EVENTS, TalkCounters
-from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import compact, event_of, event_type
 from token_broker.relay.guardrail.client_words import words_of
+from token_broker.relay.recalled.call_memory import RECALL_EVENTS, CallMemory
+from token_broker.relay.resume.open_answers import OpenAnswer
 from token_broker.relay.resume.session_facts import SessionFacts
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
-from token_broker.relay.transcripts.failed_answers import failed_answer, log_failed_answer
+from token_broker.relay.transcripts.failed_answers import ANSWER_FAILED, failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder
+from token_broker.relay.watchdog import BUDGET_USED, SoftEnd
 from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import DONE, ENDED_BY_AGENT, INTERNAL, Ending
 from token_broker.sessions.agents import Agent
@@ -66,19 +62,15 @@ _STEADY_S = 10.0  # a connection that lasted this long did not fail from the sta
 _UNKNOWN_S = 30.0  # Azure knows a call once its client has connected, which may take this long
 _UNKNOWN_PAUSES = 2  # meanwhile the pauses grow no further than the second
 _UNKNOWN_TIMES = 3  # in a row
-# An official client sets its own session when it connects, and perhaps with each of its agents. More is deliberate.
-_CHANGES_AT_MOST = 5
 _HANDLED = TURN_EVENTS | SEQUENCER_EVENTS | {"session.updated"}
 _CHECKS_AT_MOST = 32  # at once; each has a bound of its own
 _SESSION_OVER = "session_expired"  # the code of the error that ends a session (docs/azure.md §8.1)
-_REMINDER = f"{OWN_EVENT_IDS}reminder_"
+_PAGES = frozenset({"webrtc_relay", "webrtc"})
 CALL_OVER = Ending(DONE, "the call has ended", by_client=True, outcome="lost")
 _NO_PLACE = Ending(DONE, "the call was ended elsewhere", by_client=True, outcome="lost")
 _NEVER_CONNECTED = Ending(DONE, "its client never connected", outcome="lost")
 _TOO_LONG = Ending(DONE, "the talk has reached its longest time", ends_talk=True, outcome="longest_time")
 _IDLE = Ending(DONE, "nobody said anything any more", ends_talk=True, outcome="idle")
-_CHANGED = Ending(DONE, "its client changed the agent's session again and again", ends_talk=True)
-_REFUSED = Ending(DONE, "Azure refuses the agent's settings", ends_talk=True)
 
 
 class CallListener:
@@ -87,6 +79,7 @@ class CallListener:
     `lasts_s` is the longest that the call may go on; `hang_up` ends it at Azure. `holds_place` says whether the call
     still has its place among the open talks; without one it was ended elsewhere. The guardrail sees the user's words,
     and holds nothing up: Azure answers them by itself. `greets` says whether the agent speaks first now.
+    `is_new` is False for a call that another process has told what the memory knows.
     `confirm` waits, after a time in which this process did not run, until it is known whether the call is still ours.
     """
 
@@ -107,6 +100,7 @@ class CallListener:
         confirm: Callable[[], Awaitable[None]] | None = None,
         usage: TalkUsage | None = None,
         transport: str = "webrtc_relay",
+        is_new: bool = True,
     ) -> None:
         self.counters = TalkCounters()
         self._parts = parts
@@ -117,19 +111,13 @@ class CallListener:
         self._relay = parts.counters
         self._owner = owner
         self._agent = agent
-        # What its client may not change. Over WebRTC it can all the same: then this is put back.
-        self._session = agents_session(spec, "ga", without=agent.client_may_set)
-        self._wanted = _shown(self._session)
+        self._session = RestoredSession(parts, owner, agent, spec, resource=resource, end=self._end_call)
         self._resource = resource
         self._hang_up = hang_up
         self._holds_place = holds_place
-        self._changes = 0
         self._joins = 0
         self._session_over = False  # Azure said so
-        self._confirmed = False  # whether Azure has ever shown exactly the agent's session
-        self._left_out: Path | None = None  # a field that Azure has refused
-        self._gave_up = False
-        self._deviation: dict[str, Any] | None = None  # what the last reminder was sent to correct
+        self._budget = SoftEnd()
         self._now_s = asyncio.get_running_loop().time
         self._usage = usage
         self._confirm = confirm
@@ -142,7 +130,11 @@ class CallListener:
         def log_lost() -> None:
             log.warning("turn_lost", session_id=owner.session_id, why="the memory is full")
 
-        self._turns = TurnRecorder(owner, agent.id, ingest=parts.ingest, counters=self.counters, on_lost=log_lost)
+        self._memory = CallMemory(parts.recall, owner, agent, start=self._start)
+        if is_new:
+            self._memory.begin()
+        ingest = self._memory.listening(parts.ingest)
+        self._turns = TurnRecorder(owner, agent.id, ingest=ingest, counters=self.counters, on_lost=log_lost)
         self._tasks: set[asyncio.Task[None]] = set()
         self._facts = SessionFacts()
         self._guardrail = None if agent.guardrail is None else parts.guardrail
@@ -151,6 +143,10 @@ class CallListener:
         self._first = joined
         self._farewell = Farewell()
         self._spoke = False  # in the last answer
+        self._sounded: object = None  # the id of the latest answer that was played
+        # An official client asks again by itself.
+        asks = parts.settings.retry_failed_answer == "on" and transport in _PAGES
+        self._retries = AnswerRetries(asks=asks)
         calls = AgentCalls(parts.tools, owner, lambda: agent, self.counters, builtin=self._run_builtin)
 
         def note(tool: Tell) -> None:
@@ -178,6 +174,17 @@ class CallListener:
         if not self._over.done():
             self._over.set_result(ending)
 
+    def last_at_most(self, lasts_s: float) -> None:
+        """The call may go on for so long from now, if not less."""
+        self._until_s = min(self._until_s, self._now_s() + lasts_s)
+
+    def end_softly(self, left_s: float, when_quiet: bool) -> None:
+        """The budget is used up: the call ends with what is being played, and in `left_s` at the latest.
+
+        `when_quiet`: at once where nothing is.
+        """
+        self._budget.begin(left_s, when_quiet, self._now_s())
+
     async def run(self, endpoint: str, call_id: str) -> Ending:
         """Listens until the call is over, or has reached the longest time of a talk. Never raises MintError."""
         self._facts.session_id = call_id  # it stays the same on each join
@@ -193,6 +200,8 @@ class CallListener:
                     return _NO_PLACE
                 if self._now_s() >= self._until_s:
                     self._end_call(_TOO_LONG)
+                elif self._budget.is_due(self._now_s(), None):
+                    self._end_call(BUDGET_USED)
                 socket, self._first = self._first, None
                 try:
                     socket = socket or await self._connector.join_call(endpoint, call_id)
@@ -214,6 +223,7 @@ class CallListener:
                     self._page.left()
                     self._idle.leave(self._now_s())
                     self._answers.cut(lost=False)
+                    self._memory.leave()
                     self._clock = TurnClock()  # what happens meanwhile is not seen
                     await socket.aclose()
                 if ending is not None:
@@ -223,6 +233,7 @@ class CallListener:
             return self._over.result()
         finally:
             self._answers.aclose()
+            self._memory.aclose()
             for task in self._tasks:
                 task.cancel()
             self._turns.flush()
@@ -258,10 +269,11 @@ class CallListener:
         self._idle.join(self._now_s())
         if self._usage is not None and self._joins == 1:
             self._usage.went_live(self._resource, "ga")
-        self._send_session(socket, f"join_{self._joins}")
+        self._session.send(socket)
+        self._memory.join(lambda event: socket.send(compact(event)))
         self._answers.begin("ga", lambda event: socket.send(compact(event)))
-        if (greeting := self._agent.greeting) and self._joins == 1 and self._greets():
-            self._answers.want("greeting", greeting_response(greeting, self._session.get("instructions", "")))
+        if self._joins == 1:
+            self._start(self._open(), "call-opening")
         self._page.joined()
         pinged_s = self._now_s()
         while not self._over.done():
@@ -284,6 +296,8 @@ class CallListener:
                 self._end_call(ENDED_BY_AGENT)
             elif not self._is_ended and now_s >= self._until_s:
                 self._end_call(_TOO_LONG)
+            elif not self._is_ended and self._budget.is_due(now_s, self._idle.is_busy):
+                self._end_call(BUDGET_USED)
             elif not self._is_ended and self._idle.is_idle(now_s, tool_since_s=self._tool_since_s):
                 self._end_call(_IDLE)
             elif now_s - pinged_s >= self._settings.ping_interval_s:
@@ -298,6 +312,12 @@ class CallListener:
                     frame.cancel()
                     await asyncio.wait((frame,))
         return self._over.result()
+
+    async def _open(self) -> None:
+        """Tells what the memory knows; then the agent speaks first, where it does."""
+        await self._memory.open()
+        if (greeting := self._agent.greeting) and self._greets():
+            self._answers.want("greeting", greeting_response(greeting, self._session.instructions))
 
     def _end_call(self, ending: Ending) -> None:
         """Hangs the call up; it is listened to until it is over, which Azure may take its time for."""
@@ -329,7 +349,7 @@ class CallListener:
         if kind == "session.updated":
             session = event.get("session")
             self._facts.note({**session, "id": self._facts.session_id} if isinstance(session, dict) else None)
-            self._compare(socket, session)
+            self._session.updated(socket, session)
         elif kind == "error":
             self._note_error(socket, event.get("error"))
             return
@@ -343,11 +363,33 @@ class CallListener:
                 talk=self.counters,
                 resource=self._resource,
             )
-        if kind == "response.done" and (failed := failed_answer(event)) is not None:
-            self._relay.count_failed_answer(failed, self.counters, resource=self._resource)
-            log_failed_answer(failed, self._owner, self._agent.id)
-            self._page.tell("broker.error", code="answer_failed", message=failed.message, retryable=failed.retryable)
+        self._note_answer(kind, event)
         self._turns.feed(event, self._now_s())
+
+    def _note_answer(self, kind: str, event: dict[str, Any]) -> None:
+        """Tells of an answer that failed, and asks for it once more where the page leaves that to the broker."""
+        if kind in {"input_audio_buffer.speech_started", "input_audio_buffer.committed"}:
+            self._retries.user_spoke()
+        elif kind == "response.created":
+            self._retries.answer_began()
+        elif kind == "output_audio_buffer.started":
+            self._sounded = event.get("response_id")
+        if kind != "response.done":
+            return
+        response = event.get("response")
+        response = response if isinstance(response, dict) else {}
+        if response.get("status") == "completed":
+            self._retries.begin_anew()
+        if (failed := failed_answer(event)) is not None and not self._retries.is_barge_in(failed):
+            heard = self._spoke or self._sounded == failed.response_id
+            answer = OpenAnswer(response=response, heard=heard) if self._page.is_heard else None
+            asks = self._retries.remedy(failed, answer).asks
+            self._relay.count_failed_answer(failed, self.counters, resource=self._resource)
+            log_failed_answer(failed, self._owner, self._agent.id, asked_again=asks)
+            message = "Azure failed to answer: the broker asks once more" if asks else failed.message
+            self._page.tell("broker.error", code=ANSWER_FAILED, message=message, retryable=failed.retryable)
+            if asks:
+                self._answers.want("retry")
 
     def _note_words(self, kind: str, event: dict[str, Any]) -> None:
         """Notes that somebody speaks, and shows the guardrail what the user says."""
@@ -407,75 +449,6 @@ class CallListener:
         if not isinstance(error, dict):
             return
         self._session_over |= error.get("code") == _SESSION_OVER
-        event_id = error.get("event_id")
-        if isinstance(event_id, str) and event_id.startswith(_REMINDER):
-            # A refused reminder has restored nothing.
-            log.warning("reminder_refused", session_id=self._owner.session_id, code=str(error.get("code"))[:64])
-            about = {"resource": self._resource, "agent_id": self._agent.id}
-            field = field_to_leave_out(error, self._session)
-            if field is not None and self._left_out is None:
-                self._left_out = field
-                self._session = without(self._session, field)
-                self._wanted = _shown(self._session)
-                self._connector.settings_report.note_left_out((shown_path(field),), **about)
-                self._send_session(socket, f"without_{self._joins}")
-            elif field is not None and not self._gave_up:
-                self._gave_up = True
-                self._connector.settings_report.note_refused(**about)
-                self._end_call(_REFUSED)
-            elif field is None:
-                self._restore(socket)
-
-    def _compare(self, socket: AzureSocket, session: Any) -> None:
-        """Restores the agent's instructions, tools and transcription where the session has others."""
-        wanted = self._wanted
-        if not isinstance(session, dict):
-            return
-        if _agrees(session, wanted):
-            self._confirmed = True
-            self._deviation = None
-            return
-        deviation = {name: session.get(name) for name in wanted}
-        if deviation == self._deviation and not self._confirmed:
-            # A reminder changed nothing, and Azure has never shown the agent's session exactly: it normalises some
-            # value. That is not a change by the client.
-            return
-        self._deviation = deviation
-        self._restore(socket)
-
-    def _restore(self, socket: AzureSocket) -> None:
-        """Sends the agent's session again, and hangs the call up where that was needed too often."""
-        self._changes += 1
-        if self._changes == _CHANGES_AT_MOST + 1:
-            self._relay.calls_ended += 1
-            audit_changed_call(
-                principal=self._owner.principal,
-                session_id=self._owner.session_id,
-                agent_id=self._agent.id,
-                changes=self._changes,
-            )
-            self._end_call(_CHANGED)
-        self._send_session(socket, str(self._changes))
-
-    def _send_session(self, socket: AzureSocket, number: str) -> None:
-        update = {"type": "session.update", "event_id": f"{_REMINDER}{number}"}
-        socket.send(compact({**update, "session": self._session}))
-
-
-def _shown(session: dict[str, Any]) -> dict[str, Any]:
-    """The session as Azure states it: of the transcription's hints only these (docs/azure.md §4.5)."""
-    hints = session.get("audio", {}).get("input", {}).get("transcription")
-    if not hints:
-        return session
-    shown = {name: hints[name] for name in ("model", "language", "prompt") if name in hints}
-    return {**session, "audio": {**session["audio"], "input": {**session["audio"]["input"], "transcription": shown}}}
-
-
-def _agrees(stated: Any, wanted: Any) -> bool:
-    """Whether `stated` has everything that is `wanted`; it may have more."""
-    if isinstance(wanted, dict):
-        return isinstance(stated, dict) and all(_agrees(stated.get(name), value) for name, value in wanted.items())
-    if isinstance(wanted, list):
-        stated = stated or []
-        return len(stated) == len(wanted) and all(map(_agrees, stated, wanted))
-    return bool(stated == wanted)
+        if (event_id := str(error.get("event_id"))).startswith(RECALL_EVENTS):
+            log.warning("own_event_refused", event_id=event_id[:64], code=str(error.get("code"))[:64])
+        self._session.refused(socket, error)

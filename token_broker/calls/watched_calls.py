@@ -7,7 +7,6 @@ taken over, with what is left of their time.
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -134,7 +133,7 @@ class WatchedCalls:
         long nobody has counted its time.
         """
         is_new = lasts_s is None
-        longest_s = min(self._parts.settings.max_talk_s, owner.narrowed.max_session_s or math.inf)
+        longest_s = self._level.left_s(owner, self._parts.settings.max_talk_s)
         for other_id, other in list(self._calls.items()):
             of_talk = other.owner.talk_id == owner.talk_id and other.owner.session_id == owner.session_id
             if is_new and of_talk and other_id != call_id:
@@ -164,16 +163,12 @@ class WatchedCalls:
             backend = delegates_to_responses(spec)
             listener = LiveListener(self._parts, self._sidebands, **about, backend=backend)
         else:
-            listener = CallListener(self._parts, **about, spec=spec, joined=joined)
+            listener = CallListener(self._parts, **about, spec=spec, joined=joined, is_new=is_new)
         call = _Watched(owner, endpoint, listener, usage)
         self._calls[call_id] = call
         self._level.begin(owner)
         self._drain.add(listener)
         self._parts.counters.listened[call_id] = listener.counters
-
-        def end_soon(left_s: float, when_quiet: bool) -> None:  # what is being said may end within it
-            del when_quiet
-            asyncio.get_running_loop().call_later(left_s, self.end, call_id, BUDGET_USED)
 
         async def run() -> None:
             ending = _LEFT_ALONE
@@ -181,7 +176,7 @@ class WatchedCalls:
             if self._leash is not None:
                 why = "the budget of today is nearly used up: the talk ends soon"
                 warn = partial(page.tell, "broker.error", code="budget_used", message=why, retryable=False)
-                hold = self._leash.hold(usage, limit_key or owner.principal, warn=warn, end=end_soon)
+                hold = self._leash.hold(usage, limit_key or owner.principal, warn=warn, end=listener.end_softly)
                 holding = asyncio.create_task(hold, name="call-budget")
             try:
                 ending = await listener.run(endpoint, call_id)
@@ -277,6 +272,11 @@ class WatchedCalls:
         else:
             self._hang_up(row.endpoint, row.call_id, row.owner, why=_REPLACED.reason)
 
+    def lasts(self, found: TakenCall) -> None:
+        """How long this call may go on: its talk may have begun at another replica."""
+        if (call := self._calls.get(found.row.call_id)) is not None:
+            call.listener.last_at_most(found.row.lasts_s)
+
     def read_elsewhere(self, found: TakenCall) -> None:
         """A page reads this call's events at another replica."""
         row = found.row
@@ -292,7 +292,7 @@ class WatchedCalls:
             if self._leases is not None:
                 self._leases.over(row.name)
             return
-        specs = TalkSpecs(self._parts.settings, row.owner, self._parts.recall)
+        specs = TalkSpecs(self._parts.settings, row.owner, None)  # it was told what is recalled
         self.watch(
             row.owner,
             agent,

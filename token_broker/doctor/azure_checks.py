@@ -36,6 +36,7 @@ from token_broker.doctor.verdicts import (
     judge_region,
     judge_sockets,
 )
+from token_broker.doctor.voice_services import VOICE_LIVE_WEBRTC, examine_voice_services
 from token_broker.doctor.ways import examine_way
 from token_broker.relay.azure.connector import Route, UpstreamConnector
 from token_broker.sessions.agent_reports import agent_reports, tool_reports
@@ -145,12 +146,16 @@ class _Examination:
             credentials = Credentials(key=None, entra=self.entra)
             probes = await self._probe(credentials, "Entra")
             tried += probes.all
-        proxy_is_last = "websocket_proxy" in self.settings.token_strategies
+        strategies = self.settings.token_strategies
+        services = await self._voice_services()
+        has_webrtc = any(each.name == VOICE_LIVE_WEBRTC and each.status is CheckStatus.OK for each in services)
+        signals = has_webrtc and "voice_live_webrtc" in strategies and self.settings.voice_live_webrtc != "off"
         verdicts = [
             judge_key(tried),
             *judge_mints(probes.mints, self.names),
             *judge_sockets(probes.sockets, self.names),
-            judge_chain(probes.mints, probes.sockets, proxy_is_last=proxy_is_last),
+            *services,
+            judge_chain(probes.mints, probes.sockets, proxy_is_last="websocket_proxy" in strategies, signals=signals),
             judge_clock(self.transport.skew_s),
             judge_region(self.transport.region, self.settings.model),
         ]
@@ -176,6 +181,17 @@ class _Examination:
                 agents=list(load_agents(self.settings.agents_file).values()),
                 tell=self.tell,
             )
+
+    async def _voice_services(self) -> list[Check]:
+        settings = self.settings
+        credentials = Credentials(
+            key=settings.key if settings.uses_key else None, entra=self.entra if settings.uses_entra else None
+        )
+        try:
+            agents = list(load_agents(settings.agents_file).values())
+        except AgentsFileError:  # told elsewhere
+            agents = []
+        return await examine_voice_services(settings, self._connector(credentials), agents, self.names)
 
     def _connector(self, credentials: Credentials) -> UpstreamConnector:
         (resource,) = self.settings.resources

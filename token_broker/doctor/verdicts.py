@@ -90,6 +90,11 @@ def judge_mints(probes: Sequence[Probe], names: AzureNames) -> list[Check]:
     checks = []
     for place, probe in enumerate(probes):
         name = f"mint {probe.name}"
+        if probe.grant is not None and probe.grant.left_out:
+            finding = f"Azure refuses {', '.join(probe.grant.left_out)}, and mints without"
+            remediation = "take it out of the agent, or ask a resource or api-version that has it (docs/agents.md)"
+            checks.append(Check(name, CheckStatus.WARNING, finding, probe.took, remediation=remediation))
+            continue
         if probe.error is None:
             life = f", valid for {probe.grant.expires_in_s:.0f} s" if probe.grant else ""
             checks.append(Check(name, CheckStatus.OK, f"mints with {probe.credential}{life}", probe.took))
@@ -123,12 +128,16 @@ def judge_sockets(probes: Sequence[Probe], names: AzureNames) -> list[Check]:
     return checks
 
 
-def judge_chain(mints: Sequence[Probe], sockets: Sequence[Probe], *, proxy_is_last: bool) -> Check:
-    """Which strategy a token request is answered by."""
+def judge_chain(
+    mints: Sequence[Probe], sockets: Sequence[Probe], *, proxy_is_last: bool, signals: bool = False
+) -> Check:
+    """Which strategy a token request is answered by. `signals`: the broker can signal Voice Live's WebRTC here."""
     for place, probe in enumerate(mints):
         if probe.error is None:
             asked_before = f" after {place} that fail" if place else ""
             return Check("plan", CheckStatus.OK, f"{probe.name} wins{asked_before}", probe.took)
+    if signals:
+        return Check("plan", CheckStatus.OK, "voice_live_webrtc: nothing mints, and media goes straight to Azure")
     carried = proxy_is_last and any(probe.error is None for probe in sockets)
     if carried and not mints:
         return Check("plan", CheckStatus.OK, "the proxy carries every talk: no other strategy is in the chain")

@@ -479,6 +479,7 @@ class PlanCounters:
     requests: int = 0
     usable: int = 0
     degraded: int = 0
+    signalled: int = 0
     clock_skew_s: float | None = None  # our clock less Azure's, at the last mint
     clock_skew_at: dict[str, float] = field(default_factory=dict)  # the same, by resource
 
@@ -491,6 +492,7 @@ class PlanCounters:
             self.requests += 1
             self.usable += event.result in {"minted", "signalled", "degraded"}
             self.degraded += event.result in {"degraded", "poor"}
+            self.signalled += event.result == "signalled"
 
 
 class _Children(Generic[M]):

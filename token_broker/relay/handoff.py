@@ -17,9 +17,9 @@ from typing import Any
 from strategies.base import SessionSpec, SpecSupplier
 from strategies.resources import Resource, is_allowed
 from strategies.session_model.running_session import handoff_session, is_same_session
+from strategies.session_model.session_paths import ABSENT, DETECTION, put, value_of
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.confirmation.confirmation import Confirmation
-from token_broker.relay.confirmation.paths import ABSENT, DETECTION, put, value_of
 from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS, broker_error
 from token_broker.relay.event_text import event_of
 from token_broker.relay.guardrail.held import held_session

@@ -205,7 +205,7 @@ class VoiceRelay:
 
     async def proxy(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The plan's proxy (docs/api.md §5.1): a plan's ticket opens it, once. With `?media=webrtc` it carries the
-        signalling and the events of a talk by WebRTC (§5.6).
+        signalling and the events of a talk by WebRTC (§5.10).
         """
         if scope["type"] != "websocket":
             await _upgrade_required(scope, receive, send)

@@ -6,7 +6,7 @@ from token_broker.relay.azure.socket import AzureSocket
 from token_broker.server.close_codes import CLIENT_STALLED, DONE, Ending
 from token_broker.settings import Settings
 
-__all__ = ["BUDGET_USED", "Snapshot", "Watchdog", "tick_s"]
+__all__ = ["BUDGET_USED", "Snapshot", "SoftEnd", "Watchdog", "tick_s"]
 
 BUDGET_USED = Ending(DONE, "the budget of today is used up", "budget_used", ends_talk=True, outcome="budget")
 _LONGEST_TICK_S = 1.0
@@ -31,6 +31,35 @@ class Snapshot:
     azure: AzureSocket
 
 
+class SoftEnd:
+    """The end of what its budget permits a talk, in some seconds. Nothing is due before `begin`."""
+
+    def __init__(self) -> None:
+        self._left_s: float | None = None
+        self._ends_s: float | None = None
+        self._plays_last = False
+
+    def begin(self, left_s: float, when_quiet: bool, now_s: float | None = None) -> None:
+        """It comes with the end of what is being played, and in `left_s` at the latest, from now or from the next look.
+
+        `when_quiet`: at once where nothing is.
+        """
+        self._left_s, self._plays_last = left_s, when_quiet
+        self._ends_s = None if now_s is None else now_s + left_s
+
+    def is_due(self, now_s: float, answering: bool | None) -> bool:
+        """Whether the talk is to end now. `answering`: an answer is being made, or played; None is unknown."""
+        if self._left_s is None:
+            return False
+        if self._ends_s is None:
+            self._ends_s = now_s + self._left_s
+        if answering:
+            self._plays_last = True
+        elif answering is not None and self._plays_last:
+            return True
+        return now_s >= self._ends_s
+
+
 class Watchdog:
     """Compares each snapshot with the ones before. Times are of the event loop's clock.
 
@@ -49,9 +78,7 @@ class Watchdog:
         self._settings = settings
         self._idle_s = settings.idle_timeout_s if idle_s is None else idle_s
         self._longest_s = settings.max_talk_s if longest_s is None else min(settings.max_talk_s, longest_s - age_s)
-        self._budget_left_s: float | None = None
-        self._budget_ends_s: float | None = None
-        self._plays_last = False
+        self._budget = SoftEnd()
         self._began_s = now_s
         self._pinged_s = now_s
         self._looked_s = now_s
@@ -66,7 +93,7 @@ class Watchdog:
         if now_s - self._began_s >= self._longest_s:
             why = "the talk has reached its longest time: ask for a new plan"
             return Ending(DONE, why, "talk_too_long", ends_talk=True, outcome="longest_time")
-        if self._has_spent(now_s, snapshot):
+        if self._budget.is_due(now_s, None if snapshot is None else snapshot.answering):
             return BUDGET_USED
         if snapshot is None:
             return None
@@ -87,18 +114,7 @@ class Watchdog:
 
         `when_quiet`: at once where nothing is.
         """
-        self._budget_left_s, self._plays_last = left_s, when_quiet
-
-    def _has_spent(self, now_s: float, snapshot: Snapshot | None) -> bool:
-        if self._budget_left_s is None:
-            return False
-        if self._budget_ends_s is None:
-            self._budget_ends_s = now_s + self._budget_left_s
-        if snapshot is not None and snapshot.answering:
-            self._plays_last = True
-        elif self._plays_last:
-            return True
-        return now_s >= self._budget_ends_s
+        self._budget.begin(left_s, when_quiet)
 
     def azure_is_dead(self, now_s: float, snapshot: Snapshot) -> bool:
         """Whether Azure's side accepts no data, or leaves a ping unanswered; also pings Azure."""

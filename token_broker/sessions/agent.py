@@ -163,6 +163,11 @@ class Agent(AgentKeys):
             return "its guardrail is closed"
         return ""
 
+    @property
+    def unminted(self) -> str:
+        """Why nothing is minted for it, and no call is made with what was minted; empty where it is."""
+        return "it is defined at Azure" if self.foundry_agent is not None else self.sockets_only
+
     @cached_property
     def asks_page(self) -> bool:
         """Whether the page answers some of its calls: then it has to get the events that tell of them."""

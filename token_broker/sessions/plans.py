@@ -136,7 +136,7 @@ class PlanMaker:
         else:
             # The resource that a proxied talk would ask first.
             wanted = agent.wanted(owner.session_id)
-            outlook, first = self._proxy_outlook(wanted, grant), next(iter(self._pool.order(wanted)), None)
+            outlook, first = self._proxy_outlook(wanted, grant, agent), next(iter(self._pool.order(wanted)), None)
         model = agent.model or (first.model if first else self._settings.model)
         opens = None
         # With BROKER_ATTACH_CHECK=off the id is not asked for, and a mint may have none.
@@ -149,14 +149,17 @@ class PlanMaker:
         if minted is not None:
             direct = self._direct(minted, owner, public_base, session_token, now, model=model, agent=agent)
             connections += direct if unseen else [each for each in direct if each.transport == "webrtc_relay"]
+        own: AnyDialect | None = None if agent.foundry_agent is None else "ga"
         if is_live and self.unseen.permits_live_calls(agent, owner, knows_blocked=knows_blocked):
             connections.append(self._relay(owner, public_base, session_token, now, grant=None, agent=agent))
         elif isinstance(grant, SignallingGrant) and not is_live:
             connections.append(
-                self._socket("webrtc_websocket", owner, agent, public_base=public_base, now=now, dialect="preview")
+                self._socket(
+                    "webrtc_websocket", owner, agent, public_base=public_base, now=now, dialect=own or "preview"
+                )
             )
         if "websocket_proxy" in self._settings.token_strategies:
-            dialect: AnyDialect = self._proxy_dialects[first.name] if first else self._settings.proxy_dialect
+            dialect: AnyDialect = own or (self._proxy_dialects[first.name] if first else self._settings.proxy_dialect)
             dialect = "live" if is_live else dialect
             connections.append(
                 self._socket("websocket_proxy", owner, agent, public_base=public_base, now=now, dialect=dialect)
@@ -183,13 +186,15 @@ class PlanMaker:
             correlation_id=correlation_id,
         )
 
-    def _proxy_outlook(self, wanted: Wanted, grant: Grant) -> Outlook:
+    def _proxy_outlook(self, wanted: Wanted, grant: Grant, agent: Agent) -> Outlook:
         """What to expect of the proxy: poor where each permitted resource is known to be down by all of its routes."""
         poor = Outlook("poor")
         for resource in self._pool.allowed(wanted):
             alone = replace(wanted, zones=(), resources=(resource.name,))
-            own = (grant.strategy,) if isinstance(grant, SignallingGrant) and resource.name == grant.resource else ()
-            routes = LIVE_ROUTES if grant.strategy == LIVE_ROUTE else (*own, *self._upstreams[resource.name])
+            signalled = isinstance(grant, SignallingGrant) and resource.name == grant.resource
+            own = (grant.strategy,) if signalled else ()
+            usual = self._upstreams[resource.name] if agent.foundry_agent is None else ("foundry_agent",)
+            routes = LIVE_ROUTES if grant.strategy == LIVE_ROUTE else (*own, *usual)
             outlook = self._pool.outlook(alone, routes)
             if outlook.state == "good":
                 return outlook

@@ -97,6 +97,10 @@ class TalkLevelCounters:
         known = self._talks.get(talk)
         return 0.0 if known is None else self._clock() - known.began_s
 
+    def left_s(self, owner: Owner, longest_s: float) -> float:
+        """How long a connection made now may last: `longest_s`, or what is left of the talk's own `max_session_s`."""
+        return min(longest_s, (owner.narrowed.max_session_s or math.inf) - self.age_s(owner.talk_id))
+
     def greets(self, talk: str) -> bool:
         """Whether the agent speaks first now: True once a talk, however often its client connects."""
         known = self._talks.get(talk)

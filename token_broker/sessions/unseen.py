@@ -34,7 +34,7 @@ class UnseenRule:
 
     def permits_signalling(self, agent: Agent, owner: Owner, *, knows_blocked: bool) -> bool:
         """Whether a talk may go by WebRTC whose signalling the broker holds, and whose media it does not see."""
-        if agent.sockets_only or agent.zones:  # it has no region pin (docs/azure.md §6.4)
+        if agent.sockets_only or agent.zones:  # it has no region pin (docs/azure.md §12.1)
             return False
         if self._can_end:
             return self._allows or not self._counts_tokens  # its usage is unknown, whatever ends it

@@ -24,7 +24,7 @@ from token_broker.web.requests import Problem
 if TYPE_CHECKING:
     from token_broker.usage.budget_rows import Reserved
 
-__all__ = ["PLAYOUT_S", "Budgets", "EndTalk", "HoldState", "Leash", "LeashStep"]
+__all__ = ["PLAYOUT_S", "BudgetCounts", "Budgets", "EndTalk", "HoldState", "Leash", "LeashStep"]
 
 log = structlog.get_logger("token_broker.usage")
 
@@ -58,6 +58,15 @@ class Leash(Protocol):
         talk ends after what is being played then.
         """
         ...
+
+
+@dataclass(slots=True)
+class BudgetCounts:
+    """Callers who were refused since nothing was left, or since that was unknown; talks that a budget has ended."""
+
+    refused: int = 0
+    unknown: int = 0
+    ended: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +137,7 @@ class Budgets:
         patience_s: float = 5.0,
         pause: Pause = _pause,
     ) -> None:
+        self.counts = BudgetCounts()
         self._database = database
         self._limit_ms = minutes * 60_000 or None
         self._limit_tokens = tokens or None
@@ -140,6 +150,11 @@ class Budgets:
         self._wake = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
+    @property
+    def unsettled(self) -> int:
+        """Talks that are over, and whose use is not settled yet."""
+        return len(self._settling)
+
     async def ensure_left(self, key: str) -> None:
         """Raises Problem 429 where nothing is left for the caller with that `limit_key`, 503 where that is unknown."""
         from token_broker.usage.budget_rows import find_taken
@@ -149,11 +164,13 @@ class Budgets:
                 work = partial(find_taken, budget_key=self._hashed(key), day=self._clock.day())
                 taken = await self._database.read(work)
         except (StoreError, TimeoutError):
+            self.counts.unknown += 1
             detail = "How much of the budget is left can't be told just now: try again."
             raise Problem(503, "store_away", detail, headers={"Retry-After": str(_RETRY_AFTER_S)}) from None
         self._clock.note(taken.now_us)
         has_time = self._limit_ms is None or taken.ms < self._limit_ms
         if not has_time or (self._limit_tokens and taken.tokens + self._answer() > self._limit_tokens):
+            self.counts.refused += 1
             wait_s = -(-(DAY_US - taken.now_us % DAY_US) // 1_000_000)
             detail = "The budget of today is used up; there is a new one from 00:00 UTC."
             raise Problem(429, "budget_used", detail, headers={"Retry-After": str(wait_s)})
@@ -178,6 +195,7 @@ class Budgets:
             if step.warns:
                 warn()
             if step.ends:
+                self.counts.ended += 1
                 end(step.left_s, step.when_quiet)
                 return
             await self._pause(answered, step.wait_s)

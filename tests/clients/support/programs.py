@@ -15,11 +15,14 @@ from subprocess import PIPE
 from typing import Any
 
 from tests.support.node import find_tool, installed_modules
+from tests.support.python_env import installed_python
 
 __all__ = ["CLIENTS", "ClientRunner", "node_command", "python_command", "run_clients"]
 
 CLIENTS = Path(__file__).parents[1]
 ROOT = CLIENTS.parents[1]
+_OF_THEIR_OWN = frozenset({"agents_tools_python"})
+"""Python programs whose packages do not go with ours."""
 _LIMIT_S = 60
 _CLOSE_S = 10
 
@@ -30,9 +33,9 @@ def node_command() -> list[str]:
     return [find_tool("node"), "--experimental-websocket"]
 
 
-def python_command() -> list[str]:
-    """This Python, with warnings as errors."""
-    return [sys.executable, "-W", "error"]
+def python_command(*, own: bool = False) -> list[str]:
+    """This Python, or the clients' `own`, with warnings as errors."""
+    return [str(installed_python(CLIENTS / "python" / "agents.lock")) if own else sys.executable, "-W", "error"]
 
 
 def environment(authority: Path, **variables: str) -> dict[str, str]:
@@ -93,7 +96,8 @@ class ClientRunner:
         Raises AssertionError where it fails, or writes to stderr, unless it `may_log`.
         """
         # A refused client may log after its report: apart, so that its log is not taken for another client's.
-        key = ("node" if program.endswith(".mjs") else "python", may_log)
+        python = "python of its own" if program in _OF_THEIR_OWN else "python"
+        key = ("node" if program.endswith(".mjs") else python, may_log)
         runner = self._runners.get(key) or self._start(*key)
         request = json.dumps({"program": program, "setup": setup})
         asking = asyncio.create_task(asyncio.to_thread(runner.ask, request))
@@ -117,11 +121,10 @@ class ClientRunner:
 
     def _start(self, runtime: str, may_log: bool) -> _Runner:
         programs = CLIENTS / "programs"
-        command = (
-            [*node_command(), str(programs / "run.mjs")]
-            if runtime == "node"
-            else [*python_command(), "-m", "tests.clients.programs.run"]
-        )
+        if runtime == "node":
+            command = [*node_command(), str(programs / "run.mjs")]
+        else:
+            command = [*python_command(own=runtime != "python"), "-m", "tests.clients.programs.run"]
         log = self._folder / f"{runtime}-{'refused' if may_log else 'silent'}-{len(self._runners)}.log"
         runner = self._runners[runtime, may_log] = _Runner(command, self._env, log)
         return runner

@@ -157,7 +157,7 @@ async def _turns_are_acknowledged(report: Report) -> None:
     async def more() -> bool:
         return report.turns > before + 4
 
-    await eventually(more, within_s=60)
+    await eventually(more, within_s=300)
 
 
 async def _check_store(base_url: str, settings: Settings, report: Report) -> None:

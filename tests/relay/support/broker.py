@@ -25,7 +25,7 @@ from strategies.hedging import Hedger
 from strategies.transport import make_tls_context
 from tests.support.broker import make_settings as broker_settings
 from tests.support.serving import run_server, server_config
-from token_broker.azure import build_connector, build_pool
+from token_broker.azure import add_agents_routes, build_availability, build_calls, build_connector, build_pool
 from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.memory.types import Interruption, Remembered, Turn
 from token_broker.observability.events import Observer, null_observer
@@ -41,6 +41,7 @@ from token_broker.sessions.agents import AgentRegistry, load_agents
 from token_broker.settings import Settings
 from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolRunner
+from token_broker.usage.ledger import UsageLedger
 from token_broker.web.requests import Problem, uuid7
 
 KEY = "canary-key-7f3a91"
@@ -243,6 +244,7 @@ def build(
     tools: ToolRunner | None = None,
     guardrail: GuardrailClient | None = None,
     observe: Observer = null_observer,
+    ledger: UsageLedger | None = None,
 ) -> Running:
     entra = EntraTokens(FixedEntra(), timeout_s=2) if settings.uses_entra else None
     credentials = Credentials(key=settings.key if settings.uses_key else None, entra=entra)
@@ -293,7 +295,10 @@ def build(
         tools=tools,
         guardrail=guardrail,
         observe=observe,
+        ledger=ledger,
+        calls=build_calls(settings, connector, build_availability(settings, connector)),
     )
+    add_agents_routes(settings, connector, book.values())
     calls = WatchedCalls(
         relay.parts,
         hang_up=lambda endpoint, call_id, owner, *, why: None,
@@ -366,9 +371,11 @@ async def broker(
     agents: AgentRegistry | None = None,
     tools: ToolRunner | None = None,
     observe: Observer = null_observer,
+    ledger: UsageLedger | None = None,
     **overrides: Any,
 ) -> AsyncIterator[Running]:
-    running = build(make_settings(url, **overrides), tls=tls, agents=agents, tools=tools, observe=observe)
+    settings = make_settings(url, **overrides)
+    running = build(settings, tls=tls, agents=agents, tools=tools, observe=observe, ledger=ledger)
     async with serving(running):
         yield running
 

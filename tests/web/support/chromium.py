@@ -219,16 +219,20 @@ class Browser:
 
 
 @contextlib.contextmanager
-def run_chromium(microphone: Path | None = None, *, devices: bool = True, trusting: bool = False) -> Iterator[str]:
+def run_chromium(
+    microphone: Path | None = None, *, devices: bool = True, trusting: bool = False, hosts: str = ""
+) -> Iterator[str]:
     """A Chromium whose microphone plays a WAV file over and over (without one, it beeps), or that has no devices.
 
-    `trusting` makes it accept any certificate, for TLS on loopback. Yields the address of its DevTools, for
+    `trusting` makes it accept any certificate, for TLS on loopback. `hosts` leads names elsewhere, such as
+    `MAP login.microsoftonline.com 127.0.0.1:8443`. Yields the address of its DevTools, for
     `Browser.connect`: many tests use one browser, each in a tab of its own.
     """
     with _profile() as profile:
         sound = ["--use-fake-device-for-media-stream"] if devices else []
         sound += [f"--use-file-for-fake-audio-capture={microphone}"] if microphone else []
         trust = ["--ignore-certificate-errors"] if trusting else []
+        trust += [f"--host-resolver-rules={hosts}"] if hosts else []
         process = subprocess.Popen(
             [find_chromium(), *_FLAGS, *sound, *trust, f"--user-data-dir={profile}", "about:blank"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -18,8 +18,8 @@ class Tool:
     """A function of the agent's, and who runs it: the broker over HTTP, the broker by itself, or the client.
 
     `say` is spoken while it takes long. `timeout_s` is the time that a client has; `fault` says what is wrong with the
-    arguments that it would get, or that they fit (None). `agent` is whose tool it is: another agent may have the talk when
-    it runs.
+    arguments that it would get, or that they fit (None). `agent` is whose tool it is: another one may have the talk by
+    the time it runs.
     """
 
     name: str

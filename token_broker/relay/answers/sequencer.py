@@ -91,7 +91,8 @@ class _Create:
 class _AnswerUnderWay:
     """An answer that Azure makes: of a `create`, or by itself.
 
-    When it began, the agent had these `tools`, and Azure had told of so many `told_items` of the user's, and of the outputs of the keys `told`.
+    When it began, the agent had these `tools`, and Azure had told of so many `told_items` of the user's, and of the
+    outputs of the keys `told`.
     """
 
     tools: Mapping[str, Tool]

@@ -26,6 +26,7 @@ from strategies.errors import (
     MintError,
     MisconfiguredError,
     RateLimitedError,
+    RejectedError,
     TimedOutError,
     TransientError,
 )
@@ -67,7 +68,18 @@ NO_SUCH_CALL = frozenset({404, 410})  # what joining a call is answered with tha
 _UNFIT_S = 60.0  # for an agent whose session was refused there: an operator has to act
 _UNFIT_KEPT = 1_000
 
+# What a Foundry agent's refusals mean (docs/azure.md §12.2): they are about the agent, not about the resource.
+_OF_FOUNDRY: Mapping[int | None, str] = {
+    400: "the Foundry agent is of a kind that takes no such talk; its operator has to act",
+    404: "there is no such Foundry agent, or it has no WebRTC; its operator has to act",
+    409: "the Foundry agent is disabled; its operator has to act",
+}
+
 _Candidate = tuple[Resource, Route]
+
+
+class AgentRefusedError(RejectedError):
+    """Azure does not let this agent, which is defined there, take the talk. The text is for clients, too."""
 
 
 class UpstreamConnector:
@@ -269,9 +281,15 @@ class UpstreamConnector:
         and TimeoutError at `deadline_s` of the loop's clock.
         """
         credentials = self._credentials.get(resource.name)
+        url = f"{route.url_of(model or resource.model)}{query}"
         if not route.takes_keys and credentials is not None and (credentials := credentials.without_key()) is None:
             raise MisconfiguredError("this service takes Entra alone, and AZURE_VOICELIVE_AUTH is key")
-        return await self.open_socket(f"{route.url_of(model or resource.model)}{query}", deadline_s, credentials)
+        try:
+            return await self.open_socket(url, deadline_s, credentials)
+        except MintError as error:
+            if route.name == "foundry_agent" and (why := _OF_FOUNDRY.get(error.status)) is not None:
+                raise AgentRefusedError(why, status=error.status, code=error.code) from None
+            raise
 
     async def open_socket(self, url: str, deadline_s: float, credentials: Credentials | None) -> AzureSocket:
         """A socket opened with the key, or with Entra where the resource has keys disabled. Raises MintError.
@@ -422,6 +440,8 @@ def ending_of(error: MintError) -> Ending:
             return Ending(UPSTREAM_FAILED, "Azure takes no more talks just now: ask for a new plan in a moment")
         case SessionRefusedError():
             return SESSION_REFUSED
+        case AgentRefusedError():
+            return Ending(UPSTREAM_FAILED, str(error), "agent_refused", told=True)
         case MisconfiguredError():
             return Ending(UPSTREAM_FAILED, "Azure refused the broker; its operator has to act")
         case _:

@@ -30,8 +30,8 @@ __all__ = [
     "signalled_route",
 ]
 
-RouteName = UpstreamName | Literal["voice_live_webrtc", "foundry_agent"]
-"""The routes of `BROKER_PROXY_UPSTREAMS`; the control socket of a call; the voice of a Foundry agent."""
+RouteName = UpstreamName | Literal["voice_live_webrtc", "foundry_agent", "gpt_live"]
+"""The routes of `BROKER_PROXY_UPSTREAMS`; the control socket of a call; the voice of a Foundry agent; GPT-Live's."""
 
 _PROVEN_AFTER_S = 30.0
 _LIMIT_CODES = frozenset({"rate_limit_exceeded", "insufficient_quota", "too_many_requests"})
@@ -150,7 +150,7 @@ def make_routes(target: Target, names: Sequence[UpstreamName], *, api_version: s
 
 
 def signalled_route(target: Target, *, api_version: str) -> Route | None:
-    """Voice Live's control socket for calls by WebRTC (docs/azure.md §6.4); None where the endpoint has no Voice Live.
+    """Voice Live's control socket for calls by WebRTC (docs/azure.md §12.1); None where the endpoint has no Voice Live.
 
     It has an `api_version` of its own, by which its session is made.
     """
@@ -165,7 +165,7 @@ def signalled_route(target: Target, *, api_version: str) -> Route | None:
 
 
 def foundry_route(target: Target, *, project: str, name: str, version: str | None) -> Route | None:
-    """The voice of a Foundry agent (docs/azure.md §6.5); None where the endpoint has no projects.
+    """The voice of a Foundry agent (docs/azure.md §12.2); None where the endpoint has no projects.
 
     The service has the agent's definition: its session is not ours to state. It takes no keys.
     """

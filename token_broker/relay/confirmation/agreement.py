@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from token_broker.relay.confirmation.paths import ABSENT, DETECTION, value_of
+from strategies.session_model.session_paths import ABSENT, DETECTION, value_of
 
 __all__ = ["disagreements"]
 

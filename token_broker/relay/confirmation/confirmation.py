@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from strategies.session_model.refused_field import field_to_leave_out, shown_path, without
 from token_broker.relay.confirmation.agreement import disagreements
-from token_broker.relay.confirmation.refused_field import field_to_leave_out, shown_path, without
 
 __all__ = ["Confirmation"]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from strategies.session_model.agent_settings import DetectionSettings, Dialect
-from token_broker.relay.confirmation.paths import ABSENT, DETECTION, put, value_of
+from strategies.session_model.session_paths import ABSENT, DETECTION, put, value_of
 
 __all__ = ["AnswerWish", "held_changes", "held_session"]
 

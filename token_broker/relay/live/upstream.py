@@ -17,12 +17,12 @@ from strategies.errors import MalformedError, MintError, PermanentError, RateLim
 from strategies.pool import Pool
 from strategies.resources import Resource, Wanted
 from strategies.session_model.live_session import LIVE_ROUTE, live_session
+from strategies.session_model.refused_field import field_to_leave_out, shown_path, without
 from strategies.session_model.session_fields import overlaid
+from strategies.session_model.session_paths import Path
 from token_broker.relay.azure.opening import SessionRefusedError, expiry_of
 from token_broker.relay.azure.route import ConnectionHealth, NoUpstreamError
 from token_broker.relay.azure.socket import AzureSocket
-from token_broker.relay.confirmation.paths import Path
-from token_broker.relay.confirmation.refused_field import field_to_leave_out, shown_path, without
 from token_broker.relay.confirmation.settings_report import SettingsReport
 from token_broker.relay.event_text import compact, event_of
 from token_broker.server.close_codes import SESSION_REFUSED, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending

@@ -47,7 +47,7 @@ def read_offer(text: str) -> CallOffer | str:
     sdp = with_line_ends(sdp)
     if not offers_audio(sdp.encode(errors="replace")):
         return "sdp_offer is no SDP with an audio line: send createOffer()'s sdp as it is"
-    if len(_AUDIO.findall(sdp)) != 1:  # docs/azure.md §6.4: two are answered, and carry no media
+    if len(_AUDIO.findall(sdp)) != 1:  # docs/azure.md §12.1: two are answered, and carry no media
         return "sdp_offer has several audio lines: offer one"
     known = isinstance(event_id, str) and len(event_id) <= _LONGEST_ID
     return CallOffer(sdp, event_id if known else None)

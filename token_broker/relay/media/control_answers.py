@@ -1,6 +1,6 @@
 """What the control socket of a call does not tell of answers, as far as it can be concluded. Pure.
 
-An answer's beginning and end are told on the data channel alone (docs/azure.md §6.4), which goes to the page. Here
+An answer's beginning and end are told on the data channel alone (docs/azure.md §12.1), which goes to the page. Here
 they are added to the control socket's events, so that the sequencer can decide as on any other path:
 
 - A call whose arguments are complete is complete. Its answer counts as over a moment after the last of its calls.
@@ -40,6 +40,7 @@ class ControlAnswers:
         self._sees_ends = False
         self._names = BoundedDict[str, str](_NAMES_KEPT)  # of calls, by item
         self._called: dict[str, float] = {}  # answers with calls: when they were heard of last
+        self._over = BoundedDict[str, int](_NAMES_KEPT)  # how often each has counted as over
         self._asked: deque[tuple[str | None, float]] = deque(maxlen=_ASKED_AT_MOST)
         self._told: list[str] = []  # calls whose outputs were sent
         self._again_s = math.inf
@@ -77,15 +78,15 @@ class ControlAnswers:
             return [*self._outputs(), event]
         if kind == "response.created":
             return []  # without its end it would stay open
-        response_id = event.get("response_id")
-        if isinstance(response_id, str) and response_id in self._called:
+        if (response_id := self._named(event)) in self._called:
             self._called[response_id] = now_s
         if kind == _TRANSCRIBED:
             self._user_s = now_s
         elif kind == _ARGUMENTS_DONE:
             return [*self._outputs(), *self._call(event, now_s)]
         elif kind == "response.output_item.done" and isinstance(item, dict) and item.get("type") == "function_call":
-            self._called[str(response_id)] = now_s
+            self._called[response_id] = now_s
+            event = {**event, "response_id": response_id}
         elif kind == "error":
             return [*self._outputs(), event, *self._refused(event.get("error"), now_s)]
         return [*self._outputs(), event]
@@ -95,6 +96,8 @@ class ControlAnswers:
         found = self._outputs()
         for response_id in [each for each, heard_s in self._called.items() if heard_s + _SETTLES_S <= now_s]:
             del self._called[response_id]
+            stated = response_id.partition(" ")[0]
+            self._over[stated] = self._over.get(stated, 0) + 1
             found.append(_done(response_id))
         while self._asked and self._asked[0][1] + _REFUSED_WITHIN_S <= now_s:
             self._asked.popleft()
@@ -107,7 +110,7 @@ class ControlAnswers:
 
     def _call(self, event: Event, now_s: float) -> list[Event]:
         """A call's arguments are complete, and so is the call: its item may be told on the data channel alone."""
-        item_id, response_id = str(event.get("item_id")), str(event.get("response_id"))
+        item_id, response_id = str(event.get("item_id")), self._named(event)
         name = event.get("name") or self._names.get(item_id, "")
         self._called[response_id] = now_s
         item = {
@@ -119,7 +122,13 @@ class ControlAnswers:
             "arguments": event.get("arguments"),
         }
         done = {"type": "response.output_item.done", "response_id": response_id, "item": item}
-        return [{**event, "name": name}, done]
+        return [{**event, "name": name, "response_id": response_id}, done]
+
+    def _named(self, event: Event) -> str:
+        """The id of the event's answer for the sequencer. One that counted as over too early is another one then."""
+        response_id = str(event.get("response_id"))
+        times = self._over.get(response_id, 0)
+        return f"{response_id} {times}" if times else response_id
 
     def _refused(self, error: Any, now_s: float) -> list[Event]:
         if not isinstance(error, dict):

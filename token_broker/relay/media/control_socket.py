@@ -1,7 +1,7 @@
 """Makes calls over Azure's control sockets: one resource at a time, since what makes a call is never hedged.
 
 A resource that is silent for its share is followed by the next. Closing a control socket is the only end of a call that
-is known (docs/azure.md §6.4), so whatever a request that nobody waits for still comes to ends with its socket.
+is known (docs/azure.md §12.1), so whatever a request that nobody waits for still comes to ends with its socket.
 """
 
 import asyncio
@@ -58,10 +58,10 @@ class _TakenCall:
 
 async def probe_control(connector: UpstreamConnector, routes: Mapping[str, Route], resource: Resource) -> None:
     """Opens the resource's control socket and closes it without an offer. Raises MintError."""
-    deadline_s = asyncio.get_running_loop().time() + _PROBE_S
+    deadline_s, route = asyncio.get_running_loop().time() + _PROBE_S, routes[resource.name]
     try:
         async with asyncio.timeout_at(deadline_s):
-            socket = await connector.open_route(resource, routes[resource.name], deadline_s=deadline_s)
+            socket = await connector.open_route(resource, route, deadline_s=deadline_s, query=_query(route))
     except TimeoutError:
         raise TimedOutError(f"no control socket within {_PROBE_S:g} s") from None
     await socket.aclose()
@@ -170,7 +170,6 @@ class CallConnector:
         """
         loop = asyncio.get_running_loop()
         until_s, longest_until_s = loop.time() + timeout_s, loop.time() + longest_s
-        query = "" if route.takes_keys else "&transport=webrtc"
         try:
             async with asyncio.timeout_at(until_s) as limit:
 
@@ -178,7 +177,9 @@ class CallConnector:
                     limit.reschedule(longest_until_s)
                     await on_answer(event)
 
-                opened = await self._connector.open_route(resource, route, model=model, deadline_s=until_s, query=query)
+                opened = await self._connector.open_route(
+                    resource, route, model=model, deadline_s=until_s, query=_query(route)
+                )
                 try:
                     taken = await _take_call(opened, route.session(await supply(resource)), offer, pass_answer)
                 except BaseException:
@@ -226,14 +227,18 @@ async def _take_call(
             if not answered:
                 answered = True
                 await on_answer(_answer(event))
+        elif kind == CALL_ERROR and answered:
+            raise TransientError("Azure has ended the call")
         elif kind in {CALL_ERROR, "error"} and not confirmed:
             error = refusal_of(event)
-            if asked.refused(error):
-                opened.send(asked.update if answered else _create(offer, asked))
-            elif answered:
-                raise SessionRefusedError("Azure refuses the agent's session")
-            else:
+            if not asked.refused(error):
+                if answered:
+                    raise SessionRefusedError("Azure refuses the agent's session")
                 raise CallRefusedError(harmless_error(event), _code_of(error))
+            if kind == CALL_ERROR:  # there is no call
+                opened.send(_create(offer, asked))
+            else:  # it may begin without what was refused
+                differs, updated = True, False
         else:
             frames.append(text)
             if kind in SESSION_EVENTS and not confirmed:
@@ -258,6 +263,11 @@ def harmless_error(event: Mapping[str, Any]) -> str:
     }
     shown = {name: event[name] for name in ("event_id", "operation", "rtc_call_id") if _is_id(event.get(name))}
     return compact({"type": CALL_ERROR, **shown, "error": about})
+
+
+def _query(route: Route) -> str:
+    """What a control socket's URL has beside the route's: a Foundry agent's socket is one only if it is asked for."""
+    return "&transport=webrtc" if route.name == "foundry_agent" else ""
 
 
 def _create(offer: CallOffer, asked: Confirmation) -> str:

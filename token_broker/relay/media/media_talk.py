@@ -1,7 +1,7 @@
 """One talk by WebRTC whose signalling the broker holds, from its offer to its last turn.
 
 The client's WebSocket carries its offer, its events and the broker's; Azure's control socket carries Azure's. Media,
-and most of what Azure tells of answers, go straight to the page (docs/azure.md §6.4). Socket and call live in this
+and most of what Azure tells of answers, go straight to the page (docs/azure.md §12.1). Socket and call live in this
 process: a lost control socket ends the connection, and the client takes a new plan.
 """
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from token_broker.relay.confirmation.paths import merged
+from strategies.session_model.session_paths import merged
 from token_broker.relay.dialects.broker_events import SAY_ID
 from token_broker.relay.resume.held_audio import HeldAudio
 from token_broker.relay.resume.history import Item, TalkHistory, text_of

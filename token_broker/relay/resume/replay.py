@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from strategies.session_model.agent_settings import Dialect
-from token_broker.relay.confirmation.paths import DETECTION
+from strategies.session_model.session_paths import DETECTION
 from token_broker.relay.dialects.session_settings import value_at
 from token_broker.relay.dialects.translation import to_azure
 from token_broker.relay.dialects.values import LEFT_OUT

@@ -17,12 +17,12 @@ from strategies.base import SpecSupplier
 from strategies.errors import TimedOutError
 from strategies.resources import Wanted
 from strategies.session_model.agent_settings import Dialect
+from strategies.session_model.refused_field import field_to_leave_out, shown_path, without
+from strategies.session_model.session_paths import merged
 from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.confirmation.agreement import disagreements
-from token_broker.relay.confirmation.paths import merged
-from token_broker.relay.confirmation.refused_field import field_to_leave_out, shown_path, without
 from token_broker.relay.event_text import SESSION_EVENTS, compact, event_of, event_type, parsed
 from token_broker.relay.guardrail.held import held_changes
 from token_broker.relay.policy.allowlist import Refused, is_plain_append

@@ -1,21 +1,21 @@
-"""Which field of a `session.update` an error of Azure's refuses, and the session without it. Pure.
+"""Which field of a session an error of Azure's refuses, and the session without it. Pure.
 
-Azure refuses an update as a whole, and names one field: in `error.param`, or quoted in the message where `param` is
-null. The paths are those of the session that was sent: nested in GA, flat elsewhere, tools by their index.
+Azure refuses a mint or an update as a whole, and names one field: in `error.param`, or quoted in the message where
+`param` is null. The paths are those of the session that was sent: nested in GA, flat elsewhere, tools by their index.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from token_broker.relay.confirmation.paths import ABSENT, DETECTION, TRANSCRIPTION, VOICE, Path, value_of
+from strategies.session_model.session_paths import ABSENT, DETECTION, TRANSCRIPTION, VOICE, Path, value_of
 
 __all__ = ["field_to_leave_out", "shown_path", "without"]
 
 Fields = Mapping[str, Any]
 
-# Without the first there is no agent; without the second GA takes no session.
-_NEVER_LEFT_OUT: tuple[Path, ...] = (("instructions",), ("type",))
+# Without the first there is no agent; without the others a mint is none.
+_NEVER_LEFT_OUT: tuple[Path, ...] = (("instructions",), ("type",), ("model",))
 
 _QUOTED = re.compile(r"""['"`](session(?:\.\w+|\[\d+\])+)['"`]""")
 _STEP = re.compile(r"[^.\[\]]+")
@@ -31,8 +31,8 @@ _VOICE_FIXED = "cannot_update_voice"  # Azure may name no field with it (docs/az
 def field_to_leave_out(error: Fields, session: Fields) -> Path | None:
     """The field of `session` that has to go for Azure to take it. None: the error names none, or one that must stay.
 
-    `error` is that of Azure's `error` event. Where the named field is essential to what it stands in, or is missing
-    there, the whole of that goes: a tool without its parameters, say, is no tool.
+    `error` is from an event or an answer of Azure's. Where the named field is essential to what it stands in, or is
+    missing there, the whole of that goes: a tool without its parameters, say, is no tool.
     """
     path = _named(error, session)
     if path is None:

@@ -1,0 +1,240 @@
+"""Many simulated talks over all transports with random ends: is each in the ledger, exactly, and is each call over?
+
+    python -m benchmarks.calls.talks [--talks 1000] [--at-once 60] [--kills 2]
+
+Two brokers on one PostgreSQL, and an Azure whose calls have no media (`benchmarks.calls.stage`). Each talk goes over
+one transport: relayed, attached, the proxy. It ends by a hang-up, by a tab that is killed (Azure closes the call), by
+its own limit (`max_session_s`), or by its principal's budget of tokens. Meanwhile brokers are killed and replaced.
+
+Exit code 1 unless, at the end, each talk that went live is in the ledger once; the tokens of each are what Azure told
+its listeners, save those of a proxied talk of a killed broker; no place is taken; and 10 s after the last leash was
+pulled no call is alive at Azure.
+"""
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import json
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+from pydantic import SecretStr
+from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
+from websockets.typing import Subprotocol
+
+from benchmarks.calls.handover import until
+from benchmarks.calls.stage import FakeTalk, Stage, call_stage
+from tests.support.broker import BrokerProcess
+from tests.support.offers import OFFER
+from token_broker.memory.drivers.connect import connect as open_database
+from token_broker.usage.rows import sum_usage
+
+TRANSPORTS = ("webrtc_relay", "webrtc", "websocket_proxy")
+ENDS = ("hang_up", "killed_tab", "limit", "budget")
+TALK_S = (4.0, 12.0)
+LIMIT_S = 6
+BUDGET_TOKENS = 12_000
+LEASH_S = 10.0
+_ANSWER = re.compile(r"resp_(ws_\d+)_")
+DIRECT = "/openai/v1/realtime/calls"
+
+
+@dataclass
+class Talked:
+    """A talk that went live. `azure` is what Azure has of it; None where the talk's own name is not known."""
+
+    session_id: str
+    transport: str
+    end: str
+    azure: FakeTalk
+    broker: BrokerProcess
+
+
+class Talks:
+    """Runs them on a stage, and judges what is left."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.talked: list[Talked] = []
+        self.failed: Counter[str] = Counter()
+        self.killed: list[BrokerProcess] = []
+        self._number = 0
+
+    def broker(self) -> BrokerProcess:
+        return random.choice([each for each in self.stage.replicas.running if each not in self.killed])
+
+    async def run(self) -> None:
+        """One talk, from its plan to its end."""
+        self._number += 1
+        address = f"10.{self._number >> 16}.{self._number >> 8 & 255}.{self._number & 255}"
+        transport, end = random.choice(TRANSPORTS), random.choice(ENDS)
+        body: dict[str, Any] = {"max_session_s": LIMIT_S} if end == "limit" else {}
+        try:
+            broker = self.broker()
+            mine, plan = await self.stage.plan(broker, address, **body)
+            if transport == "websocket_proxy":
+                await self._proxied(broker, plan, end)
+            else:
+                await self._call(broker, mine, plan, transport, end)
+        except (httpx.HTTPError, OSError, WebSocketException, TimeoutError, KeyError) as error:
+            self.failed[type(error).__name__] += 1
+
+    async def _call(
+        self, broker: BrokerProcess, mine: dict[str, str], plan: dict[str, Any], transport: str, end: str
+    ) -> None:
+        post = self.stage.client.post
+        if transport == "webrtc_relay":
+            offer = {**mine, "Content-Type": "application/sdp"}
+            placed = await post(f"{broker.base_url}/realtime/calls", content=OFFER, headers=offer)
+            placed.raise_for_status()
+            path = placed.headers["location"]
+            name = azure_name(path.rpartition("/")[2])
+        else:
+            direct = next(each for each in plan["connections"] if each["transport"] == "webrtc")
+            offer = {"Authorization": f"Bearer {direct['token']}", "Content-Type": "application/sdp"}
+            made = await post(f"{self.stage.azure.url}{DIRECT}", content=OFFER, headers=offer)
+            name = made.headers["location"].rpartition("/")[2]
+            attached = await post(f"{broker.base_url}/realtime/calls/attach", json={"call_id": name}, headers=mine)
+            attached.raise_for_status()
+            path = f"/realtime/calls/{attached.json()['call_id']}"
+        talk = self.stage.azure.talks[name]
+        self.talked.append(Talked(plan["session_id"], transport, end, talk, broker))
+        await asyncio.sleep(random.uniform(*TALK_S))
+        if end == "hang_up":
+            async with asyncio.timeout(30):
+                while talk.lives:
+                    with contextlib.suppress(httpx.HTTPError):
+                        await self.stage.client.delete(f"{self.broker().base_url}{path}", headers=mine)
+                    await asyncio.sleep(0.5)
+        elif end == "killed_tab":
+            talk.end()
+        else:
+            async with asyncio.timeout(90):
+                await talk.over.wait()
+
+    async def _proxied(self, broker: BrokerProcess, plan: dict[str, Any], end: str) -> None:
+        proxy = plan["connections"][-1]
+        protocols = [Subprotocol(name) for name in proxy["protocols"]]
+        options: dict[str, Any] = {"proxy": None, "compression": None, "max_size": None}
+        async with connect(proxy["url"], subprotocols=protocols, **options) as socket:
+            async with asyncio.timeout(30):  # an answer's id has the name of Azure's session
+                while (named := _ANSWER.search(str(await socket.recv()))) is None:
+                    pass
+            talk = self.stage.azure.talks[named[1]]
+            self.talked.append(Talked(plan["session_id"], "websocket_proxy", end, talk, broker))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(random.uniform(*TALK_S) if end in ENDS[:2] else 90):
+                    async for _ in socket:
+                        pass
+
+    async def kill(self) -> None:
+        """Kills a broker, and starts another in its place."""
+        dying = self.broker()
+        await self.stage.replicas.start()
+        self.killed.append(dying)
+        dying.process.send_signal(signal.SIGKILL)
+        await dying.process.wait()
+
+    async def judge(self) -> int:
+        """Prints what is left, and how many faults that is."""
+        await until(lambda: not self.stage.azure.live(), within_s=LEASH_S)
+        alive = len(self.stage.azure.live())
+        await asyncio.sleep(16)  # what is written every 15 s
+        places = 0.0
+        for broker in self.stage.replicas.running:
+            if broker not in self.killed:
+                text = (await self.stage.client.get(f"{broker.base_url}/metrics")).text
+                line = next(line for line in text.splitlines() if line.startswith("token_broker_open_talks "))
+                places += float(line.split()[1])
+        rows = await self._ledger()
+        missing = [each for each in self.talked if each.session_id not in rows]
+        wrong: Counter[str] = Counter()
+        excepted = late = 0
+        for each in self.talked:
+            row = rows.get(each.session_id)
+            if row is None or not row["seen"]:
+                continue
+            tokens = (row["input_tokens"] or 0) + (row["output_tokens"] or 0)
+            lasted_s = (each.azure.ended_s or time.monotonic()) - (each.azure.joined_s or each.azure.made_s)
+            was_killed = each.broker in self.killed
+            if tokens != each.azure.heard:
+                excepted += was_killed and not row["complete"]
+                wrong[f"tokens, {each.transport}"] += not (was_killed and not row["complete"])
+            off_s = abs((row["live_ms"] or 0) / 1000 - lasted_s)
+            late += off_s > 2 and not (was_killed and each.transport == "websocket_proxy")
+        ends = Counter(row["ended"] for row in rows.values())
+        unseen = sum(not row["seen"] for row in rows.values())
+        print(f"{len(self.talked)} talks went live ({dict(Counter(each.transport for each in self.talked))}),")
+        print(f"  {sum(self.failed.values())} did not ({dict(self.failed)}); {len(self.killed)} brokers were killed")
+        print(f"ledger: {len(rows)} talks, {len(missing)} missing, {unseen} unseen, ends {dict(ends)}")
+        print(f"tokens: {dict(wrong) or 'exact'}, {excepted} incomplete after a kill; {late} talks over 2 s off")
+        print(f"places taken at the end: {places:.0f}; calls alive {LEASH_S:.0f} s after the last leash: {alive}")
+        return len(missing) + sum(wrong.values()) + int(places) + alive
+
+    async def _ledger(self) -> dict[str, dict[str, Any]]:
+        database = open_database(SecretStr(self.stage.database_url), timeout_s=30, patience_s=30)
+        await database.open()
+        try:
+            found = await database.read(sum_usage, pool="bulk")
+        finally:
+            await database.close()
+        rows: dict[str, dict[str, Any]] = {}
+        for row in found:
+            whole = rows.setdefault(row["session_id"], dict(row))
+            if whole is not row and whole != row:
+                for name in ("input_tokens", "output_tokens", "live_ms"):
+                    whole[name] = (whole[name] or 0) + (row[name] or 0)
+                whole["complete"] = min(whole["complete"], row["complete"])
+                whole["ended"] = whole["ended"] or row["ended"]
+        return rows
+
+
+def azure_name(token: str) -> str:
+    """Azure's id of a call, which its shown id carries."""
+    part = token.split(".")[1]
+    claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    return next(str(value) for value in claims.values() if str(value).startswith("rtc_"))
+
+
+async def main(talks: int, at_once: int, kills: int) -> int:
+    budget = {"BROKER_BUDGET_TOKENS_PER_DAY": str(BUDGET_TOKENS), "BROKER_UNSEEN_TALKS": "allow"}
+    with tempfile.TemporaryDirectory() as folder:
+        async with call_stage(Path(folder), every_s=2.0, replicas=2, **budget) as stage:
+            run, gate, done = Talks(stage), asyncio.Semaphore(at_once), 0
+
+            async def one() -> None:
+                nonlocal done
+                async with gate:
+                    await run.run()
+                    done += 1
+
+            def is_done(share: int) -> bool:
+                return done >= share
+
+            running = [asyncio.create_task(one()) for _ in range(talks)]
+            for number in range(kills):
+                await until(partial(is_done, (number + 1) * talks // (kills + 1)), within_s=3600)
+                await run.kill()
+            await asyncio.gather(*running)
+            return int(await run.judge() > 0)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--talks", type=int, default=1000)
+    parser.add_argument("--at-once", type=int, default=60)
+    parser.add_argument("--kills", type=int, default=2)
+    chosen = parser.parse_args()
+    sys.exit(asyncio.run(main(chosen.talks, chosen.at_once, chosen.kills)))
