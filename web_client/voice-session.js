@@ -46,8 +46,9 @@ import { MAX_TEXT_BYTES, TypedTexts } from "./typed-texts.js";
 const SHORTEST_SPEECH_MS = 200;
 /** Azure ends sessions after 60 minutes, some after 30 (docs/azure.md §8.1): the session moves on before. */
 const MOVE_AFTER_MS = 27 * 60_000;
-/** A data channel takes messages of 256 KiB in every browser; the broker takes 4 MiB of an image. */
+/** A data channel takes messages of 256 KiB in every browser, if the other side does; the broker takes 4 MiB of an image. */
 const DATA_CHANNEL_IMAGE_BYTES = 150_000;
+const AROUND_IMAGE_BYTES = 1_000;
 const SOCKET_IMAGE_BYTES = 2_000_000;
 /** Without a pause, the session moves on so long after `session_expiring`, which the proxy says a minute before the end. */
 const MOVE_BEFORE_END_MS = 45_000;
@@ -276,6 +277,7 @@ export class VoiceSession extends EventTarget {
 
   /** Stops the answer. */
   interrupt() {
+    this.#activity.interrupted();
     this.#transport?.interrupt().then((cuts) => this.#recorder.interrupted(cuts), ignore);
   }
 
@@ -352,7 +354,8 @@ export class VoiceSession extends EventTarget {
     const transport = this.#transport;
     if (this.#machine.name !== "live" || !transport) throw new DOMException("The talk is not live.", "InvalidStateError");
     const { shrunkImage } = await import("./images.js"); // few talks need it
-    const url = await shrunkImage(image, transport.reportsTurns ? DATA_CHANNEL_IMAGE_BYTES : SOCKET_IMAGE_BYTES);
+    const channelBytes = Math.min(DATA_CHANNEL_IMAGE_BYTES, (transport.largestMessageBytes ?? Infinity) - AROUND_IMAGE_BYTES);
+    const url = await shrunkImage(image, transport.reportsTurns ? channelBytes : SOCKET_IMAGE_BYTES);
     transport.send(imageEvent(`msg_${randomHex(24)}`, url));
   }
 

@@ -55,7 +55,7 @@ button { cursor: pointer; }
 button:disabled, input:disabled { opacity: 0.55; cursor: default; }
 button:focus-visible, input:focus-visible, .lines:focus-visible { outline: 3px solid var(--voice-talk-accent, #1a56db); outline-offset: 2px; }
 .talk { background: var(--voice-talk-accent, #1a56db); border-color: transparent; color: var(--voice-talk-accent-text, #fff); }
-form { display: flex; flex: 1 1 12rem; gap: 0.5rem; }
+form { display: flex; flex: 1 1 12rem; min-width: 0; gap: 0.5rem; }
 input { flex: 1; min-width: 0; }
 .error { border-inline-start: 4px solid var(--voice-talk-error, #b42318); padding-inline-start: 0.6rem; }
 [hidden] { display: none !important; }
@@ -92,6 +92,7 @@ export class VoiceTalk extends Base {
   connectedCallback() {
     clearTimeout(this.#removal);
     this.#parts ??= this.#build();
+    this.#style();
     this.#show();
   }
 
@@ -301,11 +302,6 @@ export class VoiceTalk extends Base {
     row.append(parts.talk, parts.hangUp, parts.mute, parts.hold, form);
     parts.error.hidden = true;
     parts.box.append(parts.disclosure, parts.status, parts.lines, parts.error, row);
-    // A sheet made by script needs no `style-src 'unsafe-inline'`, and has to be of the element's own document.
-    const view = /** @type {(Window & typeof globalThis) | null} */ (this.ownerDocument.defaultView);
-    const sheet = new (view ?? globalThis).CSSStyleSheet();
-    sheet.replaceSync(STYLE);
-    root.adoptedStyleSheets = [sheet];
     root.replaceChildren(parts.box);
     parts.talk.addEventListener("click", () => void this.talk().catch(() => undefined)); // `error` has told it
     parts.hangUp.addEventListener("click", () => this.hangUp());
@@ -320,6 +316,16 @@ export class VoiceTalk extends Base {
       this.#send(parts.text);
     });
     return parts;
+  }
+
+  /** A sheet made by script needs no `style-src 'unsafe-inline'`, and stays behind when the element goes to another document. */
+  #style() {
+    const root = this.shadowRoot;
+    if (!root || root.adoptedStyleSheets.length > 0) return;
+    const view = /** @type {(Window & typeof globalThis) | null} */ (this.ownerDocument.defaultView);
+    const sheet = new (view ?? globalThis).CSSStyleSheet();
+    sheet.replaceSync(STYLE);
+    root.adoptedStyleSheets = [sheet];
   }
 
   /** @param {HTMLInputElement} text */

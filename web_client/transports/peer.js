@@ -28,6 +28,7 @@ const WATCH_MS = 2_000;
 const SILENT_LOOKS = 4;
 /** For how long the rest of a cut answer is muted: it goes on until Azure has stopped it. */
 const MUTE_MS = 1_000;
+const DEFAULT_MESSAGE_BYTES = 65_536;
 const BLOCKED = "This network lets no direct audio through.";
 const CLOSED = "The direct connection to Azure closed.";
 
@@ -121,6 +122,11 @@ export class Peer {
       before = received;
       if (silent >= SILENT_LOOKS) this.#lose(failure("ice_failed", CLOSED));
     }, WATCH_MS);
+  }
+
+  /** What the other side takes at once. Engines that don't say so take what the standard begins with. */
+  get largestMessageBytes() {
+    return this.#peer.sctp?.maxMessageSize ?? DEFAULT_MESSAGE_BYTES;
   }
 
   /** @param {object} event */

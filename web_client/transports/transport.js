@@ -29,6 +29,7 @@
  *   As `interrupt`, for when Azure has detected the user's speech: it cancels the answer by itself.
  * @property {(track: MediaStreamTrack) => Promise<void>} replaceMicrophone
  *   Sends this microphone's sound instead of the one that was lost.
+ * @property {number} [largestMessageBytes]  What the peer takes at once, where that is less than the broker does.
  * @property {boolean} reportsTurns  Whether the page must report turns, because the broker does not see them.
  * @property {boolean} switchesAgents  Whether `broker.agent.switch` is understood.
  * @property {import("../call-events.js").CallName | null} [call]  of the call, where there is one whose name is known

@@ -60,6 +60,10 @@ export class WebRtcTransport {
     this.#peer.watch();
   }
 
+  get largestMessageBytes() {
+    return this.#peer.largestMessageBytes;
+  }
+
   /** @param {object} event */
   send(event) {
     this.#peer.send(event);

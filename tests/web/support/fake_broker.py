@@ -42,6 +42,7 @@ class FakeBroker:
     relay_answers: list[int | str] = field(default_factory=list)
     socket_closes: list[int | str] = field(default_factory=list)  # close codes before ready, or "hang"; then ready
     turn_answers: list[int | str] = field(default_factory=list)
+    frozen: bool = False  # sockets stay open, and nobody reads what they bring
     ready: asyncio.Event | None = None  # a socket's talk is ready only when this is set
     call_channel: Literal["client's", "own", "none"] = "client's"  # of Voice Live's calls
     dialect: str = "preview"
@@ -214,6 +215,8 @@ class FakeBroker:
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             while True:
                 event = json.loads(await websocket.receive_text())
+                if self.frozen:
+                    continue
                 if event["type"] == "broker.agent.switch":
                     await tell({"type": "broker.agent.switched", "agent_id": event["agent_id"]})
                 await partner.take(event)

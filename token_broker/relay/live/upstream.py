@@ -31,7 +31,7 @@ __all__ = ["LiveUpstream", "LiveUpstreams", "OpensSockets", "left_out_of"]
 
 log = structlog.get_logger("token_broker.relay")
 
-# Microsoft's pages have both, the official clients the first (docs/azure.md §13).
+# Microsoft's pages have both, the official clients the first (docs/azure.md §12.3).
 _PATHS = (LIVE_PATH, LIVE_PATH.removesuffix("/sessions"))
 _SHARE_S = 1.5  # of the time for all, while another resource is left
 _FIRST_FRAMES_AT_MOST = 16

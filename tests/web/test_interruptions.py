@@ -1,0 +1,159 @@
+"""A talk goes on by itself: after a time offline, a frozen or killed other side, a phone call, and a choice of devices."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from tests.support.machine import retry_if_host_busy
+from tests.web.support.chromium import Browser, Page
+from tests.web.support.fake_broker import DIRECT, PROXY, FakeBroker, run_fake
+
+# `later(seconds)` makes the page believe that so much time has passed. With `hurries`, the page's look for silence
+# (`SILENT_MS` of web_client/typed-texts.js) comes soon.
+PAGE = """<!doctype html><title>Page</title><script>
+  let aheadMs = 0;
+  const now = performance.now.bind(performance);
+  performance.now = () => now() + aheadMs;
+  window.later = (seconds) => (aheadMs += seconds * 1000);
+  const set = window.setTimeout;
+  window.setTimeout = (run, ms, ...given) => set(run, window.hurries && ms === 40_000 ? 500 : ms, ...given);
+  window.contexts = [];
+  const Context = window.AudioContext;
+  window.AudioContext = class extends Context {
+    constructor(...given) {
+      super(...given);
+      contexts.push(this);
+    }
+    resume() {
+      return window.refusesSound ? Promise.reject(new DOMException("a phone call", "InvalidStateError")) : super.resume();
+    }
+  };
+  window.streams = [];
+  const { mediaDevices } = navigator;
+  const get = mediaDevices.getUserMedia.bind(mediaDevices);
+  mediaDevices.getUserMedia = async (wish) => {
+    if (window.prompted) await window.prompted;
+    const stream = await get(wish);
+    streams.push(stream);
+    return stream;
+  };
+  const query = navigator.permissions.query.bind(navigator.permissions);
+  navigator.permissions.query = async (what) => (window.prompted ? { state: "prompt" } : query(what));
+  window.sinks = [];
+  for (const kind of [Context, HTMLMediaElement]) {
+    kind.prototype.setSinkId = async function (id) {
+      sinks.push(`${kind === Context ? "worklet" : "call"} ${id}`);
+    };
+  }
+</script><script type="module">
+  import { VoiceSession } from "/client/voice-session.js";
+  window.begin = (options) => {
+    const session = (window.session = new VoiceSession({ brokerUrl: location.origin, ...options }));
+    Object.assign(window, { lines: new Map(), codes: [], doing: [], reasons: [], agents: [] });
+    session.addEventListener("transcript", ({ detail }) => lines.set(detail.turnId, detail));
+    session.addEventListener("error", ({ detail }) => {
+      codes.push(detail.code);
+      window.hurries = false;
+    });
+    session.addEventListener("activity", ({ detail }) => doing.push(detail.activity));
+    session.addEventListener("transport", ({ detail }) => reasons.push(detail.reason));
+    session.addEventListener("agent", ({ detail }) => agents.push(`${detail.before} ${detail.agentId}`));
+    return session;
+  };
+  window.answers = () => [...lines.values()].filter(({ speaker, final }) => speaker === "assistant" && final).length;
+</script>"""
+LIVE = "session.state === 'live'"
+
+
+@asynccontextmanager
+async def _page(browser: Browser, server: FakeBroker) -> AsyncIterator[Page]:
+    server.extra_page = PAGE
+    async with browser.page() as page:
+        await page.goto(f"{server.base_url}/extra")
+        await page.wait_for("window.begin")
+        yield page
+
+
+async def _connect(page: Page, options: str = "{}") -> None:
+    await page.run(f"begin({options}).connect()", user_gesture=True)
+
+
+@retry_if_host_busy(tries=3)
+async def test_silent_connection_is_replaced_and_text_answered(quiet_browser: Browser) -> None:
+    async with run_fake(transports=(PROXY,)) as server, _page(quiet_browser, server) as page:
+        await _connect(page, "{ microphone: false }")
+        # 90 s offline: the browser keeps the socket, and what was typed meanwhile is lost with it.
+        server.frozen = True
+        await page.offline(gone=True)
+        await page.run("session.sendText('Offline')")
+        await page.run("later(90)")
+        assert await page.run(LIVE)
+        server.frozen = False
+        await page.offline(gone=False)
+        await page.wait_for(f"{LIVE} && reasons.at(-1) === 'network_lost' && answers() === 1")
+        assert len(server.sockets) == 2
+        # A frozen other side: nothing comes at all.
+        server.frozen = True
+        await page.run("window.hurries = true; session.sendText('Frozen')")
+        await page.wait_for("codes.includes('azure_dropped')", 15)
+        server.frozen = False
+        await page.wait_for(f"{LIVE} && answers() === 2")
+        # A killed broker, that comes back.
+        server.frozen = True
+        await page.run("session.sendText('Killed')")
+        server.token_answers = [503]
+        await server.sockets[-1].close(1012)
+        server.frozen = False
+        await page.wait_for(f"{LIVE} && answers() === 3")
+        said = [event["item"]["content"][0]["text"] for event in server.partners[-1].from_client if "item" in event]
+        assert said == ["Killed"]
+        assert not await page.run("codes.includes('text_lost')")
+        await page.run("session.disconnect()")
+
+
+@retry_if_host_busy(tries=3)
+async def test_phone_call_takes_the_sound_for_a_while(quiet_browser: Browser) -> None:
+    async with run_fake(transports=(PROXY,)) as server, _page(quiet_browser, server) as page:
+        await _connect(page)
+        await page.wait_for(LIVE)
+        track = "streams.at(-1).getAudioTracks()[0]"
+        await page.run(f"window.refusesSound = true; contexts[0].suspend(); {track}.dispatchEvent(new Event('mute'))")
+        await page.wait_for("codes.includes('sound_paused') && codes.includes('microphone_silent')")
+        assert await page.run("session.activity") == "unheard"  # nobody listens
+        await page.run("later(120)")
+        await page.run("session.sendText('Are you there?')")
+        await page.wait_for("answers() === 1")
+        assert await page.run(LIVE)
+        heard_s = server.partners[0].heard_s
+        await page.run(f"window.refusesSound = false; {track}.dispatchEvent(new Event('unmute'))")
+        await page.wait_for("codes.includes('sound_back') && codes.includes('microphone_back')")
+        assert await page.run("codes.filter((code) => code === 'sound_paused').length") == 1
+        await server.until(lambda: server.partners[0].heard_s > heard_s + 0.5)
+        assert await page.run("session.activity !== 'unheard'")
+        # Without a hand on the microphone, the sound is tried again all the same.
+        await page.run("contexts[0].suspend()")
+        await page.wait_for("codes.filter((code) => code === 'sound_back').length === 2")
+        assert len(server.sockets) == 1
+        await page.run("session.disconnect()")
+
+
+@retry_if_host_busy(tries=3)
+async def test_choices_hold_and_prompts_have_time(quiet_browser: Browser) -> None:
+    async with run_fake(transports=(DIRECT, PROXY)) as server, _page(quiet_browser, server) as page:
+        # The loudspeaker that was chosen before the start, on each transport; gone, the system's, and an event says so.
+        await page.run("void (window.prompted = new Promise((allow) => (window.allow = allow)))")
+        await page.run("begin({}).setSpeaker('desk').then(() => void session.connect())", user_gesture=True)
+        await page.wait_for("session.state === 'requesting'")
+        await page.run("later(90)")
+        assert server.plan_requests == []  # a plan would have expired
+        await page.run("allow(); window.prompted = null")
+        await page.wait_for(LIVE)
+        assert await page.run("[...new Set(sinks)].sort()") == ["call desk", "worklet desk"]
+        await page.run("session.switchAgent('marcus')")
+        await page.wait_for(f"{LIVE} && agents.join() === 'elena marcus'")
+        server.calls[-1].close_channel()
+        await page.wait_for(f"{LIVE} && session.transport === 'websocket_proxy'")
+        assert await page.run("sinks.every((sink) => sink.endsWith(' desk'))")
+        assert await page.run("agents.length") == 1
+        await page.run("navigator.mediaDevices.dispatchEvent(new Event('devicechange'))")
+        await page.wait_for("codes.includes('speaker_lost') && sinks.at(-1) === 'worklet '")
+        await page.run("session.disconnect()")

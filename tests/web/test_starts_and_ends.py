@@ -1,0 +1,146 @@
+"""Talks that end while they begin: whatever step is slow, and however they end, nothing of them is left."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from tests.support.machine import retry_if_host_busy
+from tests.web.support.chromium import Browser, Page
+from tests.web.support.fake_broker import DIRECT, PROXY, VOICE_LIVE, FakeBroker, run_fake
+
+# Each slow step waits for `slow.release()`; what a talk makes is kept, to see whether it is given back.
+PAGE = """<!doctype html><title>Page</title><body><script>
+  const made = { tracks: [], contexts: [], peers: [], sockets: [] };
+  const slow = { step: "", reached: false, release() {} };
+  const gate = (step) => {
+    if (slow.step !== step) return undefined;
+    slow.reached = true;
+    return new Promise((resolve) => (slow.release = resolve));
+  };
+  const late = (owner, name, step = name) => {
+    const real = owner[name];
+    owner[name] = async function (...given) {
+      const value = await real.apply(this, given);
+      await gate(step);
+      return value;
+    };
+  };
+  const keep = (name, list) => {
+    const Real = window[name];
+    window[name] = class extends Real {
+      constructor(...given) {
+        super(...given);
+        list.push(this);
+      }
+    };
+  };
+  keep("AudioContext", made.contexts);
+  keep("RTCPeerConnection", made.peers);
+  keep("WebSocket", made.sockets);
+  const { mediaDevices } = navigator;
+  const get = mediaDevices.getUserMedia.bind(mediaDevices);
+  mediaDevices.getUserMedia = async (wish) => {
+    const stream = await get(wish);
+    made.tracks.push(...stream.getTracks());
+    await gate("getUserMedia");
+    return stream;
+  };
+  navigator.permissions.query = async () => ({ state: slow.step === "getUserMedia" ? "prompt" : "granted" });
+  late(AudioWorklet.prototype, "addModule");
+  late(RTCPeerConnection.prototype, "setLocalDescription");
+  late(RTCPeerConnection.prototype, "setRemoteDescription");
+  const real = window.fetch;
+  window.fetch = async (url, init) => {
+    const answer = await real(url, init);
+    await gate(String(url).endsWith("/token") ? "token" : "sdp");
+    return answer;
+  };
+  window.left = () => [
+    made.tracks.filter(({ readyState }) => readyState !== "ended").length && "a microphone",
+    made.contexts.filter(({ state }) => state !== "closed").length && "a context",
+    made.peers.filter(({ connectionState }) => connectionState !== "closed").length && "a call",
+    made.sockets.filter(({ readyState }) => readyState < 2).length && "a socket",
+  ].filter(Boolean).join();
+</script><script type="module">
+  import "/client/voice-talk.js";
+  window.begin = () => {
+    const element = document.createElement("voice-talk");
+    document.body.append(element);
+    element.options = { transports: slow.transports };
+    window.element = element;
+    element.talk().catch(() => undefined);
+  };
+  window.ends = {
+    disconnect: () => void element.session.disconnect(),
+    removal: () => element.remove(),
+    pagehide: () => window.dispatchEvent(new PageTransitionEvent("pagehide", { persisted: true })),
+  };
+</script>"""
+STEPS = {
+    "token": [DIRECT],
+    "getUserMedia": [DIRECT],
+    "addModule": [PROXY],
+    "setLocalDescription": [VOICE_LIVE],
+    "sdp": [DIRECT],
+    "setRemoteDescription": [DIRECT],
+}
+
+
+@asynccontextmanager
+async def _page(browser: Browser, server: FakeBroker) -> AsyncIterator[Page]:
+    server.extra_page = PAGE
+    async with browser.page() as page:
+        await page.goto(f"{server.base_url}/extra")
+        await page.wait_for("window.ends")
+        yield page
+
+
+@retry_if_host_busy(tries=3)
+async def test_nothing_is_left_of_a_talk_that_ends_early(quiet_browser: Browser) -> None:
+    async with run_fake(transports=(DIRECT, VOICE_LIVE, PROXY)) as server, _page(quiet_browser, server) as page:
+        left = {}
+        for step, transports in STEPS.items():
+            for end in ("disconnect", "removal", "pagehide"):
+                slowly = json.dumps({"step": step, "reached": False, "transports": transports})
+                await page.run(f"Object.assign(slow, {slowly}); begin()", user_gesture=True)
+                await page.wait_for("slow.reached")
+                await page.run(f"ends.{end}()")
+                await page.wait_for("element.session.state === 'ended'")
+                await page.run("slow.step = ''; slow.release()")  # what was slow comes after the end
+                try:
+                    await page.wait_for("left() === ''", 5)
+                except TimeoutError:
+                    left[step, end] = await page.run("left()")
+                assert await page.run("element.session.state") == "ended"
+        assert left == {}
+
+
+@retry_if_host_busy(tries=3)
+async def test_presses_in_a_row_make_one_talk(quiet_browser: Browser) -> None:
+    async with run_fake(transports=(PROXY,)) as server, _page(quiet_browser, server) as page:
+        await page.run("Date.now = () => 0")  # a device's clock may be wrong by years
+        await page.run(
+            "slow.transports = ['websocket_proxy']; begin(); element.talk(); element.talk()", user_gesture=True
+        )
+        await page.wait_for("element.session.state === 'live'")
+        assert len(server.plan_requests) == len(server.sockets) == 1
+        await page.run(
+            "window.session = element.session; void session.disconnect(); session.connect()", user_gesture=True
+        )
+        await page.run("void session.disconnect(); session.connect()", user_gesture=True)
+        await page.wait_for("session.state === 'live'")
+        await page.wait_for("made.sockets.filter(({ readyState }) => readyState < 2).length === 1")
+        await page.wait_for("made.tracks.filter(({ readyState }) => readyState === 'live').length === 1")
+        # Moved by the newest way, or into another document, the talk goes on; back after a while it has ended.
+        await page.run("(() => { const box = document.createElement('div'); document.body.append(box);"
+                       "box.moveBefore?.(element, null); window.frame = document.createElement('iframe');"
+                       "document.body.append(frame); frame.contentDocument.body.append(element); })()")  # fmt: skip
+        await page.run("new Promise((done) => setTimeout(done, 400))")
+        assert await page.run("[session.state, element.shadowRoot.adoptedStyleSheets.length]") == ["live", 1]
+        live_regions = "element.shadowRoot.querySelectorAll('[role=log], [part=transcript][aria-live]').length"
+        assert await page.run(live_regions) == 0  # a screen reader would speak over the agent
+        await page.run("element.remove()")
+        await page.wait_for("session.state === 'ended'")
+        await page.run("document.body.append(element); element.talk()", user_gesture=True)
+        await page.wait_for("element.session.state === 'live'")
+        await page.run("element.hangUp()")
