@@ -109,7 +109,7 @@ async def attach_call(request: Request[EventsState]) -> Response:
             raise _refused("this agent's talks go another way")
         if (lease := calls.talks.acquire(caller.limit_key)) is None:
             raise too_many_sessions()
-        supply = TalkSpecs(settings, owner, calls.minting.recall).of(agent)
+        supply = TalkSpecs(settings, owner, None).of(agent)  # the sideband tells what is recalled
         try:
             claim = await attacher.begin(owner, agent, minted, wanted.call_id, supply=supply, lease=lease)
         except (StoreError, TimeoutError):

@@ -168,7 +168,8 @@ class CallRelay:
             offer_s = None if offered_s is None else (offered_s - trace.began_s, facts["duration_s"])
             minting.observe(CallPlaced(**facts, route=request.scope["route"].path, offer_s=offer_s))
 
-        supply = TalkSpecs(minting.settings, owner, minting.recall).of(agent)
+        # Other calls are told over their sideband what is recalled.
+        supply = TalkSpecs(minting.settings, owner, minting.recall if is_live else None).of(agent)
         # The call's media is not seen: its talk counts as lost from its answer on.
         owner = self.level.of(owner)
         with self.level.connection(owner), trace.answered(201, tell):

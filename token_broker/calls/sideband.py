@@ -37,6 +37,7 @@ from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.counters import USAGE_EVENTS, TalkCounters
 from token_broker.relay.event_text import compact, event_of, event_type
 from token_broker.relay.guardrail.client_words import words_of
+from token_broker.relay.recalled.call_memory import RECALL_EVENTS, CallMemory
 from token_broker.relay.resume.open_answers import OpenAnswer
 from token_broker.relay.resume.session_facts import SessionFacts
 from token_broker.relay.talk_parts import TalkParts
@@ -78,6 +79,7 @@ class CallListener:
     `lasts_s` is the longest that the call may go on; `hang_up` ends it at Azure. `holds_place` says whether the call
     still has its place among the open talks; without one it was ended elsewhere. The guardrail sees the user's words,
     and holds nothing up: Azure answers them by itself. `greets` says whether the agent speaks first now.
+    `is_new` is False for a call that another process has told what the memory knows.
     `confirm` waits, after a time in which this process did not run, until it is known whether the call is still ours.
     """
 
@@ -98,6 +100,7 @@ class CallListener:
         confirm: Callable[[], Awaitable[None]] | None = None,
         usage: TalkUsage | None = None,
         transport: str = "webrtc_relay",
+        is_new: bool = True,
     ) -> None:
         self.counters = TalkCounters()
         self._parts = parts
@@ -127,7 +130,11 @@ class CallListener:
         def log_lost() -> None:
             log.warning("turn_lost", session_id=owner.session_id, why="the memory is full")
 
-        self._turns = TurnRecorder(owner, agent.id, ingest=parts.ingest, counters=self.counters, on_lost=log_lost)
+        self._memory = CallMemory(parts.recall, owner, agent, start=self._start)
+        if is_new:
+            self._memory.begin()
+        ingest = self._memory.listening(parts.ingest)
+        self._turns = TurnRecorder(owner, agent.id, ingest=ingest, counters=self.counters, on_lost=log_lost)
         self._tasks: set[asyncio.Task[None]] = set()
         self._facts = SessionFacts()
         self._guardrail = None if agent.guardrail is None else parts.guardrail
@@ -216,6 +223,7 @@ class CallListener:
                     self._page.left()
                     self._idle.leave(self._now_s())
                     self._answers.cut(lost=False)
+                    self._memory.leave()
                     self._clock = TurnClock()  # what happens meanwhile is not seen
                     await socket.aclose()
                 if ending is not None:
@@ -225,6 +233,7 @@ class CallListener:
             return self._over.result()
         finally:
             self._answers.aclose()
+            self._memory.aclose()
             for task in self._tasks:
                 task.cancel()
             self._turns.flush()
@@ -261,9 +270,10 @@ class CallListener:
         if self._usage is not None and self._joins == 1:
             self._usage.went_live(self._resource, "ga")
         self._session.send(socket)
+        self._memory.join(lambda event: socket.send(compact(event)))
         self._answers.begin("ga", lambda event: socket.send(compact(event)))
-        if (greeting := self._agent.greeting) and self._joins == 1 and self._greets():
-            self._answers.want("greeting", greeting_response(greeting, self._session.instructions))
+        if self._joins == 1:
+            self._start(self._open(), "call-opening")
         self._page.joined()
         pinged_s = self._now_s()
         while not self._over.done():
@@ -302,6 +312,12 @@ class CallListener:
                     frame.cancel()
                     await asyncio.wait((frame,))
         return self._over.result()
+
+    async def _open(self) -> None:
+        """Tells what the memory knows; then the agent speaks first, where it does."""
+        await self._memory.open()
+        if (greeting := self._agent.greeting) and self._greets():
+            self._answers.want("greeting", greeting_response(greeting, self._session.instructions))
 
     def _end_call(self, ending: Ending) -> None:
         """Hangs the call up; it is listened to until it is over, which Azure may take its time for."""
@@ -433,4 +449,6 @@ class CallListener:
         if not isinstance(error, dict):
             return
         self._session_over |= error.get("code") == _SESSION_OVER
+        if (event_id := str(error.get("event_id"))).startswith(RECALL_EVENTS):
+            log.warning("own_event_refused", event_id=event_id[:64], code=str(error.get("code"))[:64])
         self._session.refused(socket, error)
