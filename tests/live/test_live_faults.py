@@ -29,10 +29,10 @@ async def closed_with(plan: dict[str, Any]) -> int:
     [
         ("refuse", {}, 4502, 502),
         ("hang", {}, 4408, 504),
-        ("status", {"status": 401}, 4502, 502),
-        ("status", {"status": 404}, 4502, 502),
-        ("status", {"status": 429}, 4502, 502),
-        ("status", {"status": 500}, 4502, 502),
+        ("status", {"code": 401}, 4502, 502),
+        ("status", {"code": 404}, 4502, 502),
+        ("status", {"code": 429}, 4502, 502),
+        ("status", {"code": 500}, 4502, 502),
     ],
     ids=["refused", "hang", "401", "404", "429", "500"],
 )
@@ -52,7 +52,7 @@ async def test_faults_of_azure(tmp_path: Path, name: str, options: dict[str, Any
 
 async def test_down_upstream_is_a_poor_plan(tmp_path: Path) -> None:
     async with live_broker(tmp_path, proxy_connect_timeout_s=1, breaker_failures=1) as broker:
-        with broker.azure.fault("status", "/openai/v1/live", status=401):
+        with broker.azure.fault("status", "/openai/v1/live", code=401):
             plan = await broker.running.plan()
             assert plan["outlook"] == "good"
             await closed_with(plan)
