@@ -10,6 +10,7 @@ import websockets
 
 from tests.live.support import live_broker
 from tests.support.offers import OFFER
+from token_broker.relay.live.upstream import LiveUpstreams
 
 PATH = "/openai/v1/live/sessions"
 
@@ -48,6 +49,17 @@ async def test_faults_of_azure(tmp_path: Path, name: str, options: dict[str, Any
         # One at a time: an offer may make a call, so nothing is asked beside it, or again.
         assert len([each for each in broker.azure.requests if each.path == PATH and each.method == "POST"]) <= 1
         await broker.all_ended()
+
+
+async def test_resource_has_it_or_not(tmp_path: Path) -> None:
+    async with live_broker(tmp_path) as broker:
+        relay = broker.running.relay
+        resource = relay.parts.connector.pool.resources[0]
+        upstreams = LiveUpstreams(relay.parts.connector, timeout_s=5)
+        assert await upstreams.has(resource, timeout_s=5)
+        with broker.azure.fault("status", "/openai/v1/live", code=404):
+            assert not await LiveUpstreams(relay.parts.connector, timeout_s=5).has(resource, timeout_s=5)
+        assert not broker.azure.transcript.talks
 
 
 async def test_down_upstream_is_a_poor_plan(tmp_path: Path) -> None:

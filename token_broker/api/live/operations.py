@@ -50,8 +50,8 @@ LIVE_OPERATIONS = (
         summary="Set up a GPT-Live session over WebRTC",
         description=(
             f"OpenAI's route and body; the session is the agent's to say. {_CREDENTIAL}. Media flows between "
-            "the client and Azure; the broker listens over the session's sideband. Counts as a token request, and as an open talk "
-            "until it is over."
+            "the client and Azure; the broker listens over the session's sideband. Counts as a token request, and "
+            "as an open talk until it is over."
         ),
         body=Body(
             (LiveSessionRequest,),
