@@ -236,7 +236,7 @@ class Stage:
             placed = await self.client.post(f"{broker.base_url}/realtime/calls", content=OFFER, headers=offer)
             if placed.status_code < 500:
                 break
-        placed.raise_for_status()
+        assert placed.is_success, f"{placed.text}\n{broker.log[-2000:]}"
         return placed.headers["location"], mine
 
     async def plan(

@@ -55,8 +55,7 @@ async def test_call_and_official_sideband(tmp_path: Path) -> None:
             calling(official, silence(1.5) + speech(0.7) + silence(3)) as (phone, session_id),
         ):
             async with official.live.sideband.connect(session_id=session_id) as sideband:
-                heard = await observed(sideband, "session.usage.updated")
-                assert {"session.input_transcript.delta"} <= {event.type for event in heard}
+                await observed(sideband, "session.input_transcript.delta")
                 await sideband.session.input_audio.mute()
                 await observed(sideband, "session.input_audio.muted")
                 await sideband.send_raw(json.dumps({"type": "session.start", "session": OWN, "event_id": "e1"}))
@@ -104,6 +103,6 @@ async def test_page_relays_and_hangs_up(tmp_path: Path) -> None:
         location = response.headers["location"]
         ended = await broker.running.client.delete(location, headers=headers)
         assert ended.status_code == 204
-        await asyncio.wait_for(phone.closed.wait(), 10)
+        await broker.azure.until_calls(0)
         await phone.hang_up()
         await broker.all_ended()

@@ -10,6 +10,7 @@ import websockets
 
 from tests.live.support import live_broker
 from tests.support.offers import OFFER
+from token_broker.relay.live.upstream import LiveUpstreams
 
 PATH = "/openai/v1/live/sessions"
 
@@ -29,10 +30,10 @@ async def closed_with(plan: dict[str, Any]) -> int:
     [
         ("refuse", {}, 4502, 502),
         ("hang", {}, 4408, 504),
-        ("status", {"status": 401}, 4502, 502),
-        ("status", {"status": 404}, 4502, 502),
-        ("status", {"status": 429}, 4502, 502),
-        ("status", {"status": 500}, 4502, 502),
+        ("status", {"code": 401}, 4502, 502),
+        ("status", {"code": 404}, 4502, 502),
+        ("status", {"code": 429}, 4502, 502),
+        ("status", {"code": 500}, 4502, 502),
     ],
     ids=["refused", "hang", "401", "404", "429", "500"],
 )
@@ -50,9 +51,20 @@ async def test_faults_of_azure(tmp_path: Path, name: str, options: dict[str, Any
         await broker.all_ended()
 
 
+async def test_resource_has_it_or_not(tmp_path: Path) -> None:
+    async with live_broker(tmp_path) as broker:
+        relay = broker.running.relay
+        resource = relay.parts.connector.pool.resources[0]
+        upstreams = LiveUpstreams(relay.parts.connector, timeout_s=5)
+        assert await upstreams.has(resource, timeout_s=5)
+        with broker.azure.fault("status", "/openai/v1/live", code=404):
+            assert not await LiveUpstreams(relay.parts.connector, timeout_s=5).has(resource, timeout_s=5)
+        assert not broker.azure.transcript.talks
+
+
 async def test_down_upstream_is_a_poor_plan(tmp_path: Path) -> None:
     async with live_broker(tmp_path, proxy_connect_timeout_s=1, breaker_failures=1) as broker:
-        with broker.azure.fault("status", "/openai/v1/live", status=401):
+        with broker.azure.fault("status", "/openai/v1/live", code=401):
             plan = await broker.running.plan()
             assert plan["outlook"] == "good"
             await closed_with(plan)

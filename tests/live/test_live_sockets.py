@@ -1,5 +1,6 @@
 """GPT-Live over the broker's sockets, judged by the official client and by the plan's proxy."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -99,16 +100,13 @@ async def test_plan_and_proxy(tmp_path: Path) -> None:
                 "broker.ready", "live", "gpt_live", "default",
             )  # fmt: skip
             assert json.loads(await socket.recv())["type"] == "session.started"
-            heard: list[dict[str, Any]] = []
-            while not any(event["type"] == "session.output_audio.delta" for event in heard):
-                heard.append(json.loads(await socket.recv()))
-                assert "canary" not in json.dumps(heard[-1])
+            heard: list[dict[str, Any]] = [{"type": ""}]
             await socket.send(json.dumps({"type": "broker.agent.switch", "agent_id": "cid"}))
             while heard[-1]["type"] != "broker.error":
                 heard.append(json.loads(await socket.recv()))
             assert heard[-1]["code"] == "unknown_event"
-        strategies = (await broker.running.client.get("/status")).json()
-        assert strategies["slo"]["plans"]["ratio"] == 1
+        status = (await broker.running.client.get("/status")).json()
+        assert status["slo"]["plans"]["ratio"] == 1
 
 
 @pytest.mark.parametrize(
@@ -161,8 +159,8 @@ async def test_wrong_endpoint_says_which(tmp_path: Path) -> None:
             assert json.loads(refused.value.response.body or b"{}")["code"] == code
 
 
+@pytest.mark.filterwarnings("ignore:connect\\(\\) must be used:DeprecationWarning")  # of the client's own
 async def test_sync_client(tmp_path: Path) -> None:
-    import asyncio
 
     async with live_broker(tmp_path) as broker:
         secret = await broker.secret()

@@ -11,6 +11,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from tests.support.broker import make_settings, run_broker
+from tests.support.machine import retry_if_host_busy
 from tests.support.node import installed_modules, run_node
 from tests.support.serving import serve_app
 from tests.web.support.chromium import Browser
@@ -94,6 +95,7 @@ async def test_react_and_bundler_examples_talk(browser: Browser, tmp_path: Path)
         assert [line for line in page.complaints if "favicon" not in line] == []
 
 
+@retry_if_host_busy(tries=2)
 async def test_tag_talks_from_another_origin(quiet_browser: Browser, tmp_path: Path) -> None:
     tag, *_ = examples("html")
     text = ""
@@ -121,17 +123,17 @@ async def test_tag_talks_from_another_origin(quiet_browser: Browser, tmp_path: P
             await page.run("document.querySelector('voice-talk').talk().catch(() => undefined)", user_gesture=True)
             if place is broker:
                 await page.wait_for("document.querySelector('voice-talk').session?.state === 'live'", 30)
+                await page.run("document.querySelector('voice-talk').session.disconnect()")
         await page.wait_for("!document.querySelector('voice-talk').shadowRoot.querySelector('[part=error]').hidden", 30)
         assert any("BROKER_ALLOWED_ORIGINS" in line for line in page.complaints)
 
 
-async def test_typed_examples_compile(tmp_path: Path) -> None:
+async def test_typed_examples_compile(package: Path, tmp_path: Path) -> None:
     modules = installed_modules(TOOLS)
     tsc = modules / "typescript" / "bin" / "tsc"
-    await run_node(tsc, "-p", CLIENT / "tsconfig.json", "--outDir", tmp_path / "types", cwd=TOOLS)
     paths = {
-        "voice-session": ["./types/voice-session.d.ts"],
-        "voice-session/react": ["./types/react.d.ts"],
+        "voice-session": [str(package / "types/voice-session.d.ts")],
+        "voice-session/react": [str(package / "types/react.d.ts")],
         "react": [str(modules / "@types" / "react")],
         "react/jsx-runtime": [str(modules / "@types" / "react" / "jsx-runtime")],
     }
@@ -162,7 +164,7 @@ async def test_strict_policy_lets_the_tag_talk(engine: str, engine_page: ScriptP
         await engine_page.wait_for("document.querySelector('voice-talk')?.talk")
         await engine_page.run("document.querySelector('voice-talk').talk()", user_gesture=True)
         await engine_page.wait_for("document.querySelector('voice-talk').session.state === 'live'")
-        assert [line for line in engine_page.complaints if "favicon" not in line] == []
+        assert engine_page.faults == []
         # Without the socket's address, the page is told which directive lacks it.
         server.extra_page = f"<!doctype html><head>{tag.replace(f'ws://{origin}', '')}"
         await engine_page.goto(f"{server.base_url}/extra")

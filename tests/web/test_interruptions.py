@@ -140,7 +140,7 @@ async def test_phone_call_takes_the_sound_for_a_while(quiet_browser: Browser) ->
 async def test_choices_hold_and_prompts_have_time(quiet_browser: Browser) -> None:
     async with run_fake(transports=(DIRECT, PROXY)) as server, _page(quiet_browser, server) as page:
         # The loudspeaker that was chosen before the start, on each transport; gone, the system's, and an event says so.
-        await page.run("window.prompted = new Promise((allow) => (window.allow = allow))")
+        await page.run("void (window.prompted = new Promise((allow) => (window.allow = allow)))")
         await page.run("begin({}).setSpeaker('desk').then(() => void session.connect())", user_gesture=True)
         await page.wait_for("session.state === 'requesting'")
         await page.run("later(90)")

@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from strategies.base import SpecSupplier
-from token_broker.api.calls import SESSION_PARAMETER, caller_of_session, foreign_session, store_away
-from token_broker.api.offers import CallRelay
+from token_broker.api.calls import SESSION_PARAMETER, caller_of_session, foreign_session
+from token_broker.api.offers import CallRelay, store_away
 from token_broker.calls.call_row import AttachClaim
 from token_broker.calls.followed_calls import FollowedCall, SharedEvents, Told
 from token_broker.calls.page_events import ATTACHED, DETACHED, ELSEWHERE, CallStreams, PageEvents

@@ -22,8 +22,8 @@ import structlog
 from strategies.base import SessionSpec
 from strategies.errors import MintError
 from token_broker.calls.idle import IdleClock
-from token_broker.calls.kept_session import KeptSession
 from token_broker.calls.page_events import PageEvents
+from token_broker.calls.restored_session import RestoredSession
 from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
 from token_broker.relay.answers.answer_retries import AnswerRetries
@@ -111,7 +111,7 @@ class CallListener:
         self._relay = parts.counters
         self._owner = owner
         self._agent = agent
-        self._session = KeptSession(parts, owner, agent, spec, resource=resource, end=self._end_call)
+        self._session = RestoredSession(parts, owner, agent, spec, resource=resource, end=self._end_call)
         self._resource = resource
         self._hang_up = hang_up
         self._holds_place = holds_place

@@ -146,7 +146,7 @@ for (const [what, happens, code] of [
   ["the ticket is spent", ({ socket }) => socket.onclose({ code: 4401, reason: "" }), "ticket_spent"],
   ["the broker has no such route", ({ socket }) => socket.onclose({ code: 1006, reason: "" }), "socket_closed"],
   ["Azure refuses the offer", ({ socket }) => socket.says({ type: "rtc.call.error", error: { code: "bad_sdp_offer" } }), "sdp_refused"],
-  ["Azure does not answer", () => pass(4_100), "sdp_timeout"],
+  ["Azure does not answer", () => pass(5_600), "sdp_timeout"],
   ["Azure's agent is not confirmed", async ({ socket }) => (socket.says(CREATED), await settle(), await pass(5_100)), "socket_timeout"],
   ["ICE fails", async ({ socket, peer }) => (socket.says(CREATED), await settle(), peer.is("failed")), "ice_failed"],
 ]) {

@@ -19,6 +19,8 @@ import { failure } from "./transport.js";
 const CHANNEL_LABEL = "voice-live-events";
 /** The data channel may come late, or never: the talk is live without it so long after the media. */
 const CHANNEL_MS = 2_000;
+/** Longer than the broker's own limit to reach Azure, so that its close code tells what happened. */
+const ANSWER_MS = 5_500;
 /** From the answer until Azure has confirmed the agent. */
 const READY_MS = 5_000;
 /** An event on both channels has the same id on both; the two are never further apart than this. */
@@ -75,7 +77,7 @@ export class WebRtcWebSocketTransport {
     const offer = await this.#peer.offer(signal, { isComplete: true, speaks: true });
     await within(Promise.race([opened, failed]), SDP_TIMEOUT_MS, signal, tooSlow);
     this.send({ type: "rtc.call.sdp.create", sdp_offer: offer });
-    const answer = await within(Promise.race([answered, failed]), SDP_TIMEOUT_MS, signal, tooSlow);
+    const answer = await within(Promise.race([answered, failed]), ANSWER_MS, signal, tooSlow);
     await this.#peer.take(answer, signal);
     const late = () => failure("socket_timeout", "The voice service took too long to connect.");
     const confirmed = within(Promise.race([ready, failed]), READY_MS, signal, late);

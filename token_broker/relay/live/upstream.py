@@ -120,6 +120,19 @@ class LiveUpstreams:
             return LiveUpstream(socket, resource.name, session_id, started, expires_s, health)
         raise NoUpstreamError(ending)
 
+    async def has(self, resource: Resource, *, timeout_s: float) -> bool:
+        """Whether the resource has GPT-Live: its socket is opened, and closed before a session begins.
+
+        Raises MintError where that is not known, TimeoutError where its time is over.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                socket = await self._opened(resource, timeout_s)
+        except PermanentError:
+            return False
+        await socket.aclose()
+        return True
+
     async def _attempt(
         self,
         resource: Resource,

@@ -227,9 +227,11 @@ class ControlSocket:
             self._outbox.put_nowait(_Due(self._loop.time() + late_s, event))
 
     def _tell_of(self, event: Event) -> None:
-        if self._stated is not None and event["type"] == "session.created":
+        begins = event["type"] == "session.created"
+        if self._stated is not None and begins:
             return
-        late = self._faults.switched(LateControlFault, self._path)
+        # The start is in time: an answer that waits behind it would be a slow answer, which is another fault.
+        late = None if begins else self._faults.switched(LateControlFault, self._path)
         self._put(event, late.seconds if late else 0.0)
 
     async def tell(self) -> None:
