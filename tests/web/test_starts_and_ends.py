@@ -119,10 +119,14 @@ async def test_nothing_is_left_of_a_talk_that_ends_early(quiet_browser: Browser)
 async def test_presses_in_a_row_make_one_talk(quiet_browser: Browser) -> None:
     async with run_fake(transports=(PROXY,)) as server, _page(quiet_browser, server) as page:
         await page.run("Date.now = () => 0")  # a device's clock may be wrong by years
-        await page.run("slow.transports = ['websocket_proxy']; begin(); element.talk(); element.talk()", user_gesture=True)
+        await page.run(
+            "slow.transports = ['websocket_proxy']; begin(); element.talk(); element.talk()", user_gesture=True
+        )
         await page.wait_for("element.session.state === 'live'")
         assert len(server.plan_requests) == len(server.sockets) == 1
-        await page.run("window.session = element.session; void session.disconnect(); session.connect()", user_gesture=True)
+        await page.run(
+            "window.session = element.session; void session.disconnect(); session.connect()", user_gesture=True
+        )
         await page.run("void session.disconnect(); session.connect()", user_gesture=True)
         await page.wait_for("session.state === 'live'")
         await page.wait_for("made.sockets.filter(({ readyState }) => readyState < 2).length === 1")
