@@ -1,7 +1,7 @@
 """GPT-Live's sessions over WebRTC: a browser's offer goes to Azure with the agent's session.
 
 There is no ephemeral key: the resource's own credential is used. One request sets the session up, and its answer has
-the session's id and the SDP (docs/azure.md §13). No route ends such a session: a `session.close` over its sideband
+the session's id and the SDP (docs/azure.md §12.3). No route ends such a session: a `session.close` over its sideband
 does, as far as is known.
 """
 

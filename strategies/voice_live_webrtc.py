@@ -77,6 +77,11 @@ class WebRtcAvailability:
         self._first = {name: asyncio.Event() for name in self._known}
         self._looking: list[asyncio.Task[None]] = []
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether any resource could have it, and it is not switched off."""
+        return self._mode != "off" and bool(self._known)
+
     def start(self) -> None:
         """Looks at each resource in the background, until `aclose`."""
         if self._mode == "auto":
@@ -160,6 +165,11 @@ class VoiceLiveWebRtc:
     def applies(target: Target) -> bool:
         """False for a direct endpoint, which has no Voice Live."""
         return target.unified_base is not None
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether it could ever grant."""
+        return any(each.is_possible for each in (self.availability, *self._of_agents.values()))
 
     async def grant(self, pool: Pool, wanted: Wanted, *, timeout_s: float) -> tuple[SignallingGrant | None, Attempt]:
         """The grant, or None where no permitted resource has it; and what is to be told of it."""

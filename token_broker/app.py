@@ -19,6 +19,7 @@ from token_broker.api.call_events import CALL_EVENT_OPERATIONS, attach_call, str
 from token_broker.api.calls import CALL_OPERATIONS, create_call, hang_up
 from token_broker.api.compat import compat_routes
 from token_broker.api.compat_operations import COMPAT_OPERATIONS, COMPAT_SOCKETS
+from token_broker.api.live.operations import LIVE_OPERATIONS, LIVE_SOCKETS
 from token_broker.api.live.routes import live_routes
 from token_broker.api.metrics import METRICS_OPERATIONS, StateCollector, get_metrics
 from token_broker.api.openapi import openapi_routes
@@ -47,6 +48,7 @@ _OPERATIONS = (
     *CALL_OPERATIONS,
     *CALL_EVENT_OPERATIONS,
     *COMPAT_OPERATIONS,
+    *LIVE_OPERATIONS,
     *MEMORY_OPERATIONS,
     *REPORT_OPERATIONS,
     *USAGE_OPERATIONS,
@@ -76,7 +78,7 @@ def create_app(settings: Settings, drain: Drain | None = None, also: Sequence[Ba
     app = Starlette(
         routes=[
             *routes,
-            *openapi_routes(_OPERATIONS, [VOICELIVE_SOCKET, *COMPAT_SOCKETS]),
+            *openapi_routes(_OPERATIONS, [VOICELIVE_SOCKET, *COMPAT_SOCKETS, *LIVE_SOCKETS]),
             *client_routes(_azure_origins(settings)),
             *also,
         ],

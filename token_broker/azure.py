@@ -186,7 +186,7 @@ def _links(
     links: list[ChainLink] = []
     for name in settings.token_strategies:
         if name == "voice_live_webrtc":
-            if signalling is not None:
+            if signalling is not None and signalling.is_possible:
                 links.append(signalling)
             continue
         if name == "websocket_proxy":

@@ -243,7 +243,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         shared_events = SharedEvents(memory.database)
         shared_events.start()
         stack.push_async_callback(shared_events.aclose)  # after the calls are heard no more
-        claims = AttachClaims(memory.database, memory.switches.replica_id, leases)
+        claims = AttachClaims(memory.database, memory.switches.replica_id, leases, patience_s=settings.store_timeout_s)
         watched = WatchedCalls(
             relay.parts,
             hang_up=calls.end,

@@ -74,6 +74,13 @@ export class ActivityWatch {
     this.#does("thinking");
   }
 
+  /** The user has stopped the answer: the player of a WebSocket's talk falls silent without a signal. */
+  interrupted() {
+    if (this.activity !== "speaking") return;
+    this.isQuiet = true;
+    this.#does("listening");
+  }
+
   /** @param {boolean} isUnheard the microphone is in use elsewhere: nobody listens */
   setUnheard(isUnheard) {
     this.#isUnheard = isUnheard;

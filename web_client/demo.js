@@ -220,7 +220,8 @@ function swapButtons(old, next) {
 function showTransport({ transport, reason, resource }) {
   find("transport").textContent = transport ?? "";
   find("transport").dataset.reason = reason;
-  find("reason").textContent = REASONS[reason] ?? "";
+  const isChosen = reason === "first_choice" && transport === "websocket_proxy";
+  find("reason").textContent = isChosen ? "Through the broker, as this page was told." : (REASONS[reason] ?? "");
   showResource(resource);
 }
 

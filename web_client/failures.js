@@ -26,7 +26,9 @@ const NEEDED = ["fetch", "AbortController", "CustomEvent", "TextEncoder", "URL"]
 export function tooOld() {
   const lacks = (/** @type {string} */ name) => !(name in globalThis);
   const hasNoWay = lacks("WebSocket") && lacks("RTCPeerConnection");
-  if (![...NEEDED, "crypto"].some(lacks) && !hasNoWay) return null;
+  // `URL.canParse` is the youngest of what the modules call without looking.
+  const isYoung = ![...NEEDED, "crypto"].some(lacks) && "canParse" in URL;
+  if (isYoung && !hasNoWay) return null;
   const message = "This browser is too old to talk. Update it, or use another one.";
   return { code: "refused", reportAs: "browser_too_old", message, fatal: true };
 }

@@ -52,7 +52,8 @@ const OPTIONS = [
  * @throws {TypeError} without a usable `brokerUrl`
  */
 export function checkOptions(options) {
-  if (typeof options?.brokerUrl !== "string" || !URL.canParse(options.brokerUrl, globalThis.location?.href)) {
+  const canParse = URL.canParse?.bind(URL) ?? (() => true); // `connect` tells that the browser is too old
+  if (typeof options?.brokerUrl !== "string" || !canParse(options.brokerUrl, globalThis.location?.href)) {
     throw new TypeError('VoiceSession: brokerUrl is needed: the broker\'s address, such as "https://voice.example.com".');
   }
   const unknown = Object.keys(options).filter((name) => !OPTIONS.includes(name));

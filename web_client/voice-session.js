@@ -277,6 +277,7 @@ export class VoiceSession extends EventTarget {
 
   /** Stops the answer. */
   interrupt() {
+    this.#activity.interrupted();
     this.#transport?.interrupt().then((cuts) => this.#recorder.interrupted(cuts), ignore);
   }
 

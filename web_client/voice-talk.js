@@ -55,11 +55,14 @@ button { cursor: pointer; }
 button:disabled, input:disabled { opacity: 0.55; cursor: default; }
 button:focus-visible, input:focus-visible, .lines:focus-visible { outline: 3px solid var(--voice-talk-accent, #1a56db); outline-offset: 2px; }
 .talk { background: var(--voice-talk-accent, #1a56db); border-color: transparent; color: var(--voice-talk-accent-text, #fff); }
-form { display: flex; flex: 1 1 12rem; gap: 0.5rem; }
+form { display: flex; flex: 1 1 12rem; min-width: 0; gap: 0.5rem; }
 input { flex: 1; min-width: 0; }
 .error { border-inline-start: 4px solid var(--voice-talk-error, #b42318); padding-inline-start: 0.6rem; }
 [hidden] { display: none !important; }
 `;
+
+/** What the session tells and the element passes on as it is. @type {(keyof import("./voice-session.js").VoiceSessionEvents)[]} */
+const PASSED_ON = ["transport", "resuming", "resumed", "level", "tool", "approval", "latency"];
 
 /** The element that talks: a page has one microphone. @type {VoiceTalk | null} */
 let talking = null;
@@ -129,6 +132,7 @@ export class VoiceTalk extends Base {
       if (session === this.#session) this.#fail(detail.message);
       this.#tell("error", detail);
     });
+    for (const name of PASSED_ON) session.addEventListener(name, ({ detail }) => this.#tell(name, detail));
     this.dispatchEvent(new CustomEvent("session", { detail: { session } }));
     await session.connect();
   }

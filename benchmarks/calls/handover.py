@@ -19,7 +19,7 @@ from benchmarks.calls.stage import Stage, call_stage
 
 WITHIN_S = 10.0
 BOUND_S = 60.0
-AT_ONCE = 20
+AT_ONCE = 6
 
 
 async def main(calls: int, how: str) -> int:

@@ -191,6 +191,7 @@ class Replicas:
             BROKER_MAX_SESSIONS_PER_PRINCIPAL="0",
             BROKER_TRUSTED_PROXIES="1",
             BROKER_DRAIN_S="20",
+            BROKER_TOKEN_BUDGET_S="20",  # setting the calls up is not what is measured
             **self._variables,
         )
         return await self._stack.enter_async_context(self._run(env))
@@ -231,8 +232,11 @@ class Stage:
         """A relayed call of a talk of its own: its address at the broker, and its client's headers."""
         mine, _ = await self.plan(broker, address, **body)
         offer = {**mine, "Content-Type": "application/sdp"}
-        placed = await self.client.post(f"{broker.base_url}/realtime/calls", content=OFFER, headers=offer)
-        placed.raise_for_status()
+        for _ in range(5):  # on a busy machine Azure's mint may be late
+            placed = await self.client.post(f"{broker.base_url}/realtime/calls", content=OFFER, headers=offer)
+            if placed.status_code < 500:
+                break
+        assert placed.is_success, f"{placed.text}\n{broker.log[-2000:]}"
         return placed.headers["location"], mine
 
     async def plan(

@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,9 +220,12 @@ async def main(talks: int, at_once: int, kills: int) -> int:
                     await run.run()
                     done += 1
 
+            def is_done(share: int) -> bool:
+                return done >= share
+
             running = [asyncio.create_task(one()) for _ in range(talks)]
             for number in range(kills):
-                await until(lambda at=(number + 1) * talks // (kills + 1): done >= at, within_s=3600)
+                await until(partial(is_done, (number + 1) * talks // (kills + 1)), within_s=3600)
                 await run.kill()
             await asyncio.gather(*running)
             return int(await run.judge() > 0)

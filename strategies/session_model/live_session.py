@@ -2,7 +2,7 @@
 
 GPT-Live listens and speaks at once. It has no turn detection, no transcription to configure and no answers to ask for,
 and it calls no functions: it delegates work, to a Responses model or to whoever holds the session. `LIVE_KEYS` is the
-one table (docs/azure.md §13); Azure refuses a field that it does not know.
+one table (docs/azure.md §12.3); Azure refuses a field that it does not know.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -83,6 +83,8 @@ def delegates_to_responses(spec: AskedSession) -> bool:
 def live_session(spec: AskedSession) -> dict[str, Any]:
     """The session of a `session.start`, or of a session that is set up by an SDP offer."""
     session: dict[str, Any] = {"model": spec.model}
+    if delegates_to_responses(spec):
+        session["delegation"] = {"type": "responses"}  # the overlay's, which is merged with what comes of the keys
     for row in LIVE_KEYS:
         if row.path is not None and (value := row.value(spec)) is not LEFT_OUT:
             put_at(session, row.path, value)

@@ -18,6 +18,7 @@ from tests.simulator.phone import Phone
 from tests.simulator.support import silence, speech
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.waiting import eventually
+from token_broker.memory.store_errors import StoreAwayError
 from token_broker.security.tokens import MintedSession, Owner
 from token_broker.simulator import SimulatorConfig, serve
 from token_broker.web.requests import uuid7
@@ -108,7 +109,8 @@ async def sideband(talk: AzureTalk) -> None:
 @asynccontextmanager
 async def attaching(tmp_path: Path, **overrides: Any) -> AsyncIterator[Attaching]:
     async with scripted_azure(sideband) as azure:
-        settings = make_settings(tmp_path, azure.url, endpoint_kind="direct", rate_limit_per_minute=600, **overrides)
+        fixed = {"endpoint_kind": "direct", "rate_limit_per_minute": 600, "store_timeout_s": 30}
+        settings = make_settings(tmp_path, azure.url, **(fixed | overrides))
         async with run_broker(settings) as broker:
             yield Attaching(broker, azure)
 
@@ -230,6 +232,24 @@ async def test_words_before_the_check_are_kept(tmp_path: Path) -> None:
         assert [turn["content"] for turn in await eventually(kept)] == ["Hello?"]
 
 
+async def test_silent_store_attaches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose the call is can't be told: 503, and Azure is not asked. The page goes on asking for answers by itself."""
+
+    async def away(*_work: object, **_others: object) -> None:
+        raise StoreAwayError("away")
+
+    async with attaching(tmp_path, rate_limit_per_minute=3) as page:
+        session_id = uuid7()
+        with monkeypatch.context() as silent:
+            silent.setattr(page.broker.memory.database, "write", away)
+            answer = await page.attach(session_id, "rtc_1")
+            assert (answer.status_code, answer.json()["code"]) == (503, "store_away")
+            assert answer.headers["Retry-After"]
+            assert (page.joins, page.broker.talks.active) == (0, 0)
+        answers = [await page.attach(session_id, "rtc_1") for _ in range(3)]
+        assert [each.status_code for each in answers] == [202, 202, 429], "limited as mints are"
+
+
 async def test_check_can_be_switched_off(tmp_path: Path) -> None:
     async with attaching(tmp_path, attach_check="off") as page:
         answer = await page.attach(uuid7(), "rtc_1", azure_id="")
@@ -250,7 +270,7 @@ async def test_attached_talk_from_end_to_end(tmp_path: Path) -> None:
     """Turns come from the sideband, what the page reports is the same, a second call of the token is not the plan's."""
     async with (
         serve(SimulatorConfig(ice_addresses=("127.0.0.1",))) as azure,
-        run_broker(make_settings(tmp_path, azure.base_url)) as broker,
+        run_broker(make_settings(tmp_path, azure.base_url, store_timeout_s=30)) as broker,
         httpx.AsyncClient() as browser,
     ):
         plan = await broker.plan()

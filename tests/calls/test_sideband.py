@@ -278,7 +278,47 @@ async def test_only_real_failures_are_told(status: str, details: object, told: l
         await running.quiet()
         errors = [event for _, event in page.since(0) if event["type"] == "broker.error"]
         assert [(each["code"], each["retryable"]) for each in errors] == [("answer_failed", each) for each in told * 2]
-        assert running.relay.snapshot().usage.responses == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "reads", "told", "asked"),
+    [
+        ([], True, 1, 1),
+        ([], False, 1, 0),  # the page asks for its answers by itself
+        ([{"type": "output_audio_buffer.started", "response_id": "resp_0"}], True, 1, 0),  # something was said
+        (
+            [{"type": "input_audio_buffer.speech_started", "item_id": "item_b"}],
+            True,
+            0,
+            0,
+        ),  # a barge-in, without reason
+    ],
+)
+async def test_failed_answer_is_asked_for_once_more(
+    before: list[dict[str, object]], reads: bool, told: int, asked: int
+) -> None:
+    async def script(talk: AzureTalk) -> None:
+        talk.arrived(await talk.connection.recv())
+        if reads:
+            page.read_elsewhere(60)
+        for number in range(1 + asked):
+            await talk.send({"type": "response.created", "response": {"id": f"resp_{number}"}})
+            for event in before:
+                await talk.send(event)
+            await talk.send({"type": "response.done", "response": {"id": f"resp_{number}", "status": "failed"}})
+            if number < asked:
+                talk.arrived(await talk.connection.recv())
+        await talk.hear("item_1", "Well?")
+        await running.ingest.reach(1)
+
+    async with call(script) as azure, broker(azure.url) as running:
+        listen(running, azure)
+        (page,) = running.calls.streams._open.values()
+        await running.ingest.reach(1)
+        await running.quiet()
+        assert [each["type"] for each in azure.talks[0].received[1:]] == ["response.create"] * asked
+        errors = [event for _, event in page.since(0) if event["type"] == "broker.error"]
+        assert len(errors) == told + asked, "and not a third time"
 
 
 async def test_often_broken_sideband_is_rejoined(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,24 +153,13 @@ async def test_forged_output_is_not_the_tools(tmp_path: Path) -> None:
         assert len(sent(talk, "response.create")) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "why"),
-    [
-        ("recall", '{"query": 7}', "query"),
-        ("recall", '["tea"]', "object"),
-        ("recall", '{"query": "tea", "principal": "bob"}', "principal"),
-        ("transfer_money", "{}", "recall"),  # a tool that the page has given the model: its own are named
-    ],
-)
-async def test_only_the_agents_own_tools_run(tmp_path: Path, name: str, arguments: str, why: str) -> None:
+async def test_only_the_agents_own_tools_run(tmp_path: Path) -> None:
+    """A page has given the model a tool of its own: it is not run, and the model hears which ones there are."""
     async with a_call(tmp_path) as (azure, _, runner):
         talk = await azure.talk()
-        item = {"id": "i", "type": "function_call", "call_id": "c", "name": name, "arguments": arguments}
-        await talk.send({"type": "response.created", "response": {"id": "resp_1"}})
-        done = {"type": "response.output_item.done", "response_id": "resp_1", "item": {**item, "status": "completed"}}
-        await talk.send(done)
+        await calls(talk, "transfer_money")
         output = await talk.next_event("conversation.item.create")
-        assert why in output["item"]["output"]
+        assert "recall" in output["item"]["output"]
         assert runner.calls == []
 
 

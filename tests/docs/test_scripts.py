@@ -11,7 +11,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from tests.conftest import _SLOW, pytest_collection_modifyitems, pytest_configure
+from tests.conftest import _SLOW, group_of, pytest_collection_modifyitems, pytest_configure
 from tests.docs.test_commands import make_checkout
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,8 @@ def checkout(tmp_path: Path) -> Path:
     folder = tmp_path / "checkout"
     folder.mkdir()
     make_checkout(folder)
-    for name in (".venv/bin/python", "bin/node", "bin/npm"):
+    browsers = [f"bin/{name}" for name in ("WebKitWebDriver", "Xvfb", "pulseaudio", "pacat")]
+    for name in (".venv/bin/python", "bin/node", "bin/npm", *browsers):
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(
@@ -38,7 +39,7 @@ def asked(checkout: Path, *arguments: str, **environment: str) -> list[str]:
     path = f"{checkout / 'bin'}:{os.environ['PATH']}"
     printed = subprocess.run(
         ["bash", checkout / "scripts" / "test", *arguments],
-        env={"PATH": path, "HOME": str(checkout), "CHROMIUM": "chromium", **environment},
+        env={"PATH": path, "HOME": str(checkout), "CHROMIUM": "chromium", "FIREFOX": "firefox", **environment},
         capture_output=True, text=True, timeout=20, check=True,
     )  # fmt: skip
     return printed.stdout.splitlines()
@@ -70,6 +71,12 @@ def test_fast_run_selects_its_tests(checkout: Path) -> None:
     assert "not browser and not postgres and not slow" in arguments
     assert arguments[-2:] == ["-k", "chain"]
     assert asked(checkout, "--fast", TEST_LOOP="asyncio")[0] == "loop=asyncio"
+
+
+def test_long_builds_run_when_asked(checkout: Path) -> None:
+    arguments = asked(checkout, "--bundlers", "-x")
+    assert arguments[1] == "coverage="
+    assert arguments[-4:] == ["-m", "bundlers", "tests/web/test_bundlers.py", "-x"]
 
 
 @dataclass(eq=False)
@@ -106,6 +113,10 @@ def test_marks_follow_path_and_fixtures() -> None:
     slow = Item(f"{_SLOW[0]}[a-b]")
     by_fixture = Item("tests/memory/test_ordering.py::test_y", fixturenames=["tmp_path", "postgres"])
     by_store = Item("tests/memory/test_ordering.py::test_z", params={"database_url": "postgresql"})
+    engine = Item("tests/web/test_embed.py::test_y[firefox-vite]")
+    assert group_of(engine.nodeid) == "firefox"
+    assert collected(engine) == [engine]
+    assert engine.marks == {"browser"}
     items = [plain, browser, slow, by_fixture, by_store]
     assert collected(*items) == items
     assert [item.marks for item in items] == [set(), {"browser"}, {"slow"}, {"postgres"}, {"postgres"}]

@@ -19,11 +19,25 @@ SOCKETS = ["socket voice_live", "socket openai_realtime"]
 
 async def test_healthy_resource_passes_every_check(azure: RunningSimulator) -> None:
     report = await diagnose(settings_for(azure.base_url))
-    assert {check.status for check in report.checks} == {CheckStatus.OK}
+    # A service that the resource lacks is worth knowing, and no fault.
+    assert {check.status for check in report.checks if check.name != "gpt-live"} == {CheckStatus.OK}
+    assert named(report, "voice live webrtc").finding == "the resource has it"
     names = [check.name for check in report.checks]
     assert [name for name in names if name.startswith(("mint", "socket"))] == MINTS + SOCKETS
     assert named(report, "plan").finding == "ga wins"
     assert named(report, "key").finding == "belongs to this resource"
+
+
+async def test_webrtc_without_a_mint_is_a_plan(azure: RunningSimulator) -> None:
+    """Each service that a resource may have is named; a disabled Foundry agent is a fault."""
+    azure.set_faults({"match": "/openai", "fault": "status", "code": 404})
+    report = await diagnose(settings_for(azure.base_url))
+    assert named(report, "plan").finding.startswith("voice_live_webrtc")
+    assert named(report, "gpt-live").status is not CheckStatus.FAILED
+    azure.set_faults({"match": "/voice-live/realtime/calls", "fault": "no_voice_live_webrtc"})
+    report = await diagnose(settings_for(azure.base_url))
+    missing = named(report, "voice live webrtc")
+    assert (missing.status, missing.finding) == (CheckStatus.NOTE, "not offered here (404)")
 
 
 async def test_connect_holds_a_talk_on_each_upstream(azure: RunningSimulator) -> None:

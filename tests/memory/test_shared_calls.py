@@ -26,7 +26,7 @@ PAGE = (OWNER.session_id, "rtc_1")
 
 
 def claims_of(replica: Replica, database: Database, name: str) -> AttachClaims:
-    return AttachClaims(database, name, replica.leases)
+    return AttachClaims(database, name, replica.leases, patience_s=60)
 
 
 def named(row: CallRow, owner: Owner) -> CallRow:

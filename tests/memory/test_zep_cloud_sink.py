@@ -118,6 +118,19 @@ async def test_turns_survive_a_fault(delivering: Delivering, zep_cloud: ZepCloud
     assert await delivering.read_status() == NOTHING
 
 
+async def test_backlog_of_an_hour_arrives(delivering: Delivering, zep_cloud: ZepCloud) -> None:
+    down = Fault("status", times=None, status=503)
+    zep_cloud.faults.append(down)
+    for number in range(3):
+        await delivering.queue(*a_talk(5, by=owner(f"session-number-{number:03}")))
+    await delivering.rounds(seconds=3600, step_s=120)
+    assert (await delivering.read_status()).queued == 15
+    zep_cloud.faults.remove(down)
+    await delivering.rounds(seconds=1800, step_s=60)
+    assert zep_cloud.turn_ids() == [f"t{number:03}" for number in range(1, 6)] * 3, "each thread's in order"
+    assert await delivering.read_status() == NOTHING, "an outage uses up no attempts"
+
+
 async def test_thread_and_user_lost_at_zep(delivering: Delivering, zep_cloud: ZepCloud) -> None:
     await delivering.queue(*a_talk(1, by=ANN))
     await delivering.rounds(seconds=20)

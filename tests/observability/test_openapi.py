@@ -27,6 +27,7 @@ ELSEWHERE = {
     "upgrade_required",
     "sideband_not_served",
     "transcription_not_served",
+    "speaks_live",
     "malformed_request",
     "malformed_handshake",
     "head_timeout",

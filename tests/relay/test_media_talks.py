@@ -132,16 +132,17 @@ async def test_agent_is_confirmed_first(
         assert running.limits.active == 1
 
 
-async def test_refused_field_is_left_out() -> None:
-    error = {
-        "type": "invalid_request_error",
-        "code": "unknown_parameter",
-        "message": "Unknown parameter: 'session.voice'",
-    }
-    behaviour = ControlSocket(refuses=[{"type": "rtc.call.error", "error": error}])
-    async with calling(behaviour) as (_, running, _):
-        (taken,) = behaviour.sessions
-        assert "voice" not in taken
+@pytest.mark.parametrize("kind", ["rtc.call.error", "error"])
+async def test_refused_field_is_left_out(kind: str) -> None:
+    """By an error about the call there is none; by another it begins with Azure's own session, which is updated."""
+    message = "Unknown parameter: 'session.voice'"
+    error = {"type": "invalid_request_error", "code": "unknown_parameter", "message": message}
+    behaviour = ControlSocket(refuses=[{"type": kind, "error": error}], begins_all_the_same=kind == "error")
+    async with calling(behaviour) as (azure, running, _):
+        assert "voice" not in behaviour.sessions[-1]
+        assert behaviour.sessions[-1]["instructions"].startswith("You are Elena")
+        asked = [event["type"] for event in azure.talks[0].received]
+        assert asked == ["rtc.call.sdp.create", "session.update" if kind == "error" else "rtc.call.sdp.create"]
         assert running.relay.snapshot().settings_left_out == {"default": {"elena": {"session.voice": 1}}}
 
 

@@ -119,7 +119,8 @@ async def test_webrtcfilter_passes_few_events(azure: RunningSimulator) -> None:
 
 
 async def test_text_cancel_and_clear_on_data_channel() -> None:
-    unhurried = SimulatorConfig(ice_addresses=("127.0.0.1",), answer_speed=2)
+    # As slow as it is played: the cancel comes in time on a busy machine, too.
+    unhurried = SimulatorConfig(ice_addresses=("127.0.0.1",), answer_speed=1)
     async with serve(unhurried) as azure, _calling(azure) as (phone, _):
         await phone.hear("session.created")
         item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello " * 50}]}
@@ -277,6 +278,24 @@ async def test_sideband_can_state_session_first() -> None:
         await phone.hear("session.created")
         async with call(azure, f"/openai/v1/realtime?call_id={call_id}") as observer:
             assert (await observer.hear("session.created"))["session"]["instructions"] == "Be brief."
+
+
+async def test_sideband_may_wait_for_the_peer(azure: RunningSimulator) -> None:
+    async with _phone() as phone:
+        answer = await _post(azure, await phone.offer(), await _mint(azure))
+        sideband = f"/openai/v1/realtime?call_id={answer.headers['location'].rpartition('/')[2]}"
+        # As a rule a call that has been answered can be joined, whether its peer has come or not.
+        async with call(azure, sideband):
+            pass
+        with azure.fault("late_sideband", "/openai/v1/realtime"):
+            with pytest.raises(Exception, match="404"):
+                async with call(azure, sideband):
+                    pass
+            await phone.connect(answer.text)
+            await phone.hear("session.created")
+            async with call(azure, sideband):
+                pass
+    await azure.until_calls(0)
 
 
 async def test_sideband_ends_with_its_call(azure: RunningSimulator) -> None:

@@ -91,6 +91,10 @@ def test_every_built_in_agent_has_a_name() -> None:
         role = Role(str(agent.instructions))
         assert role.name == agent.name
         assert role.introduction.startswith(f"I am {agent.name}, a")
+    sage = Role(str(load_agents()["sage"].instructions))
+    assert sage.introduction == (
+        "I am Sage, a storyteller. I take what people live through at work and find the story in it."
+    )
     assert Role("Speak Danish.").introduction == "I am an agent of this demo."
 
 

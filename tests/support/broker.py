@@ -176,6 +176,7 @@ def make_settings(directory: Path | None, endpoint: str | None, **overrides: Any
             "key": "simulated-key",
             "azure_auth": "key",
             "project_name": "demo",
+            "voice_live_webrtc": "off",  # it would open a socket at each start, and change plans
             "database_url": f"sqlite+aiosqlite:///{database}",
             "rate_limit_per_minute": 0,
             "turns_per_minute": 0,
@@ -230,6 +231,7 @@ def environment(directory: Path, endpoint: str | None, **variables: str) -> dict
         "AZURE_VOICELIVE_AUTH": "key",
         "AZURE_VOICELIVE_ENDPOINT_KIND": "unified",
         "AZURE_VOICELIVE_PROJECT_NAME": "demo",
+        "AZURE_VOICELIVE_WEBRTC": "off",
         "BROKER_DATABASE_URL": f"sqlite+aiosqlite:///{directory / f'broker-{time.monotonic_ns()}.db'}",
         "BROKER_RATE_LIMIT_PER_MINUTE": "0",
         "BROKER_TURNS_PER_MINUTE": "0",

@@ -227,10 +227,13 @@ async def test_call_that_is_never_heard_has_a_row(database: Database) -> None:
     heard.expect("one", "ga")
     await ledger.flush()  # a killed process leaves it so
     hands.move(60)
+    talk.look()
+    assert talk.spent(DAY) == (60_000, 0), "unknown is not free"
     heard.went_live("one", "ga")
     hands.move(3)
     for each in (talk, heard):
         each.end("lost")
+    assert (talk.spent(DAY)[0], heard.spent(DAY)[0]) == (63_000, 3000)
     await ledger.flush()
     rows = {row["talk_id"]: row for row in await read(database)}
     unheard = rows["talk-1"]

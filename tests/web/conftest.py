@@ -1,13 +1,16 @@
 """Browsers for tests: one whose microphone speaks, and one whose microphone is silent."""
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+import fcntl
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.conftest import group_of
+from tests.web.support.bundlers import build_page, packed_client
 from tests.web.support.chromium import Browser, run_chromium
 from tests.web.support.firefox import firefox_page, run_firefox
 from tests.web.support.page import ScriptPage
@@ -60,6 +63,41 @@ def speaking_chromium(microphone: Path) -> Iterator[str]:
 def quiet_chromium(silent_microphone: Path) -> Iterator[str]:
     with run_chromium(silent_microphone) as url:
         yield url
+
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MakeOnce:
+    """`make_once(name, make)` is a folder that `make(folder)` has made, once for all test processes."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder = shared / name
+        with (shared / f"{name}.lock").open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if not folder.exists():
+                unfinished = shared / f"{name}.unfinished"
+                shutil.rmtree(unfinished, ignore_errors=True)
+                make(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def package(make_once: MakeOnce) -> Path:
+    """The packed package, unpacked as npm does it."""
+    return make_once("packed-client", packed_client) / "package"
+
+
+@pytest.fixture
+def built_page(make_once: MakeOnce, package: Path, bundler: str) -> Path:
+    """The page of tests/web/bundlers as `bundler` builds it for production."""
+    return make_once(f"built-by-{bundler}", lambda folder: build_page(bundler, package, folder))
 
 
 @pytest.fixture(scope="session")

@@ -162,7 +162,6 @@ async def test_demo_page_is_accessible(quiet_browser: Browser) -> None:
         assert "The agent shows a card." in notes
         # Nothing is announced of what is heard anyway, until somebody asks.
         assert await page.run("document.getElementById('captions').childElementCount") == 0
-        assert page.complaints == []
 
 
 @retry_if_host_busy(tries=2)

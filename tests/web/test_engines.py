@@ -116,4 +116,4 @@ async def test_talk_is_heard_by_every_transport(
                 await partner.answer_with_tone(seconds=1)
             for transport in ALONGSIDE[engine]:
                 await engine_page.wait_for(f"talks.{transport}.loudest.output > 0.1")
-    assert engine_page.complaints == []
+    assert engine_page.faults == []

@@ -22,9 +22,29 @@ def lacking(owner: str, name: str) -> str:
     return f"Object.defineProperty({owner}, '{name}', {{ value: undefined, configurable: true }});"
 
 
+def getter(owner: str, name: str, value: str) -> str:
+    return f"Object.defineProperty({owner}, '{name}', {{ get: () => '{value}', configurable: true }});"
+
+
 def replaced(owner: str, name: str, function: str) -> str:
     return f"Object.defineProperty({owner}, '{name}', {{ value: {function}, configurable: true, writable: true }});"
 
+
+def gone(*names: str) -> str:
+    """Takes away what a page finds at these dotted names."""
+    return "".join(f"delete {name}; " for name in names)
+
+
+NEWER = (
+    *("AbortSignal.any", "Array.fromAsync", "Map.groupBy", "Object.groupBy", "Promise.try", "Promise.withResolvers"),
+    *("RegExp.escape", "URL.parse", "Uint8Array.fromBase64", "Uint8Array.prototype.toBase64", "Set.prototype.union"),
+    *("String.prototype.isWellFormed", "String.prototype.toWellFormed", "Intl.Segmenter", "globalThis.Iterator"),
+    *("AudioContext.prototype.setSinkId", "HTMLMediaElement.prototype.setSinkId", "Element.prototype.moveBefore"),
+    *("Navigator.prototype.userActivation", "ReadableStream.from", "ReadableStream.prototype[Symbol.asyncIterator]"),
+    *("MediaDevices.prototype.selectAudioOutput", "globalThis.RTCRtpScriptTransform", "globalThis.scheduler"),
+)
+"""What one of Chrome 120, Firefox 115 and Safari 17.0 does not have yet: the oldest that docs/embed.md names."""
+NO_SUCH_PERMISSION = "() => Promise.reject(new TypeError(\"'microphone' is not a permission\"))"
 
 STUBS = {
     # what is stubbed: (the stub, how it ends)
@@ -60,6 +80,12 @@ STUBS = {
     "BroadcastChannel throws": (f"globalThis.BroadcastChannel = function () {{ ({THROWS})(); }};", DIRECT),
     "no randomUUID": (lacking("Crypto.prototype", "randomUUID"), DIRECT),
     "no AbortSignal.any": (lacking("AbortSignal", "any") + lacking("AbortSignal", "timeout"), DIRECT),
+    "oldest browsers": (gone(*NEWER) + replaced("navigator.permissions", "query", NO_SUCH_PERMISSION), DIRECT),
+    "older than those": (gone("URL.canParse"), "browser_too_old"),
+    "iOS during a phone call": (
+        replaced(CONTEXT, "resume", REJECTS) + getter(CONTEXT, "state", "interrupted") + lacking(CONTEXT, "setSinkId"),
+        DIRECT,
+    ),
     "no WebSocket and no WebRTC": (without("WebSocket") + without("RTCPeerConnection"), "browser_too_old"),
     "fetch throws": (f"globalThis.fetch = {THROWS};", "unreachable"),
 }

@@ -4,13 +4,9 @@ import gzip
 import json
 import re
 import shutil
-import subprocess
-import tarfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-
-import pytest
 
 from tests.support.machine import retry_if_host_busy
 from tests.support.node import installed_modules, run_node
@@ -18,7 +14,6 @@ from tests.web.support.chromium import Browser, Page
 from tests.web.support.fake_broker import DIRECT, PROXY, FakeBroker, run_fake
 
 TOOLS = Path(__file__).parent
-ROOT = TOOLS.parents[1]
 STATUS = "document.querySelector('voice-talk').shadowRoot.querySelector('[part=status]').textContent"
 LINES = (
     "[...document.querySelector('voice-talk').shadowRoot.querySelectorAll('[part~=line]')]"
@@ -34,19 +29,6 @@ await build({
   ...{ define: { "process.env.NODE_ENV": '"production"' }, logLevel: "error", platform: "PLATFORM" },
 });
 """
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packed package, unpacked as npm does it."""
-    installed_modules(TOOLS)
-    folder = tmp_path_factory.mktemp("packed")
-    command = [ROOT / "scripts/pack-client", folder]
-    packed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert packed.returncode == 0, packed.stderr
-    with tarfile.open(next(folder.glob("voice-session-*.tgz"))) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "package"
 
 
 async def bundle(

@@ -127,7 +127,7 @@ CALLS = "/openai/v1/realtime/calls"
 async def test_refused_call_takes_next_connection(
     quiet_browser: Browser, demo: Demo, fault: dict[str, Any], then: str, reason: str
 ) -> None:
-    # The page's own call alone: the late hang-up of an earlier test's call is a POST below the same path.
+    # The page's own call alone: the hang-up of an earlier call, which may be late, is a POST below the same path.
     await demo.set_faults({"match": CALLS, "method": "POST", "auth": "ephemeral", "times": 1, **fault})
     async with quiet_browser.page() as page:
         await install_clock(page, hurried_ms=HURRIED_MS.get(reason, []))

@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from strategies.base import SpecSupplier
-from token_broker.api.calls import SESSION_PARAMETER, caller_of_session, foreign_session, store_away
-from token_broker.api.offers import CallRelay
+from token_broker.api.calls import SESSION_PARAMETER, caller_of_session, foreign_session
+from token_broker.api.offers import CallRelay, store_away
 from token_broker.calls.call_row import AttachClaim
 from token_broker.calls.followed_calls import FollowedCall, SharedEvents, Told
 from token_broker.calls.page_events import ATTACHED, DETACHED, ELSEWHERE, CallStreams, PageEvents
@@ -109,7 +109,7 @@ async def attach_call(request: Request[EventsState]) -> Response:
             raise _refused("this agent's talks go another way")
         if (lease := calls.talks.acquire(caller.limit_key)) is None:
             raise too_many_sessions()
-        supply = TalkSpecs(settings, owner, calls.minting.recall).of(agent)
+        supply = TalkSpecs(settings, owner, None).of(agent)  # the sideband tells what is recalled
         try:
             claim = await attacher.begin(owner, agent, minted, wanted.call_id, supply=supply, lease=lease)
         except (StoreError, TimeoutError):

@@ -16,7 +16,6 @@ from token_broker.api.offers import (
     check_offer,
 )
 from token_broker.api.token import ASKING_SHARE
-from token_broker.memory.store_errors import StoreError
 from token_broker.observability.logging import bind_ids
 from token_broker.relay.admission import check_origin
 from token_broker.security.authentication import Caller
@@ -33,7 +32,6 @@ __all__ = [
     "create_call",
     "foreign_session",
     "hang_up",
-    "store_away",
 ]
 
 
@@ -85,10 +83,7 @@ async def hang_up(request: Request[CallState]) -> Response:
     """Answers 204 when the call is over; problems: 401, 403, 404, 429, 502 to 504."""
     caller = caller_of_session(request)
     await request.state["callers"].hang_ups.admit(caller.limit_key)
-    try:
-        await request.state["calls"].end(request.path_params["call_id"], owner=caller.owner)
-    except (StoreError, TimeoutError):
-        raise store_away() from None
+    await request.state["calls"].end(request.path_params["call_id"], owner=caller.owner)
     return Response(status_code=204, headers={"Cache-Control": "no-store"})
 
 
@@ -106,12 +101,6 @@ def caller_of_session(request: Request[Any]) -> Caller:
 def foreign_session() -> Problem:
     """The 403 of a session token that is not the named session's."""
     return Problem(403, "foreign_session", "The session token is another session's: send this session's own.")
-
-
-def store_away() -> Problem:
-    """The 503 while nobody can tell whose a call is."""
-    detail = "Whose this call is can't be told just now: try again."
-    return Problem(503, "store_away", detail, headers={"Retry-After": "2"})
 
 
 SESSION_PARAMETER = Parameter("session_id", "query", "The session; the token's own, where it is named.")
@@ -158,12 +147,7 @@ CALL_OPERATIONS = (
         ),
         parameters=(Parameter("call_id", "path", "The end of the call's `Location`."), SESSION_PARAMETER),
         answers=(ResponseSpec(204, "The call is over."),),
-        problems={
-            **HANG_UP_PROBLEMS,
-            401: ("session_token_refused",),
-            403: ("foreign_session",),
-            503: ("store_away",),
-        },
+        problems={**HANG_UP_PROBLEMS, 401: ("session_token_refused",), 403: ("foreign_session",)},
         security=("sessionToken", "sessionTokenHeader"),
     ),
 )

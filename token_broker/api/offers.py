@@ -32,6 +32,7 @@ from token_broker.api.token import LIVE_GRANTED, RETRY_AFTER_S, Minting, Request
 from token_broker.calls.attach_claims import AttachClaims
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.running_calls import Calls
+from token_broker.memory.store_errors import StoreError
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
@@ -56,6 +57,7 @@ __all__ = [
     "CallRelay",
     "PlacedCall",
     "check_offer",
+    "store_away",
 ]
 
 log = structlog.get_logger("token_broker.calls.running_calls")
@@ -166,7 +168,8 @@ class CallRelay:
             offer_s = None if offered_s is None else (offered_s - trace.began_s, facts["duration_s"])
             minting.observe(CallPlaced(**facts, route=request.scope["route"].path, offer_s=offer_s))
 
-        supply = TalkSpecs(minting.settings, owner, minting.recall).of(agent)
+        # Other calls are told over their sideband what is recalled.
+        supply = TalkSpecs(minting.settings, owner, minting.recall if is_live else None).of(agent)
         # The call's media is not seen: its talk counts as lost from its answer on.
         owner = self.level.of(owner)
         with self.level.connection(owner), trace.answered(201, tell):
@@ -330,10 +333,7 @@ class CallRelay:
         return _CallAnswer(self, call, headers, shown or (call.answer, "application/sdp"))
 
     async def end(self, token: str, *, owner: Owner) -> None:
-        """Hangs up the call of that id, of the owner's session.
-
-        Raises Problem 404, 502, 504; StoreError or TimeoutError where it is not known whose the call is.
-        """
+        """Hangs up the call of that id, of the owner's session. Raises Problem 404, 502, 503, 504."""
         try:
             call = self.signer.read_call_token(token)
         except TokenError:
@@ -343,7 +343,10 @@ class CallRelay:
         # The id of an attached call names no host: it ends nothing before the call is known as the session's.
         endpoint = call.endpoint or self.watched.endpoint_of(call.call_id, owner)
         if endpoint is None:  # another replica may hold it
-            endpoint = await self.claims.endpoint_of(call.call_id, owner)
+            try:
+                endpoint = await self.claims.endpoint_of(call.call_id, owner)
+            except (StoreError, TimeoutError):
+                raise store_away() from None
         if endpoint is None:
             raise _unknown_call()
         try:
@@ -417,6 +420,12 @@ def _refused(error: MintError, what: str, wait_s: float) -> Problem:
     return Problem(502, "azure_refused", f"Azure refused the {what}: try the next connection.", headers=headers)
 
 
+def store_away() -> Problem:
+    """The 503 while nobody can tell whose a call is."""
+    detail = "Whose this call is can't be told just now: try again."
+    return Problem(503, "store_away", detail, headers={"Retry-After": "2"})
+
+
 def _unknown_call() -> Problem:
     return Problem(
         404, "unknown_call", "This session has no such call: use the Location that its offer was answered with."
@@ -450,5 +459,6 @@ HANG_UP_PROBLEMS = {
     404: ("unknown_call",),
     429: ("rate_limited",),
     502: ("azure_refused",),
+    503: ("store_away",),
     504: ("azure_timed_out",),
 }

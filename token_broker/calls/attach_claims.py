@@ -12,13 +12,13 @@ __all__ = ["AttachClaims"]
 
 _ASKED_FOR_S = 60.0  # longer than an attach takes
 _LEASE_S = 6.0
-_PATIENCE_S = 3.0
 
 
 class AttachClaims:
-    """The store's word. All of it raises StoreError or TimeoutError where the store is silent for 3 s."""
+    """The store's word. All of it raises StoreError or TimeoutError where the store is silent for `patience_s`."""
 
-    def __init__(self, database: Database, holder: str, leases: CallLeases) -> None:
+    def __init__(self, database: Database, holder: str, leases: CallLeases, *, patience_s: float) -> None:
+        self._patience_s = patience_s
         self._database = database
         self._holder = holder
         self._leases = leases
@@ -28,7 +28,7 @@ class AttachClaims:
         from token_broker.calls.shared_statements import claim_attach
 
         work = partial(claim_attach, row=row, holder=self._holder, lasts_us=round(_ASKED_FOR_S * 1_000_000))
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(self._patience_s):
             return await self._database.write(work)
 
     async def settle(self, row: CallRow, *, verified: bool) -> bool:
@@ -37,7 +37,7 @@ class AttachClaims:
 
         lease_us = round(_LEASE_S * 1_000_000)
         work = partial(settle_attach, row=row, holder=self._holder, lease_us=lease_us, verified=verified)
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(self._patience_s):
             is_ours = await self._database.write(work)
         if is_ours:
             self._leases.adopt(row)
@@ -47,5 +47,5 @@ class AttachClaims:
         """The host of the owner's call of that Azure id, whichever replica holds it; None where there is none."""
         from token_broker.calls.shared_statements import find_endpoint
 
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(self._patience_s):
             return await self._database.read(partial(find_endpoint, owner=owner, call_id=call_id))

@@ -30,7 +30,7 @@ from token_broker.relay.live.session_events import AUDIO_DELTA, LiveEvents
 from token_broker.relay.live.sidebands import LiveSidebands, Sideband
 from token_broker.relay.live.talk import GREETING
 from token_broker.relay.live.turns import LiveTurns
-from token_broker.relay.policy.allowlist import Broken, Command, Refused
+from token_broker.relay.policy.allowlist import Broken, Command, Refused, event_id_of
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import BUDGET_USED, SoftEnd
@@ -184,14 +184,14 @@ class LiveListener:
 
     def from_observer(self, text: str) -> Broken | str | None:
         """Takes an event of an observer's: an error event for it, None where it went to Azure, Broken: it is none."""
-        kind = (event_of(text) or {}).get("type")
+        event = event_of(text) or {}
         found = examine_live(text, self._events.delegations, backend=self._backend)
-        if kind in PRIMARY_ONLY:
-            found = Refused(
-                "not_permitted", "not over a sideband: the session runs, and audio has its own line", "type"
-            )
+        event_id = event_id_of(event)
+        if event.get("type") in PRIMARY_ONLY:
+            why = "not over a sideband: the session runs, and has its own audio"
+            found = Refused("not_permitted", why, "type", event_id)
         if isinstance(found, Command):
-            found = Refused("unknown_event", "there is no such event", "type")
+            found = Refused("unknown_event", "there is no such event", "type", event_id)
         if isinstance(found, Refused):
             self.counters.refused_events += 1
             return self._face.error(found)

@@ -22,10 +22,11 @@ import structlog
 from strategies.base import SessionSpec
 from strategies.errors import MintError
 from token_broker.calls.idle import IdleClock
-from token_broker.calls.kept_session import KeptSession
 from token_broker.calls.page_events import PageEvents
+from token_broker.calls.restored_session import RestoredSession
 from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.answer_retries import AnswerRetries
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
 from token_broker.relay.answers.greeting import greeting_response
 from token_broker.relay.answers.sequencer import SEQUENCER_EVENTS, AnswerSequencer
@@ -36,10 +37,12 @@ from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.counters import USAGE_EVENTS, TalkCounters
 from token_broker.relay.event_text import compact, event_of, event_type
 from token_broker.relay.guardrail.client_words import words_of
+from token_broker.relay.recalled.call_memory import RECALL_EVENTS, CallMemory
+from token_broker.relay.resume.open_answers import OpenAnswer
 from token_broker.relay.resume.session_facts import SessionFacts
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
-from token_broker.relay.transcripts.failed_answers import failed_answer, log_failed_answer
+from token_broker.relay.transcripts.failed_answers import ANSWER_FAILED, failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import BUDGET_USED, SoftEnd
 from token_broker.security.tokens import Owner
@@ -62,6 +65,7 @@ _UNKNOWN_TIMES = 3  # in a row
 _HANDLED = TURN_EVENTS | SEQUENCER_EVENTS | {"session.updated"}
 _CHECKS_AT_MOST = 32  # at once; each has a bound of its own
 _SESSION_OVER = "session_expired"  # the code of the error that ends a session (docs/azure.md §8.1)
+_PAGES = frozenset({"webrtc_relay", "webrtc"})
 CALL_OVER = Ending(DONE, "the call has ended", by_client=True, outcome="lost")
 _NO_PLACE = Ending(DONE, "the call was ended elsewhere", by_client=True, outcome="lost")
 _NEVER_CONNECTED = Ending(DONE, "its client never connected", outcome="lost")
@@ -75,6 +79,7 @@ class CallListener:
     `lasts_s` is the longest that the call may go on; `hang_up` ends it at Azure. `holds_place` says whether the call
     still has its place among the open talks; without one it was ended elsewhere. The guardrail sees the user's words,
     and holds nothing up: Azure answers them by itself. `greets` says whether the agent speaks first now.
+    `is_new` is False for a call that another process has told what the memory knows.
     `confirm` waits, after a time in which this process did not run, until it is known whether the call is still ours.
     """
 
@@ -95,6 +100,7 @@ class CallListener:
         confirm: Callable[[], Awaitable[None]] | None = None,
         usage: TalkUsage | None = None,
         transport: str = "webrtc_relay",
+        is_new: bool = True,
     ) -> None:
         self.counters = TalkCounters()
         self._parts = parts
@@ -105,7 +111,7 @@ class CallListener:
         self._relay = parts.counters
         self._owner = owner
         self._agent = agent
-        self._session = KeptSession(parts, owner, agent, spec, resource=resource, end=self._end_call)
+        self._session = RestoredSession(parts, owner, agent, spec, resource=resource, end=self._end_call)
         self._resource = resource
         self._hang_up = hang_up
         self._holds_place = holds_place
@@ -124,7 +130,11 @@ class CallListener:
         def log_lost() -> None:
             log.warning("turn_lost", session_id=owner.session_id, why="the memory is full")
 
-        self._turns = TurnRecorder(owner, agent.id, ingest=parts.ingest, counters=self.counters, on_lost=log_lost)
+        self._memory = CallMemory(parts.recall, owner, agent, start=self._start)
+        if is_new:
+            self._memory.begin()
+        ingest = self._memory.listening(parts.ingest)
+        self._turns = TurnRecorder(owner, agent.id, ingest=ingest, counters=self.counters, on_lost=log_lost)
         self._tasks: set[asyncio.Task[None]] = set()
         self._facts = SessionFacts()
         self._guardrail = None if agent.guardrail is None else parts.guardrail
@@ -133,6 +143,10 @@ class CallListener:
         self._first = joined
         self._farewell = Farewell()
         self._spoke = False  # in the last answer
+        self._sounded: object = None  # the id of the latest answer that was played
+        # An official client asks again by itself.
+        asks = parts.settings.retry_failed_answer == "on" and transport in _PAGES
+        self._retries = AnswerRetries(asks=asks)
         calls = AgentCalls(parts.tools, owner, lambda: agent, self.counters, builtin=self._run_builtin)
 
         def note(tool: Tell) -> None:
@@ -209,6 +223,7 @@ class CallListener:
                     self._page.left()
                     self._idle.leave(self._now_s())
                     self._answers.cut(lost=False)
+                    self._memory.leave()
                     self._clock = TurnClock()  # what happens meanwhile is not seen
                     await socket.aclose()
                 if ending is not None:
@@ -218,6 +233,7 @@ class CallListener:
             return self._over.result()
         finally:
             self._answers.aclose()
+            self._memory.aclose()
             for task in self._tasks:
                 task.cancel()
             self._turns.flush()
@@ -254,9 +270,10 @@ class CallListener:
         if self._usage is not None and self._joins == 1:
             self._usage.went_live(self._resource, "ga")
         self._session.send(socket)
+        self._memory.join(lambda event: socket.send(compact(event)))
         self._answers.begin("ga", lambda event: socket.send(compact(event)))
-        if (greeting := self._agent.greeting) and self._joins == 1 and self._greets():
-            self._answers.want("greeting", greeting_response(greeting, self._session.instructions))
+        if self._joins == 1:
+            self._start(self._open(), "call-opening")
         self._page.joined()
         pinged_s = self._now_s()
         while not self._over.done():
@@ -295,6 +312,12 @@ class CallListener:
                     frame.cancel()
                     await asyncio.wait((frame,))
         return self._over.result()
+
+    async def _open(self) -> None:
+        """Tells what the memory knows; then the agent speaks first, where it does."""
+        await self._memory.open()
+        if (greeting := self._agent.greeting) and self._greets():
+            self._answers.want("greeting", greeting_response(greeting, self._session.instructions))
 
     def _end_call(self, ending: Ending) -> None:
         """Hangs the call up; it is listened to until it is over, which Azure may take its time for."""
@@ -340,11 +363,33 @@ class CallListener:
                 talk=self.counters,
                 resource=self._resource,
             )
-        if kind == "response.done" and (failed := failed_answer(event)) is not None:
-            self._relay.count_failed_answer(failed, self.counters, resource=self._resource)
-            log_failed_answer(failed, self._owner, self._agent.id)
-            self._page.tell("broker.error", code="answer_failed", message=failed.message, retryable=failed.retryable)
+        self._note_answer(kind, event)
         self._turns.feed(event, self._now_s())
+
+    def _note_answer(self, kind: str, event: dict[str, Any]) -> None:
+        """Tells of an answer that failed, and asks for it once more where the page leaves that to the broker."""
+        if kind in {"input_audio_buffer.speech_started", "input_audio_buffer.committed"}:
+            self._retries.user_spoke()
+        elif kind == "response.created":
+            self._retries.answer_began()
+        elif kind == "output_audio_buffer.started":
+            self._sounded = event.get("response_id")
+        if kind != "response.done":
+            return
+        response = event.get("response")
+        response = response if isinstance(response, dict) else {}
+        if response.get("status") == "completed":
+            self._retries.begin_anew()
+        if (failed := failed_answer(event)) is not None and not self._retries.is_barge_in(failed):
+            heard = self._spoke or self._sounded == failed.response_id
+            answer = OpenAnswer(response=response, heard=heard) if self._page.is_heard else None
+            asks = self._retries.remedy(failed, answer).asks
+            self._relay.count_failed_answer(failed, self.counters, resource=self._resource)
+            log_failed_answer(failed, self._owner, self._agent.id, asked_again=asks)
+            message = "Azure failed to answer: the broker asks once more" if asks else failed.message
+            self._page.tell("broker.error", code=ANSWER_FAILED, message=message, retryable=failed.retryable)
+            if asks:
+                self._answers.want("retry")
 
     def _note_words(self, kind: str, event: dict[str, Any]) -> None:
         """Notes that somebody speaks, and shows the guardrail what the user says."""
@@ -404,4 +449,6 @@ class CallListener:
         if not isinstance(error, dict):
             return
         self._session_over |= error.get("code") == _SESSION_OVER
+        if (event_id := str(error.get("event_id"))).startswith(RECALL_EVENTS):
+            log.warning("own_event_refused", event_id=event_id[:64], code=str(error.get("code"))[:64])
         self._session.refused(socket, error)

@@ -163,7 +163,7 @@ class WatchedCalls:
             backend = delegates_to_responses(spec)
             listener = LiveListener(self._parts, self._sidebands, **about, backend=backend)
         else:
-            listener = CallListener(self._parts, **about, spec=spec, joined=joined)
+            listener = CallListener(self._parts, **about, spec=spec, joined=joined, is_new=is_new)
         call = _Watched(owner, endpoint, listener, usage)
         self._calls[call_id] = call
         self._level.begin(owner)
@@ -292,7 +292,7 @@ class WatchedCalls:
             if self._leases is not None:
                 self._leases.over(row.name)
             return
-        specs = TalkSpecs(self._parts.settings, row.owner, self._parts.recall)
+        specs = TalkSpecs(self._parts.settings, row.owner, None)  # it was told what is recalled
         self.watch(
             row.owner,
             agent,

@@ -231,7 +231,7 @@ class VoiceRelay:
             await self._talk(scope, receive, send, admitted, ProxyFace() if is_live else adapter)
 
     async def live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The socket of the official clients' `live` resource (docs/api.md §6.8)."""
+        """The socket of the official clients' `live` resource (docs/api.md §6.7)."""
         if scope["type"] != "websocket":
             await _upgrade_required(scope, receive, send)
             return

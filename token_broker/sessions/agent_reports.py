@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from strategies.models import is_classic_whisper
 from strategies.resources import Resource, is_allowed
+from strategies.session_model.live_session import delegates_to_responses, live_losses
 from strategies.session_model.lost_settings import lost_settings
 from strategies.session_model.session_fields import Body
 from token_broker.sessions.agent import Agent
-from token_broker.sessions.agent_tools import tool_doubts
+from token_broker.sessions.agent_tools import delegate_of, tool_doubts
 from token_broker.sessions.plans import session_spec
 from token_broker.settings import ResourceSettings, Settings
 
@@ -32,6 +33,8 @@ def tool_reports(agent: Agent, settings: Settings, resources: Sequence[Resource]
 
 def agent_reports(agent: Agent, settings: Settings, resources: Sequence[Resource]) -> list[str]:
     """A line for each setting of the agent that some body lacks, or has in another form."""
+    if agent.speaks_live(resources):
+        return _live_reports(agent, settings)
     bodies = _bodies(agent, settings, resources)
     lines = []
     if agent.transcription and agent.transcription.model and is_classic_whisper(agent.transcription.model):
@@ -49,6 +52,17 @@ def agent_reports(agent: Agent, settings: Settings, resources: Sequence[Resource
         # With the resources, where it isn't all of them.
         named = (body if len(names) == len(bodies) else f"{body} ({', '.join(names)})" for body, names in found.items())
         lines.append(f"{what}, on {', '.join(named)}")
+    return lines
+
+
+def _live_reports(agent: Agent, settings: Settings) -> list[str]:
+    """What GPT-Live's session does not have of the agent, and what nobody would answer there."""
+    spec = session_spec(agent, settings)
+    lines = [f"{line}, on GPT-Live" for line in live_losses(spec)]
+    if agent.recall == "every_turn":
+        lines.append("recall is told at the start alone, on GPT-Live")
+    if spec.tools and not delegates_to_responses(spec) and delegate_of(agent.tools) is not None:
+        lines = [line for line in lines if not line.startswith("tools ")]
     return lines
 
 

@@ -44,6 +44,7 @@ __all__ = [
     "Tool",
     "builtin_declaration",
     "compiled_schema",
+    "delegate_of",
     "tool_doubts",
     "tool_faults",
 ]
@@ -357,6 +358,23 @@ def tool_faults(tools: Iterable[FunctionTool | McpTool], builtin_tools: Iterable
     ]
     reserved = sorted({name for name in names if name in BUILTIN_NAMES or name in builtin})
     return faults + [f"tools.{name}: is the name of a built-in tool; choose another" for name in reserved]
+
+
+def delegate_of(tools: Iterable[Tool]) -> tuple[str, str] | None:
+    """The tool that takes a task in words, and its argument for them; None unless exactly one tool can.
+
+    GPT-Live delegates a task without saying which: a tool that needs one text can take it.
+    """
+    found = []
+    for tool in tools:
+        if not isinstance(tool, FunctionTool) or not isinstance(tool.run, HttpRun):
+            continue
+        properties, required = tool.parameters.get("properties", {}), tool.parameters.get("required", [])
+        free = [name for name in required if name not in tool.bind]
+        about = properties.get(free[0]) if len(free) == 1 else None
+        if isinstance(about, Mapping) and about.get("type") == "string":
+            found.append((tool.name, str(free[0])))
+    return found[0] if len(found) == 1 else None
 
 
 def tool_doubts(tools: Iterable[FunctionTool | McpTool], *, voice_live_versions: Iterable[str] = ()) -> list[str]:

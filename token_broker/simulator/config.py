@@ -1,7 +1,8 @@
 """The configuration of a simulated resource: its kinds, its key, its deployments. It is fixed while it runs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import SecretStr
 
@@ -14,6 +15,29 @@ ALL_KINDS: frozenset[Kind] = frozenset(get_args(Kind))
 
 DEFAULT_KEY = "simulated-key"
 DEFAULT_ENTRA_TOKEN = "simulated-entra-token"  # noqa: S105 - a fake that opens nothing but this simulator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedVoiceAgent:
+    """A voice agent of Foundry's, as its project holds it."""
+
+    instructions: str = "You are a simulated voice agent."
+    model: str = "gpt-realtime"
+    tools: tuple[dict[str, Any], ...] = ()
+    """Functions, as GA has them."""
+    enabled: bool = True
+    webrtc: bool = True
+    kind: Literal["prompt", "byom", "hosted"] = "prompt"
+    """`byom`: with a model that the customer brings; `hosted`: a container of the customer's."""
+
+
+_VOICE_AGENTS = {
+    "voice-agent": SimulatedVoiceAgent(),
+    "voice-agent-disabled": SimulatedVoiceAgent(enabled=False),
+    "voice-agent-without-webrtc": SimulatedVoiceAgent(webrtc=False),
+    "voice-agent-byom": SimulatedVoiceAgent(kind="byom"),
+    "voice-agent-hosted": SimulatedVoiceAgent(kind="hosted"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +78,9 @@ class SimulatorConfig:
     """
     projects: frozenset[str] | None = None
     """Foundry projects that exist; `None`: whatever is asked for."""
+
+    voice_agents: Mapping[str, SimulatedVoiceAgent] = field(default_factory=lambda: dict(_VOICE_AGENTS))
+    """Foundry's voice agents, the same in every project (docs/azure.md §12.2)."""
 
     # A route refuses every other version with 400 (docs/azure.md §2.3, §6.1).
     flat_api_versions: frozenset[str] = frozenset({"2025-10-01", "2024-10-01-preview"})

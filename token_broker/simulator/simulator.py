@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from token_broker.simulator import azure_errors
 from token_broker.simulator.asgi_answers import respond_error
 from token_broker.simulator.calls.ongoing import OngoingCalls
+from token_broker.simulator.calls.voice_agents import VoiceAgents
 from token_broker.simulator.calls.voice_live_calls import VoiceLiveCalls
 from token_broker.simulator.config import SimulatorConfig
 from token_broker.simulator.fault_middleware import FaultMiddleware
@@ -58,6 +59,7 @@ class Simulator:
                 *Mint(self.resource).routes(),
                 *CallRoutes(self.resource, self._calls).routes(),
                 *sockets.routes(),
+                *VoiceAgents(self.resource, self._calls, sockets).routes(),
                 *LiveRoutes(self.resource, self._calls, sockets).routes(),
                 *VoiceLiveCalls(self.resource, self._calls, sockets).routes(),
             ],

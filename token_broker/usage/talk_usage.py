@@ -130,6 +130,8 @@ class TalkUsage:
         self._closed = closed
         self._resource: str | None = None  # None: not live
         self._looked_s = 0.0
+        self._unheard_since_s: float | None = None
+        self._unheard_us = 0
         self._begun = BoundedDict[str, UsageRow](_KEPT)  # answers under way
         self._counted = BoundedDict[str, None](_KEPT)
         self._billed = BoundedDict[str, int](_KEPT)  # milliseconds, by session of Azure's
@@ -182,6 +184,7 @@ class TalkUsage:
         """A call that is there and not heard yet: until it is, nobody knows what it uses."""
         if not self.rows:
             self.seen = False
+            self._unheard_since_s = self._clock.monotonic_s()
             self._row(resource, dialect)
             self._changed()
 
@@ -192,6 +195,7 @@ class TalkUsage:
         """
         self.look()
         self.seen = self.hears
+        self._unheard_since_s = None
         self._resource, self._dialect, self._looked_s = resource, dialect, self._clock.monotonic_s()
         row = self._row(resource, dialect)
         if self.seen and row.live_us is None:
@@ -215,9 +219,11 @@ class TalkUsage:
 
     def look(self) -> None:
         """Counts the time since it was counted last."""
+        now_s = self._clock.monotonic_s()
+        if self._unheard_since_s is not None and self.observers > 0:
+            self._unheard_us = round((now_s - self._unheard_since_s) * 1_000_000)
         if self._resource is None:
             return
-        now_s = self._clock.monotonic_s()
         elapsed_us, self._looked_s = round((now_s - self._looked_s) * 1_000_000), now_s
         if not self.seen:
             return
@@ -245,10 +251,14 @@ class TalkUsage:
             self._closed(self)
 
     def spent(self, day: int) -> tuple[int, int]:
-        """Milliseconds, rounded up, and tokens of that day. Answers of unknown cost count as the largest one."""
+        """Milliseconds, rounded up, and tokens of that day. Answers of unknown cost count as the largest one.
+
+        A call that is not heard counts from its answer on.
+        """
         rows = [row for row in self.rows if row.day == day]
         unknown = sum(row.unmeasured for row in rows) * self.largest_answer
-        return -(-sum(row.live_us or 0 for row in rows) // 1000), sum(row.tokens for row in rows) + unknown
+        live_us = self._unheard_us if rows and not self.seen else sum(row.live_us or 0 for row in rows)
+        return -(-live_us // 1000), sum(row.tokens for row in rows) + unknown
 
     def values(self, row: UsageRow) -> dict[str, Any]:
         """The row as the store keeps it."""

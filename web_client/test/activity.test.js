@@ -58,3 +58,13 @@ test("it is quiet while nobody speaks and no answer is made", () => {
   activity.reset();
   assert.deepEqual([activity.isQuiet, activity.activity], [true, "listening"]);
 });
+
+test("an answer that the user stops is over at once, and one that is only thought about goes on", () => {
+  const { activity, told, take } = watch();
+  take(SPEAKS, SPOKE, STARTED("r"));
+  activity.interrupted();
+  take(SOUND("r"));
+  activity.interrupted();
+  assert.deepEqual(told.filter((each) => typeof each === "string"), ["thinking", "speaking", "listening"]);
+  assert.equal(activity.isQuiet, true);
+});

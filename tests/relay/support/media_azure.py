@@ -23,6 +23,7 @@ class ControlSocket:
     order: tuple[str, ...] = ("session.created", "rtc.call.sdp.created")
     shows: Callable[[dict[str, Any]], dict[str, Any]] = lambda session: session
     refuses: list[dict[str, Any]] = field(default_factory=list)  # errors, one for each `rtc.call.sdp.create`
+    begins_all_the_same: bool = False  # with Azure's own session
     busy: int = 0  # how many `response.create` it refuses since an answer is active
     expires_at: float | None = None
     sessions: list[dict[str, Any]] = field(default_factory=list)
@@ -34,6 +35,8 @@ class ControlSocket:
             match event["type"]:
                 case "rtc.call.sdp.create" if self.refuses:
                     await talk.send(self.refuses.pop(0))
+                    if self.begins_all_the_same:
+                        await self._make(talk, {"session": {"instructions": "be helpful"}})
                 case "rtc.call.sdp.create":
                     await self._make(talk, event)
                 case "session.update":
@@ -51,7 +54,7 @@ class ControlSocket:
         stated = {"id": "sess_1", **self.shows(session)}
         if self.expires_at is not None:
             stated["expires_at"] = self.expires_at
-        events = {
+        events: dict[str, dict[str, Any]] = {
             "session.created": {"type": "session.created", "event_id": "event_1", "session": stated},
             "rtc.call.sdp.created": {
                 "type": "rtc.call.sdp.created",

@@ -67,7 +67,7 @@ class SignInTenant:
         self.expired -= expired
         now = int(time.time())
         lifetime: dict[str, Any] = {"exp": now - 3600, "iat": now - 7200, "nbf": now - 7200} if expired else {}
-        person = {"nonce": asked.get("nonce"), "preferred_username": "ada@contoso.test", "name": "Ada"}
+        person: dict[str, Any] = {"nonce": asked.get("nonce"), "preferred_username": "ada@contoso.test", "name": "Ada"}
         body = {
             "token_type": "Bearer",
             "scope": form["scope"],

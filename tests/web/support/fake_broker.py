@@ -8,11 +8,12 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -47,6 +48,8 @@ class FakeBroker:
     dialect: str = "preview"
     extra_page: str = ""
     extra_files: dict[str, str] = field(default_factory=dict)  # scripts, by their paths
+    built: Path | None = None  # a built page's folder, which is at /built/
+    policy: str = ""  # the built page's; BROKER stands for the fake's address without its scheme
     health: dict[str, Any] | None = field(default_factory=lambda: {"agents": {"elena": {}, "marcus": {}}})
 
     plans: list[dict[str, Any]] = field(default_factory=list)
@@ -165,6 +168,12 @@ class FakeBroker:
         found = self.extra_files.get(request.url.path)
         return Response(status_code=404) if found is None else Response(found, media_type="text/javascript")
 
+    async def built_file(self, request: Request) -> Response:
+        assert self.built
+        name = request.path_params["path"] or "index.html"
+        policy = self.policy.replace("BROKER", self.base_url.removeprefix("http://"))
+        return FileResponse(self.built / name, headers={"Content-Security-Policy": policy} if policy else None)
+
     async def proxy(self, websocket: WebSocket) -> None:
         await self._talk(websocket, "broker.ready", self.dialect)
 
@@ -241,6 +250,7 @@ async def run_fake(**knobs: Any) -> AsyncIterator[FakeBroker]:
             Route(f"{api}/status", fake.status),
             Route("/api/v1/memory/enrich", fake.enrich, methods=["POST"]),
             Route("/extra", fake.extra),
+            Route("/built/{path:path}", fake.built_file),
             Route("/{name}.js", fake.extra_file),
             Route("/azure/calls", fake.azure_call, methods=["POST"]),
             Route("/relay/calls", fake.relay_call, methods=["POST"]),

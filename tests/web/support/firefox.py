@@ -24,7 +24,7 @@ HOW_TO = (
     "These tests need a Firefox, and none was found. Install one (Debian: apt install firefox-esr), or name its "
     "executable in FIREFOX."
 )
-_START_S = 60
+_START_S = 120
 _PREFERENCES: dict[str, Any] = {
     "media.navigator.permission.disabled": True,  # the prompt is answered
     "media.peerconnection.ice.loopback": True,
@@ -98,9 +98,9 @@ async def firefox_page(url: str) -> AsyncIterator[FirefoxPage]:
     async with connect(url, max_size=2**28, compression=None) as socket:
         connection = Connection(socket)
         try:
-            await connection.call("session.new", capabilities={})
+            await connection.call("session.new", within_s=_START_S, capabilities={})
             await connection.call("session.subscribe", events=["log.entryAdded"])
-            context = (await connection.call("browsingContext.create", type="tab"))["context"]
+            context = (await connection.call("browsingContext.create", within_s=_START_S, type="tab"))["context"]
             yield FirefoxPage(connection, context)
             await connection.call("browsingContext.close", context=context)
             await connection.call("session.end")

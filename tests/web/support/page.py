@@ -4,7 +4,7 @@ import json
 from abc import ABC, abstractmethod
 from typing import Any
 
-__all__ = ["ScriptPage", "find", "waiting"]
+__all__ = ["ScriptPage", "find", "real_faults", "waiting"]
 
 _LATE = "\0late"
 
@@ -26,6 +26,11 @@ class ScriptPage(ABC):
     async def wait_for(self, condition: str, timeout_s: float = 10) -> Any:
         """The first truthy value of an expression. Raises TimeoutError with the page's complaints."""
 
+    @property
+    def faults(self) -> list[str]:
+        """What is complained of, but for an icon that is not there, and sound that a busy machine begins late."""
+        return real_faults(self.complaints)
+
     def unless_late(self, value: Any, condition: str, timeout_s: float) -> Any:
         """What a script of `waiting` gave. Raises TimeoutError."""
         if value == _LATE:
@@ -38,6 +43,10 @@ class ScriptPage(ABC):
     async def wait_for_text(self, test_id: str, expected: str, timeout_s: float = 10) -> None:
         """Waits until the element's whole text is `expected`."""
         await self.wait_for(f"{find(test_id)}.textContent.trim() === {json.dumps(expected)}", timeout_s)
+
+
+def real_faults(complaints: list[str]) -> list[str]:
+    return [line for line in complaints if "favicon" not in line and "without a part of the sound" not in line]
 
 
 def waiting(condition: str, timeout_s: float) -> str:

@@ -6,21 +6,19 @@ import tempfile
 from pathlib import Path
 
 import httpx
-import numpy as np
 
 from tests.web.support.chromium import Browser, open_browser
 from tests.web.support.demo import Demo, run_demo
-from tests.web.support.recorder import MICROPHONE_RATE
-from tests.web.support.speech import speech, write_wav
 
-_SETTLED = "document.querySelectorAll('.line[data-speaker=assistant][data-final=true]').length >= 2"
+_ANSWERED = "document.querySelector('.line[data-speaker=assistant][data-final=true]')"
+_SHOWN = "document.querySelector('.shown')"
 _BOTH_HEARD = "new Promise((resolve) => setTimeout(resolve, 2600))"
 
 
 async def take(folder: Path) -> None:
     """Writes `talk-light.png`, `talk-dark.png`, `health-light.png`, `health-dark.png` and `talk-phone.png`."""
-    with tempfile.TemporaryDirectory() as name, run_demo(Path(name)) as demo:
-        async with open_browser(_microphone(Path(name) / "said.wav")) as browser:
+    with tempfile.TemporaryDirectory() as name, run_demo(Path(name), echo=False) as demo:
+        async with open_browser() as browser:
             await _ask_for_plans(demo)
             for scheme in ("light", "dark"):
                 await _talk(browser, demo, scheme, folder / f"talk-{scheme}.png")
@@ -32,13 +30,14 @@ async def _talk(browser: Browser, demo: Demo, scheme: str, file: Path, *, width:
     async with browser.page(scheme=scheme, width=width, height=height) as page:
         await page.goto(demo.base_url)
         await page.wait_for("document.querySelector('[data-testid=agent]').options.length > 0")
-        await page.click("talk")
+        await page.click("type")  # an answer that nobody interrupts
         await page.wait_for_text("state", "live", 15)
-        await page.type("text", "What did we decide about the launch?")
-        await page.press("Enter")
-        await page.wait_for(_SETTLED, 25)
+        for asked, shown in (("Who are you?", _ANSWERED), ("Please show me a card", _SHOWN)):
+            await page.type("text", asked)
+            await page.press("Enter")
+            await page.wait_for(shown, 25)
+            await page.run(_BOTH_HEARD)
         await page.run("document.activeElement.blur()")
-        await page.run(_BOTH_HEARD)
         shot = await page.screenshot()
         await asyncio.to_thread(file.write_bytes, shot)
         await page.click("hangup")
@@ -63,12 +62,6 @@ async def _ask_for_plans(demo: Demo) -> None:
             await demo.set_faults(*faults)
             for _ in range(4):
                 (await client.post("/realtime/token", json={})).raise_for_status()
-
-
-def _microphone(file: Path) -> Path:
-    words = [speech(seconds, MICROPHONE_RATE, seed) for seconds, seed in ((1.8, 3), (1.2, 5))]
-    pauses = [np.zeros(int(seconds * MICROPHONE_RATE)) for seconds in (1.0, 3.4, 3.4)]
-    return write_wav(file, np.concatenate([pauses[0], words[0], pauses[1], words[1], pauses[2]]), MICROPHONE_RATE)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""GPT-Live under the official clients' paths (docs/api.md §6.8): a socket, sessions over WebRTC, and their sideband."""
+"""GPT-Live under the official clients' paths (docs/api.md §6.7): a socket, sessions over WebRTC, and their sideband."""
 
 import asyncio
 import time

@@ -395,7 +395,7 @@ def _fault(tools: Mapping[str, Tool], name: str, arguments: str, number: int, *,
         return _TOO_MANY
     if tool is None:
         return _UNKNOWN.format(names=", ".join(sorted(tools)) or "none")
-    return tool.fault(arguments) if tool.by == "client" else None
+    return tool.fault(arguments)
 
 
 def _item(kind: str, key: str, fields: Mapping[str, Any]) -> Send:

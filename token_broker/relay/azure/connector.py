@@ -193,7 +193,10 @@ class UpstreamConnector:
         raise NoUpstreamError(ending)
 
     async def join_call(self, endpoint: str, call_id: str) -> AzureSocket:
-        """The sideband of a WebRTC call at `endpoint` (docs/azure.md §5.4, §13), within the limit. Raises MintError."""
+        """The sideband of a WebRTC call at `endpoint` (docs/azure.md §5.4, §12.3), within the limit.
+
+        Raises MintError.
+        """
         name = quote(call_id, safe="")
         url = f"{endpoint}/openai/v1/realtime?call_id={name}"
         if is_live_endpoint(endpoint):

@@ -1,8 +1,8 @@
 """Work that GPT-Live delegates: functions that its Responses backend calls, and tasks that it hands to us.
 
 A backend's call gets its output as an item, and the backend goes on once all outputs of an answer are there. A task for
-us has no text (docs/azure.md §13): what the user has said since the last one goes to the agent's one tool that takes a
-text, and its output is told to GPT-Live, which says it in its own words.
+us has no text (docs/azure.md §12.3): what the user has said since the last one goes to the agent's one tool that takes
+a text, and its output is told to GPT-Live, which says it in its own words.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import compact
 from token_broker.security.limits import BoundedDict
 from token_broker.sessions.agent import Agent
-from token_broker.sessions.agent_tools import FunctionTool, HttpRun
+from token_broker.sessions.agent_tools import delegate_of
 
-__all__ = ["Delegations", "context_appends", "delegate_of"]
+__all__ = ["Delegations", "context_appends"]
 
 _CALLS_AT_MOST = 8  # of one answer
 _ROUNDS_AT_MOST = 5  # without a word of the user's
@@ -39,22 +39,6 @@ class _Answer:
     calls: int = 0
     waiting: set[str] = field(default_factory=set)
     has_ended: bool = False
-
-
-def delegate_of(agent: Agent) -> tuple[str, str] | None:
-    """The agent's tool that takes a delegated task, and its argument; None unless exactly one tool can."""
-    found = []
-    for tool in agent.tools:
-        if not isinstance(tool, FunctionTool) or not isinstance(tool.run, HttpRun):
-            continue
-        properties = tool.parameters.get("properties")
-        properties = properties if isinstance(properties, Mapping) else {}
-        required = tool.parameters.get("required")
-        required = required if isinstance(required, list | tuple) else ()
-        free = [name for name in required if name not in tool.bind]
-        if len(free) == 1 and isinstance(about := properties.get(free[0]), Mapping) and about.get("type") == "string":
-            found.append((tool.name, str(free[0])))
-    return found[0] if len(found) == 1 else None
 
 
 def context_appends(kind: str, text: str, delegation_id: str | None, *, name: str) -> list[dict[str, Any]]:
@@ -91,7 +75,7 @@ class Delegations:
         self._words = words
         self._start = start
         self._session = ""
-        self._delegate = delegate_of(agent)
+        self._delegate = delegate_of(agent.tools)
         self._answers = BoundedDict[str, _Answer](_KEPT)
         self._current = BoundedDict[str, str](_KEPT)  # the answer under way, by delegation
         self._of_client = BoundedDict[str, _Answer](_KEPT)  # calls that the client answers

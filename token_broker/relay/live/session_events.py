@@ -66,7 +66,7 @@ class LiveEvents:
         if kind is None or event is None:
             return None
         told: list[str] = []
-        visible = True
+        visible, about = True, event.get("client_event_id")
         if kind in TRANSCRIPT_EVENTS:
             self.turns.feed(event, self.now_s())
             if TRANSCRIPT_EVENTS[kind] == "user":
@@ -82,9 +82,9 @@ class LiveEvents:
             if kind == CLOSED:
                 self.closed = event
         elif kind == "error":
-            # One about an event of the broker's own is nothing for a client, which knows nothing of that.
             about = event["error"].get("client_event_id") if isinstance(event.get("error"), dict) else None
-            visible = not (isinstance(about, str) and about.startswith(OWN_EVENT_IDS))
+        # About an event of the broker's own a client hears nothing, since it knows nothing of that.
+        visible = visible and not (isinstance(about, str) and about.startswith(OWN_EVENT_IDS))
         return [*told, *([self._shown(kind, event, text)] if visible else [])]
 
     def tick(self) -> list[str]:

@@ -1,7 +1,7 @@
 """The sidebands of sessions over WebRTC that this process has open, and how such a session is ended.
 
 Azure takes one sideband a session, as far as is known, so whoever ends a session uses the one that is open. A session
-is over when Azure says `session.closed`, or does not know it any more (docs/azure.md §13).
+is over when Azure says `session.closed`, or does not know it any more (docs/azure.md §12.3).
 """
 
 import asyncio

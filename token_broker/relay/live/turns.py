@@ -1,7 +1,7 @@
 """Turns of a talk with GPT-Live, made of timed fragments of transcripts. Pure.
 
 GPT-Live listens and speaks at once, and says nowhere that a turn is over: fragments of both sides come interleaved, in
-the order in which they are known rather than spoken (docs/azure.md §13). Each has its place on the session's timeline.
+the order in which they are known rather than spoken (docs/azure.md §12.3). Each has its place on the timeline.
 A speaker's turn is over when the other one speaks after it, or when there is nothing more for a while. It is held for a
 moment longer, since words of the user's may come later than the answer to them.
 """

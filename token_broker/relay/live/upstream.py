@@ -31,7 +31,7 @@ __all__ = ["LiveUpstream", "LiveUpstreams", "OpensSockets", "left_out_of"]
 
 log = structlog.get_logger("token_broker.relay")
 
-# Microsoft's pages have both, the official clients the first (docs/azure.md §13).
+# Microsoft's pages have both, the official clients the first (docs/azure.md §12.3).
 _PATHS = (LIVE_PATH, LIVE_PATH.removesuffix("/sessions"))
 _SHARE_S = 1.5  # of the time for all, while another resource is left
 _FIRST_FRAMES_AT_MOST = 16
@@ -119,6 +119,19 @@ class LiveUpstreams:
             session_id = str(started["session"].get("id") or "")
             return LiveUpstream(socket, resource.name, session_id, started, expires_s, health)
         raise NoUpstreamError(ending)
+
+    async def has(self, resource: Resource, *, timeout_s: float) -> bool:
+        """Whether the resource has GPT-Live: its socket is opened, and closed before a session begins.
+
+        Raises MintError where that is not known, TimeoutError where its time is over.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                socket = await self._opened(resource, timeout_s)
+        except PermanentError:
+            return False
+        await socket.aclose()
+        return True
 
     async def _attempt(
         self,

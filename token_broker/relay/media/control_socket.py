@@ -227,14 +227,18 @@ async def _take_call(
             if not answered:
                 answered = True
                 await on_answer(_answer(event))
+        elif kind == CALL_ERROR and answered:
+            raise TransientError("Azure has ended the call")
         elif kind in {CALL_ERROR, "error"} and not confirmed:
             error = refusal_of(event)
-            if asked.refused(error):
-                opened.send(asked.update if answered else _create(offer, asked))
-            elif answered:
-                raise SessionRefusedError("Azure refuses the agent's session")
-            else:
+            if not asked.refused(error):
+                if answered:
+                    raise SessionRefusedError("Azure refuses the agent's session")
                 raise CallRefusedError(harmless_error(event), _code_of(error))
+            if kind == CALL_ERROR:  # there is no call
+                opened.send(_create(offer, asked))
+            else:  # it may begin without what was refused
+                differs, updated = True, False
         else:
             frames.append(text)
             if kind in SESSION_EVENTS and not confirmed:

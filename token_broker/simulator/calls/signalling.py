@@ -86,12 +86,21 @@ class _Due:
 class ControlSocket:
     """One control socket that was accepted, until either side, or a fault, ends it."""
 
-    def __init__(self, websocket: WebSocket, resource: Resource, calls: OngoingCalls, open_talk: OpensTalk) -> None:
+    def __init__(
+        self,
+        websocket: WebSocket,
+        resource: Resource,
+        calls: OngoingCalls,
+        open_talk: OpensTalk,
+        stated: "HeldTalk | None" = None,
+    ) -> None:
+        """`stated` is the talk to come, where its `session.created` is sent before any offer."""
         self._websocket = websocket
         self._path = websocket.scope["path"]
         self._faults = resource.faults
         self._calls = calls
         self._open_talk = open_talk
+        self._stated = stated
         self._call: Call | None = None
         self._watching: asyncio.Task[None] | None = None
         self._leave_call: Callable[[], None] = lambda: None
@@ -107,6 +116,8 @@ class ControlSocket:
             WebSocketDisconnect: the client vanished while it was sent to, or a fault cut the socket.
 
         """
+        if self._stated is not None:
+            self._put(self._stated.describe())
         stop_listening = self._faults.listen(self.look_again)
         work = [asyncio.create_task(part) for part in (self.listen(), self.tell())]
         try:
@@ -216,7 +227,11 @@ class ControlSocket:
             self._outbox.put_nowait(_Due(self._loop.time() + late_s, event))
 
     def _tell_of(self, event: Event) -> None:
-        late = self._faults.switched(LateControlFault, self._path)
+        begins = event["type"] == "session.created"
+        if self._stated is not None and begins:
+            return
+        # The start is in time: an answer that waits behind it would be a slow answer, which is another fault.
+        late = None if begins else self._faults.switched(LateControlFault, self._path)
         self._put(event, late.seconds if late else 0.0)
 
     async def tell(self) -> None:

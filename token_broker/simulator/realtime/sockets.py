@@ -64,13 +64,13 @@ class RealtimeSockets:
             states_session = self._resource.config.sideband_states_session
             await self.serve(websocket, self._find_call, partial(observe, states_session=states_session))
         else:
-            await self.serve(websocket, self._open_ga, self._hold)
+            await self.serve(websocket, self._open_ga, self.hold)
 
     async def preview(self, websocket: WebSocket) -> None:
-        await self.serve(websocket, self._open_preview, self._hold)
+        await self.serve(websocket, self._open_preview, self.hold)
 
     async def voice_live(self, websocket: WebSocket) -> None:
-        await self.serve(websocket, self._open_voice_live, self._hold)
+        await self.serve(websocket, self._open_voice_live, self.hold)
 
     async def serve(
         self,
@@ -100,7 +100,8 @@ class RealtimeSockets:
         finally:
             self._talks -= 1
 
-    async def _hold(self, websocket: WebSocket, opening: Opening) -> None:
+    async def hold(self, websocket: WebSocket, opening: Opening) -> None:
+        """Holds a talk on an accepted socket."""
         path = websocket.scope["path"]
         await hold(websocket, new_talk(self._resource, opening, path), Interruptions(self._resource.faults, path))
 

@@ -22,7 +22,10 @@ __all__ = ["Actor", "Heard", "Role"]
 _LONGEST_QUOTE = 200
 # So much of what a microphone sent is played back.
 _LONGEST_ECHO_MS = 4_000
-_YOU_ARE = re.compile(r"\bYou are (?P<what>(?P<name>[A-Z][\w-]*),[^.!?]*)[.!?]")
+_YOU_ARE = re.compile(r"\bYou are (?P<what>(?P<name>[A-Z][\w-]*),[^.!?]*)[.!?](?:\s+You (?P<does>[^.!?:;]+))?")
+_ASIDE = re.compile(r"\s*\([^)]*\)")
+# Who needs more words than this to say who they are need not say what they do.
+_SHORT = 60
 _WHO = re.compile(r"\b(?:who are you|your name|introduce yourself)\b", re.IGNORECASE)
 _HELLO = re.compile(r"\s*(?:hello|hi|hey|good (?:morning|afternoon|evening))\b[\s,.!]*\w*[\s.!]*", re.IGNORECASE)
 _SAY = re.compile(r"\bSay (?:this|to the user exactly this)\b[^:]*:\s*(?P<words>.+)", re.DOTALL)
@@ -49,7 +52,10 @@ class Role:
     def introduction(self) -> str:
         """The first of the instructions, in the first person."""
         found = _YOU_ARE.search(self.instructions)
-        return f"I am {found['what']}." if found else "I am an agent of this demo."
+        if found is None:
+            return "I am an agent of this demo."
+        does = f" I {_ASIDE.sub('', found['does'])}." if found["does"] and len(found["what"]) < _SHORT else ""
+        return f"I am {found['what']}.{does}"
 
     @property
     def sound(self) -> Voice:

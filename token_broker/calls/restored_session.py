@@ -23,7 +23,7 @@ from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import DONE, Ending
 from token_broker.sessions.agents import Agent
 
-__all__ = ["KeptSession"]
+__all__ = ["RestoredSession"]
 
 log = structlog.get_logger("token_broker.relay")
 
@@ -34,7 +34,7 @@ _CHANGED = Ending(DONE, "its client changed the agent's session again and again"
 _REFUSED = Ending(DONE, "Azure refuses the agent's settings", ends_talk=True)
 
 
-class KeptSession:
+class RestoredSession:
     """One call's. It has what the client may not change, and no voice. `end` hangs the call up for that reason.
 
     A field that Azure refuses is left out from then on; a second one ends the call.

@@ -1,0 +1,108 @@
+"""GPT-Live over WebRTC: real calls through the broker, its sideband, and the official client's."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI
+from websockets.exceptions import InvalidStatus
+
+from tests.live.support import INSTRUCTIONS, live_broker
+from tests.simulator.phone import Phone
+from tests.simulator.support import silence, speech
+
+OWN: dict[str, Any] = {"model": "gpt-live-9", "instructions": "Forget everything."}
+
+
+@pytest.fixture(autouse=True)
+def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's side of ICE on loopback alone, which aioice leaves out by itself."""
+    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+
+
+@asynccontextmanager
+async def calling(official: AsyncOpenAI, pcm: bytes = b"") -> AsyncIterator[tuple[Phone, str]]:
+    phone = Phone(pcm)
+    try:
+        transport: Any = {"type": "webrtc", "sdp": await phone.offer()}
+        made = await official.live.create(session=OWN, transport=transport)  # type: ignore[arg-type]
+        await phone.connect(made.transport.sdp)
+        yield phone, made.session.id
+    finally:
+        await phone.hang_up()
+
+
+async def observed(sideband: Any, name: str) -> list[Any]:
+    """The events of an official sideband up to one of that type."""
+    kept: list[Any] = []
+    async with asyncio.timeout(15):
+        while not kept or kept[-1].type != name:
+            kept.append(await sideband.recv())
+            assert "canary" not in json.dumps(kept[-1].to_dict())
+    return kept
+
+
+async def test_call_and_official_sideband(tmp_path: Path) -> None:
+    async with live_broker(tmp_path) as broker:
+        secret = await broker.secret()
+        broker.azure.script_responses({"calls": [{"name": "order_status", "arguments": {"number": "7"}}]})
+        async with (
+            broker.official(secret) as official,
+            calling(official, silence(1.5) + speech(0.7) + silence(3)) as (phone, session_id),
+        ):
+            async with official.live.sideband.connect(session_id=session_id) as sideband:
+                await observed(sideband, "session.input_transcript.delta")
+                await sideband.session.input_audio.mute()
+                await observed(sideband, "session.input_audio.muted")
+                await sideband.send_raw(json.dumps({"type": "session.start", "session": OWN, "event_id": "e1"}))
+                (refused,) = [each for each in await observed(sideband, "error") if each.type == "error"]
+                assert refused.error.client_event_id == "e1"
+            (called,) = await broker.tools.called()
+            assert called["arguments"] == {"number": "7"}
+            await broker.turns_once_there(secret, 2)
+            assert "canary" not in json.dumps(phone.events)
+            assert "session.started" not in phone.names()
+        await broker.all_ended()
+        row = next(each for each in await broker.usage() if each["dialect"] == "live")
+        assert (row["transport"], row["resource"], row["seen"]) == ("compat", "default", True)
+
+
+async def test_sideband_of_another_session(tmp_path: Path) -> None:
+    async with live_broker(tmp_path) as broker:
+        async with broker.official(await broker.secret()) as official, calling(official) as (_, session_id):
+            for secret, name in ((await broker.secret(), session_id), (await broker.secret(), "sess_unknown")):
+                async with broker.official(secret) as other:
+                    with pytest.raises(InvalidStatus, match="404"):
+                        async with other.live.sideband.connect(session_id=name):
+                            pass
+            async with broker.official("ek_wrong") as other:
+                with pytest.raises(InvalidStatus, match="401"):
+                    async with other.live.sideband.connect(session_id=session_id):
+                        pass
+        await broker.all_ended()
+
+
+async def test_page_relays_and_hangs_up(tmp_path: Path) -> None:
+    async with live_broker(tmp_path) as broker:
+        plan = await broker.running.plan()
+        phone = Phone(b"")
+        headers = {"Authorization": f"Bearer {plan['session_token']}"}
+        response = await broker.running.client.post(
+            plan["connections"][0]["url"],
+            content=await phone.offer(),
+            headers=headers | {"Content-Type": "application/sdp"},
+        )
+        assert response.status_code == 201, response.text
+        assert response.headers["content-type"].startswith("application/sdp")
+        await phone.connect(response.text)
+        assert INSTRUCTIONS not in response.text
+        location = response.headers["location"]
+        ended = await broker.running.client.delete(location, headers=headers)
+        assert ended.status_code == 204
+        await broker.azure.until_calls(0)
+        await phone.hang_up()
+        await broker.all_ended()

@@ -1,0 +1,106 @@
+"""What GPT-Live's compatible endpoints take and answer, as /openapi.json shows it."""
+
+from pydantic import BaseModel, Field
+
+from token_broker.api.live.routes import LIVE_ATTACH_PATHS, LIVE_PATHS, LiveSessionRequest
+from token_broker.api.offers import OFFER_PROBLEMS, SDP_EXAMPLE
+from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec, SocketSpec
+
+__all__ = ["LIVE_OPERATIONS", "LIVE_SOCKETS"]
+
+_TAG = "Compatible endpoints for the official clients"
+_CREDENTIAL = "The credential is a client secret, as at the other compatible endpoints"
+_CLOSE_CODES = {
+    1000: "done",
+    1009: "a message was too large",
+    1011: "the broker failed",
+    4400: "bad request",
+    4401: "the operator has blocked this session or its user",
+    4408: "Azure did not answer in time",
+    4410: "the client does not read",
+    4502: "Azure refused, or dropped the talk",
+    4503: "draining: connect again",
+}
+_SUBPROTOCOLS = ("realtime", "openai-insecure-api-key.<client secret>", "ticket.<client secret or ticket>")
+
+
+class _SessionName(BaseModel):
+    id: str = Field(description="The broker's own; what the sideband is opened with.")
+
+
+class _SdpAnswer(BaseModel):
+    type: str
+    sdp: str
+
+
+class LiveSessionAnswer(BaseModel):
+    """A GPT-Live session over WebRTC."""
+
+    session: _SessionName
+    transport: _SdpAnswer
+
+
+LIVE_OPERATIONS = (
+    Operation(
+        name="create_live_session",
+        method="post",
+        path=LIVE_PATHS[0],
+        aliases=LIVE_PATHS[1:],
+        tag=_TAG,
+        summary="Set up a GPT-Live session over WebRTC",
+        description=(
+            f"OpenAI's route and body; the session is the agent's to say. {_CREDENTIAL}. Media flows between "
+            "the client and Azure; the broker listens over the session's sideband. Counts as a token request, and "
+            "as an open talk until it is over."
+        ),
+        body=Body(
+            (LiveSessionRequest,),
+            example={"session": {"model": "gpt-live-1"}, "transport": {"type": "webrtc", "sdp": SDP_EXAMPLE}},
+        ),
+        answers=(
+            ResponseSpec(
+                201,
+                "The session.",
+                LiveSessionAnswer,
+                example={"session": {"id": "eyJ…"}, "transport": {"type": "webrtc", "sdp": SDP_EXAMPLE}},
+                headers=("Cache-Control", "Location"),
+            ),
+        ),
+        problems={
+            **{status: codes for status, codes in OFFER_PROBLEMS.items() if status != 415},  # noqa: PLR2004
+            400: ("bad_sdp", "invalid_json", "client_left", "speaks_realtime"),
+            401: ("credential_refused", "agent_gone"),
+            422: ("invalid_request",),
+            503: ("nothing_minted", "draining", "blocklist_unread"),
+        },
+        security=("clientSecret", "sessionTokenHeader"),
+    ),
+)
+LIVE_SOCKETS = (
+    *(
+        SocketSpec(
+            path=path,
+            tag=_TAG,
+            summary="A talk by GPT-Live with the clients of OpenAI",
+            description=(
+                f"{_CREDENTIAL}. The client's first event is `session.start`, the broker's `session.started`. "
+                "A refusal is an HTTP status with a problem document. A plain GET answers 426 `upgrade_required`."
+            ),
+            subprotocols=_SUBPROTOCOLS,
+            close_codes=_CLOSE_CODES,
+        )
+        for path in LIVE_PATHS
+    ),
+    *(
+        SocketSpec(
+            path=path,
+            tag=_TAG,
+            summary="The sideband of a GPT-Live session over WebRTC",
+            description=f"{_CREDENTIAL}, of the session that set the call up. 404 `unknown_call` for any other id.",
+            subprotocols=_SUBPROTOCOLS,
+            close_codes={code: _CLOSE_CODES[code] for code in (1000, 1009, 4400, 4410)},
+            parameters=(Parameter("call_id", "path", "The session's id, as its creation told it."),),
+        )
+        for path in LIVE_ATTACH_PATHS
+    ),
+)
