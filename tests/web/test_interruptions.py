@@ -1,4 +1,4 @@
-"""A talk goes on by itself: after a time offline, a frozen or killed other side, a phone call, and a choice of devices."""
+"""A talk goes on by itself: after a time offline, a frozen or killed other side, and a phone call; choices hold."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,7 +24,8 @@ PAGE = """<!doctype html><title>Page</title><script>
       contexts.push(this);
     }
     resume() {
-      return window.refusesSound ? Promise.reject(new DOMException("a phone call", "InvalidStateError")) : super.resume();
+      if (window.refusesSound) return Promise.reject(new DOMException("a phone call", "InvalidStateError"));
+      return super.resume();
     }
   };
   window.streams = [];

@@ -223,12 +223,34 @@ async def test_answers_are_whole_steady_and_leak_free(browser: Browser, demo: De
 
 # Last: after it the demo has to be restarted, to close its circuit breakers.
 @retry_if_host_busy(tries=3)
-async def test_failed_mints_end_on_the_proxy(quiet_browser: Browser, demo: Demo) -> None:
-    await demo.set_faults({"match": "/openai", "method": "POST", "fault": "status", "code": 500},
-                          {"match": "/api/projects", "fault": "status", "code": 500})  # fmt: skip
+async def test_failed_mints_end_on_voice_lives_call(quiet_browser: Browser, demo: Demo) -> None:
     async with quiet_browser.page() as page:
+        await page.goto(f"{demo.base_url}/?transports=webrtc_relay,websocket_proxy")
+        await page.click("talk")  # the simulator's first call of all takes long on a busy machine
+        await page.wait_for_text("state", "live", 40)
+    no_mint = ({"match": "/openai", "method": "POST", "fault": "status", "code": 500},
+               {"match": "/api/projects", "fault": "status", "code": 500})  # fmt: skip
+    await demo.set_faults(*no_mint)
+    async with quiet_browser.page() as page:
+        await page.on_every_page(_KEEP_PLANS)
         await page.goto(demo.base_url)
         await page.click("talk")
-        await page.wait_for_text("state", "live")
-        assert await page.text("transport") == "websocket_proxy"
-        assert await page.run("document.querySelector('[data-testid=transport]').dataset.reason") == "not_minted"
+        await page.wait_for_text("state", "live", 40)
+        assert await page.run("__plans[0].connections.map(({ transport }) => transport)") == [
+            "webrtc_websocket", "websocket_proxy",
+        ]  # fmt: skip
+        assert await page.text("transport") == "webrtc_websocket"
+        await page.type("text", "Before")
+        await page.press("Enter")
+        await page.wait_for(AGENT_SAID)
+        # The control socket is lost, and no other is to be had: the next plan's call fails, and the proxy goes on.
+        calls = "/voice-live/realtime/calls"
+        lost = ({"match": calls, "fault": "cut", "at": "now"}, {"match": calls, "fault": "refuse"})
+        await demo.set_faults(*no_mint, *lost)
+        await page.wait_for_text("transport", "websocket_proxy", 40)
+        await page.wait_for_text("state", "live", 40)
+        await page.type("text", "After")
+        await page.press("Enter")
+        turns = await _kept(page, demo, 4)
+        assert [(turn["role"], turn["source"]) for turn in turns] == [("user", "proxy"), ("assistant", "proxy")] * 2
+        assert [turn["content"] for turn in turns if turn["role"] == "user"] == ["Before", "After"]
