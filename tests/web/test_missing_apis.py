@@ -122,19 +122,22 @@ window.beginAll = () => {
 </script><body>"""
 LIMIT_MS = 25_000
 AT_ONCE = 6
+LEFT_OUT = {"firefox": {"getUserMedia hangs"}}
+"""Its setting that answers prompts leaves the permission at `prompt`, and no limit counts while a prompt is open."""
 WITHOUT_WEBRTC = "webkit"  # as Debian builds it
 
 
 @pytest.mark.parametrize("engine", ["chromium", "firefox", "webkit"])
 @retry_if_host_busy(tries=3)
 async def test_missing_api_leads_elsewhere_or_is_told(engine: str, engine_page: ScriptPage) -> None:
-    page = PAGE.replace("STUBS", json.dumps({name: stub for name, (stub, _) in STUBS.items()}))
+    stubs = {name: stub for name, stub in STUBS.items() if name not in LEFT_OUT.get(engine, ())}
+    page = PAGE.replace("STUBS", json.dumps({name: stub for name, (stub, _) in stubs.items()}))
     async with run_fake(transports=(DIRECT, PROXY)) as server:
         server.extra_page = page.replace("LIMIT_MS", str(LIMIT_MS)).replace("AT_ONCE", str(AT_ONCE))
         await engine_page.goto(f"{server.base_url}/extra")
         await engine_page.wait_for("window.beginAll")
         await engine_page.run("beginAll()", user_gesture=True)
-        await engine_page.wait_for(f"Object.keys(endings).length === {len(STUBS)}", 150)
+        await engine_page.wait_for(f"Object.keys(endings).length === {len(stubs)}", 150)
         endings = await engine_page.run("endings")
     assert endings == {
         name: PROXY if engine == WITHOUT_WEBRTC and ending == DIRECT else ending for name, (_, ending) in STUBS.items()
