@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from strategies.base import Attempt, SignallingGrant
@@ -25,7 +25,8 @@ ControlProbe = Callable[[Resource], Awaitable[None]]
 """Opens a control socket at the resource and closes it without an offer, within a bound. Raises MintError."""
 
 _EVERY_S = 3600.0
-_FIRST_AGAIN_S = 30.0  # where a try has said nothing; doubled up to an hour
+_FIRST_AGAIN_S = 30.0  # where a try has not found it; doubled up to an hour
+_LONGEST_UNKNOWN_S = 300.0  # between tries that say nothing: the resource may be back
 _FIRST_TRY_S = 2.0
 # Azure's answers for a resource, or an api-version, without the service (docs/azure.md §12.1).
 _MISSING = frozenset({401, 404})
@@ -46,13 +47,15 @@ class _Known:
     has: bool | None = None
     tried_s: float | None = None
     why: str | None = None
-    failures: int = 0  # in a row, of tries that said nothing
+    failures: int = 0  # in a row, of tries that did not find it
+    missed: asyncio.Event = field(default_factory=asyncio.Event)  # by a talk
 
 
 class WebRtcAvailability:
     """Which resources have Voice Live by WebRTC. `start` looks now, and every hour; `mode` on and off need no look.
 
-    A try that fails in another way than by a status of `missing` changes nothing that is known, and is soon repeated.
+    A try that fails in another way than by a status of `missing` changes nothing that is known. One that does not find
+    the service is soon repeated: an Azure that starts, or a credential that is being renewed, answers alike.
     """
 
     def __init__(
@@ -119,14 +122,20 @@ class WebRtcAvailability:
             await self._probe(resource)
         except MintError as error:
             known.why = str(error)
+            known.failures += 1
             if error.status in self._missing:
-                known.has, known.failures = False, 0
-            else:
-                known.failures += 1
+                known.has = False
         else:
             known.has, known.why, known.failures = True, None, 0
         known.tried_s = self._clock()
         self._first[resource.name].set()
+
+    def note(self, resource_name: str, error: MintError) -> None:
+        """A talk's own try has failed: where that says that nothing is there, plans leave it out until it is seen."""
+        known = self._known.get(resource_name)
+        if known is not None and self._mode == "auto" and error.status in self._missing:
+            known.has, known.why = False, str(error)
+            known.missed.set()
 
     def snapshot(self) -> tuple[WebRtcStatus, ...]:
         """What is known of each resource that could have it."""
@@ -140,11 +149,21 @@ class WebRtcAvailability:
         return WebRtcStatus(name, state, ago_s, known.why)
 
     async def _watch(self, resource: Resource) -> None:
+        known = self._known[resource.name]
         while True:
             await self.look(resource)
-            failures = self._known[resource.name].failures
-            pause_s = self._every_s if not failures else self._again_s * 2.0 ** min(failures - 1, 16)
-            await asyncio.sleep(min(self._every_s, pause_s))
+            known.missed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pause_s(known)):
+                    await known.missed.wait()
+            if known.missed.is_set():
+                await asyncio.sleep(self._again_s)
+
+    def _pause_s(self, known: _Known) -> float:
+        if not known.failures:
+            return self._every_s
+        longest_s = self._every_s if known.has is False else min(self._every_s, _LONGEST_UNKNOWN_S)
+        return min(longest_s, self._again_s * 2.0 ** min(known.failures - 1, 16))
 
 
 class VoiceLiveWebRtc:

@@ -20,7 +20,7 @@ from strategies.resources import Quotas, Resource
 from strategies.routes import DirectDeployment, Ga, Project, Unified
 from strategies.transport import BoundedResolver
 from strategies.upstream import Upstream
-from strategies.voice_live_webrtc import VoiceLiveWebRtc, WebRtcAvailability
+from strategies.voice_live_webrtc import VoiceLiveWebRtc, WebRtcAvailability, WebRtcMode
 from token_broker import __version__
 from token_broker.observability.logging import log_attempt
 from token_broker.relay.azure.connector import UpstreamConnector, make_routes
@@ -246,9 +246,12 @@ def control_routes(settings: Settings) -> dict[str, Route]:
 
 def build_availability(settings: Settings, connector: UpstreamConnector) -> WebRtcAvailability:
     """What is known of Voice Live by WebRTC at each resource. `start` it, and close it before the connector."""
-    mode = settings.voice_live_webrtc if "voice_live_webrtc" in settings.token_strategies else "off"
-    routes = control_routes(settings)
-    return WebRtcAvailability(connector.pool.resources, mode=mode, probe=partial(probe_control, connector, routes))
+    probe = partial(probe_control, connector, control_routes(settings))
+    return WebRtcAvailability(connector.pool.resources, mode=_webrtc_mode(settings), probe=probe)
+
+
+def _webrtc_mode(settings: Settings) -> WebRtcMode:
+    return settings.voice_live_webrtc if "voice_live_webrtc" in settings.token_strategies else "off"
 
 
 def add_agents_routes(settings: Settings, connector: UpstreamConnector, agents: Iterable[Agent]) -> None:
@@ -263,13 +266,14 @@ def add_agents_routes(settings: Settings, connector: UpstreamConnector, agents: 
 
 def build_agents_availability(settings: Settings, connector: UpstreamConnector) -> dict[str, WebRtcAvailability]:
     """What is known of WebRTC with each agent that is defined at Azure, by the agent's id."""
+    mode = _webrtc_mode(settings)
     routes: dict[str, dict[str, Route]] = {}
     for (agent_id, resource), route in connector.agents_routes.items():
         routes.setdefault(agent_id, {})[resource] = route
     return {
         agent_id: WebRtcAvailability(
             [connector.pool.by_name[name] for name in own],
-            mode=settings.voice_live_webrtc,
+            mode=mode,
             probe=partial(probe_control, connector, own),
             missing=_NO_WEBRTC,
         )
@@ -277,8 +281,16 @@ def build_agents_availability(settings: Settings, connector: UpstreamConnector) 
     }
 
 
-def build_calls(settings: Settings, connector: UpstreamConnector, availability: WebRtcAvailability) -> CallConnector:
-    """What makes calls whose signalling the broker holds."""
+def build_calls(
+    settings: Settings,
+    connector: UpstreamConnector,
+    availability: WebRtcAvailability,
+    of_agents: Mapping[str, WebRtcAvailability],
+) -> CallConnector:
+    """What makes calls whose signalling the broker holds. `of_agents` is the availability of agents at Azure."""
     return CallConnector(
-        connector, control_routes(settings), has=availability.has, timeout_s=settings.proxy_connect_timeout_s
+        connector,
+        control_routes(settings),
+        available=lambda agent_id: of_agents.get(agent_id, availability),
+        timeout_s=settings.proxy_connect_timeout_s,
     )

@@ -238,7 +238,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             on_ended=on_ended,
             ledger=ledger,
             leash=budgets,
-            calls=build_calls(settings, connector, availability),
+            calls=build_calls(settings, connector, availability, of_agents),
         )
         shared_events = SharedEvents(memory.database)
         shared_events.start()

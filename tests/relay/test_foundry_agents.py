@@ -42,7 +42,7 @@ async def foundry(talk: AzureTalk) -> None:
 async def test_proxy_carries_it(agents: Any) -> None:
     async with (
         scripted_azure(foundry) as azure,
-        broker(azure.url, agents=agents, azure_auth="entra") as running,
+        broker(azure.url, agents=agents, azure_auth="entra", voice_live_webrtc="on") as running,
         running.client() as client,
     ):
         ready = await client.ready()
@@ -62,7 +62,7 @@ async def test_webrtc_is_signalled(agents: Any) -> None:
     behaviour = ControlSocket(shows=lambda _session: {"type": "realtime", "instructions": "canary-definition"})
     async with (
         scripted_azure(behaviour) as azure,
-        broker(azure.url, agents=agents, azure_auth="entra") as running,
+        broker(azure.url, agents=agents, azure_auth="entra", voice_live_webrtc="on") as running,
         running.client(path=MEDIA) as client,
     ):
         await client.send(CREATE)
@@ -81,7 +81,7 @@ async def test_refusal_is_told(agents: Any, status: int, told: str, path: str) -
     async with scripted_azure(foundry) as azure:
         azure.refuse = lambda _: answer(status, b"{}")
         async with (
-            broker(azure.url, agents=agents, azure_auth="entra") as running,
+            broker(azure.url, agents=agents, azure_auth="entra", voice_live_webrtc="on") as running,
             running.client(path=path) as client,
         ):
             if path:
@@ -100,5 +100,19 @@ async def test_key_alone_is_not_taken(agents: Any) -> None:
         broker(azure.url, agents=agents, azure_auth="key") as running,
         running.client() as client,
     ):
+        assert await client.closed() == 4502
+        assert not azure.handshakes
+
+
+@pytest.mark.parametrize("settings", [{"voice_live_webrtc": "off"}, {"token_strategies": ("ga", "websocket_proxy")}])
+async def test_switch_holds_at_the_socket(agents: Any, settings: dict[str, Any]) -> None:
+    """A plan without WebRTC is no wish: its ticket opens no call either."""
+    chosen = {"voice_live_webrtc": "on", "azure_auth": "entra"} | settings
+    async with (
+        scripted_azure(foundry) as azure,
+        broker(azure.url, agents=agents, **chosen) as running,
+        running.client(path=MEDIA) as client,
+    ):
+        await client.send(CREATE)
         assert await client.closed() == 4502
         assert not azure.handshakes

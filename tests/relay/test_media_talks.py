@@ -412,6 +412,30 @@ async def test_ticket_is_no_way_round_the_rule(
                 assert not azure.handshakes
 
 
+@pytest.mark.parametrize(
+    ("transport", "path", "enters"),
+    [
+        ("webrtc_websocket", "", False),
+        ("websocket_proxy", "", True),
+        ("websocket_proxy", MEDIA, False),
+        ("webrtc", "", False),
+    ],
+)
+async def test_narrowed_ticket_opens_its_own_transport(transport: str, path: str, enters: bool) -> None:
+    """The proxy and the call have one path: each looks whether the plan was narrowed to the other."""
+    async with control_azure() as azure, broker(azure.url, voice_live_webrtc="on") as running:
+        session = "s" * 20
+        owner = Owner(session, "anonymous", 1, narrowed=Narrowing(transports=(transport,)))
+        ticket = running.signer.ticket(owner, agent_id="elena", ttl_s=60)
+        async with running.client(session_id=session, ticket=ticket, path=path) as client:
+            if enters:
+                await azure.talk()
+            else:
+                assert await client.closed() == 4400
+                assert not azure.handshakes
+                assert not running.tickets.spent
+
+
 async def test_two_tabs_and_a_reload() -> None:
     """Each tab has a call of its own; a reload ends the old call, and begins a new one."""
     async with control_azure() as azure, broker(azure.url, voice_live_webrtc="on") as running:

@@ -129,6 +129,41 @@ async def test_it_looks_again() -> None:
     assert azure.asked == ["a"] * 3
 
 
+async def test_talk_that_misses_it_has_it_looked_for() -> None:
+    """Plans leave it out at once, and the next look, which comes soon, brings it back."""
+    a = resource("a")
+    azure = Azure(None, PermanentError("x", status=404), None)
+    availability = WebRtcAvailability([a], mode="auto", probe=azure.probe, every_s=3600, again_s=0.01)
+    availability.start()
+    await availability.first_known("a", timeout_s=15)
+    availability.note("a", TransientError("x", status=503))
+    availability.note("unknown", PermanentError("x", status=404))
+    assert availability.has("a")
+    availability.note("a", PermanentError("gone", status=404))
+    (status,) = availability.snapshot()
+    assert (status.state, status.why) == ("missing", "gone")
+    async with asyncio.timeout(15):
+        while not availability.has("a"):  # noqa: ASYNC110  # it has no event of its own
+            await asyncio.sleep(0.01)
+    await availability.aclose()
+    assert azure.asked == ["a"] * 3
+    fixed = WebRtcAvailability([a], mode="on", probe=azure.probe)
+    fixed.note("a", PermanentError("x", status=404))
+    assert fixed.has("a")
+
+
+def test_unknown_is_looked_for_more_often_than_missing() -> None:
+    availability = WebRtcAvailability([resource("a")], mode="auto", probe=Azure(None).probe)
+    known_a = availability._known["a"]
+    pauses_s = {}
+    for has in (None, True, False):
+        known_a.has, known_a.failures = has, 1
+        pauses_s[has] = [availability._pause_s(known_a)]
+        known_a.failures = 40
+        pauses_s[has].append(availability._pause_s(known_a))
+    assert pauses_s == {None: [30, 300], True: [30, 300], False: [30, 3600]}
+
+
 @pytest.mark.parametrize(("mode", "has"), [("on", True), ("off", False)])
 async def test_switch_needs_no_look(mode: WebRtcMode, has: bool) -> None:
     azure = Azure(None)

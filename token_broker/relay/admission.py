@@ -109,13 +109,15 @@ class Admission:
             raise _no_entry("the ticket is another session's: ask for a new plan")
         return self._admitted(scope, claims)
 
-    def ensure_signalling(self, admitted: AdmittedClient) -> None:
-        """Raises RefusedError where the talk may not go by WebRTC with the broker's signalling: the rule of plans."""
-        owner, knows_blocked = admitted.owner, self._blocklist.was_read
-        if not owner.narrowed.permits("webrtc_websocket") or not self._unseen.permits_signalling(
-            admitted.agent, owner, knows_blocked=knows_blocked
-        ):
-            reason = "this talk may not go by WebRTC: go on to the plan's next connection"
+    def ensure_transport(self, admitted: AdmittedClient, transport: str) -> None:
+        """Raises RefusedError where the talk may not go by this transport of the proxy's path: the rule of plans."""
+        owner, is_permitted = admitted.owner, admitted.owner.narrowed.permits(transport)
+        if is_permitted and transport == "webrtc_websocket":
+            knows_blocked = self._blocklist.was_read
+            is_permitted = self._unseen.permits_signalling(admitted.agent, owner, knows_blocked=knows_blocked)
+        if not is_permitted:
+            way = "by WebRTC" if transport == "webrtc_websocket" else "over the proxy"
+            reason = f"this talk may not go {way}: go on to the plan's next connection"
             raise _refused(BAD_REQUEST, reason, 403, "transport_refused")
 
     def by_any(self, scope: Scope) -> AdmittedClient:

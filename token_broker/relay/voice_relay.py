@@ -215,8 +215,7 @@ class VoiceRelay:
         adapter = MediaAdapter() if "webrtc" in query_values(scope, "media") else ProxyAdapter()
         try:
             admitted = self._admission.by_ticket(scope)
-            if isinstance(adapter, MediaAdapter):
-                self._admission.ensure_signalling(admitted)
+            self._admission.ensure_transport(admitted, adapter.transport)
             lease = await self._admission.enter(admitted)
         except RefusedError as refused:
             ending = refused.ending

@@ -25,7 +25,14 @@ from strategies.hedging import Hedger
 from strategies.transport import make_tls_context
 from tests.support.broker import make_settings as broker_settings
 from tests.support.serving import run_server, server_config
-from token_broker.azure import add_agents_routes, build_availability, build_calls, build_connector, build_pool
+from token_broker.azure import (
+    add_agents_routes,
+    build_agents_availability,
+    build_availability,
+    build_calls,
+    build_connector,
+    build_pool,
+)
 from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.memory.types import Interruption, Remembered, Turn
 from token_broker.observability.events import Observer, null_observer
@@ -283,6 +290,7 @@ def build(
         origin_refusal=origin_refusal,
         blocklist=blocklist,
     )
+    add_agents_routes(settings, connector, book.values())
     relay = VoiceRelay(
         settings=settings,
         agents=book,
@@ -296,9 +304,13 @@ def build(
         guardrail=guardrail,
         observe=observe,
         ledger=ledger,
-        calls=build_calls(settings, connector, build_availability(settings, connector)),
+        calls=build_calls(
+            settings,
+            connector,
+            build_availability(settings, connector),
+            build_agents_availability(settings, connector),
+        ),
     )
-    add_agents_routes(settings, connector, book.values())
     calls = WatchedCalls(
         relay.parts,
         hang_up=lambda endpoint, call_id, owner, *, why: None,

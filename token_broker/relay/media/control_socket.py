@@ -15,6 +15,7 @@ import structlog
 from strategies.base import SpecSupplier
 from strategies.errors import MalformedError, MintError, RejectedError, TimedOutError, TransientError
 from strategies.resources import Resource, Wanted
+from strategies.voice_live_webrtc import WebRtcAvailability
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnector, ending_of
 from token_broker.relay.azure.opening import SessionRefusedError, expiry_s, refusal_of
 from token_broker.relay.azure.route import ConnectionHealth, Route, UpstreamConnection
@@ -68,8 +69,8 @@ async def probe_control(connector: UpstreamConnector, routes: Mapping[str, Route
 
 
 class CallConnector:
-    """Connects calls; one instance a process. `routes` are Voice Live's control sockets by the name of a resource, and
-    `has` says which of them are there.
+    """Connects calls; one instance a process. `routes` are Voice Live's control sockets by the name of a resource;
+    `available` gets an agent's id, and says where its control sockets are there.
     """
 
     def __init__(
@@ -77,18 +78,19 @@ class CallConnector:
         connector: UpstreamConnector,
         routes: Mapping[str, Route],
         *,
-        has: Callable[[str], bool],
+        available: Callable[[str], WebRtcAvailability],
         timeout_s: float,
     ) -> None:
         self.routes = dict(routes)
         self._connector = connector
-        self._has = has
+        self._available = available
         self._timeout_s = timeout_s
 
     @property
     def known(self) -> list[tuple[str, Route]]:
         """The control sockets that are there, by the name of the resource."""
-        return [(name, route) for name, route in self.routes.items() if self._has(name)]
+        availability = self._available("")
+        return [(name, route) for name, route in self.routes.items() if availability.has(name)]
 
     async def call(
         self, supply: SpecSupplier, offer: CallOffer, *, wanted: Wanted, on_answer: OnAnswer
@@ -98,7 +100,7 @@ class CallConnector:
         `on_answer` gets Azure's answer at once, as an event; from then on no other resource is asked. Where all that is
         left to tell is why Azure refused the offer, `on_answer` gets that.
         """
-        loop, pool = asyncio.get_running_loop(), self._connector.pool
+        loop, pool, availability = asyncio.get_running_loop(), self._connector.pool, self._available(wanted.agent_id)
         deadline_s = loop.time() + self._timeout_s
         left = [(each, route) for each in pool.order(wanted) if (route := self._route(each, wanted)) is not None]
         ending, refusal, answered = _NO_CALLS, "", False
@@ -133,6 +135,7 @@ class CallConnector:
                 refusal = error.event if isinstance(error, CallRefusedError) else refusal
                 told = {"outcome": error.outcome, "status": error.status, "code": error.code, "why": str(error)}
                 log.warning("upstream_attempt", **about, ms=round((loop.time() - began_s) * 1000), **told)
+                availability.note(resource.name, error)
                 if isinstance(error, SessionRefusedError):
                     self._connector.settings_report.note_refused(resource=resource.name, agent_id=wanted.agent_id)
                 continue
@@ -147,10 +150,10 @@ class CallConnector:
         raise NoUpstreamError(ending)
 
     def _route(self, resource: Resource, wanted: Wanted) -> Route | None:
+        if not self._available(wanted.agent_id).has(resource.name):
+            return None
         own = self._connector.agents_routes.get((wanted.agent_id, resource.name))
-        if own is not None:
-            return own
-        return self.routes.get(resource.name) if self._has(resource.name) else None
+        return own or self.routes.get(resource.name)
 
     async def _attempt(
         self,
