@@ -19,8 +19,8 @@ from token_broker.api.call_events import CALL_EVENT_OPERATIONS, attach_call, str
 from token_broker.api.calls import CALL_OPERATIONS, create_call, hang_up
 from token_broker.api.compat import compat_routes
 from token_broker.api.compat_operations import COMPAT_OPERATIONS, COMPAT_SOCKETS
+from token_broker.api.live.endpoints import live_routes
 from token_broker.api.live.operations import LIVE_OPERATIONS, LIVE_SOCKETS
-from token_broker.api.live.routes import live_routes
 from token_broker.api.metrics import METRICS_OPERATIONS, StateCollector, get_metrics
 from token_broker.api.openapi import openapi_routes
 from token_broker.api.proxy import VOICELIVE_PATH, VOICELIVE_SOCKET, Voicelive

@@ -260,6 +260,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         stack.push_async_callback(watched.aclose)
         leases.start()
         drain.hand_overs.append(leases.hand_over)
+        ledger.confirm = leases.confirm
         attacher = CallAttacher(
             join=connector.join_call,
             resources=pool.by_name,

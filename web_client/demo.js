@@ -85,8 +85,6 @@ const allowedTransports = new URLSearchParams(location.search).get("transports")
 /** @type {VoiceSession | null} */
 let session = null;
 let muted = false;
-/** The agent that the transcript has named last. @type {string | null} */
-let shownAgent = null;
 /** The resource that the talk used last, and why it left it; null while nothing is broken. @type {{resource: string | null, reason: string} | null} */
 let broken = null;
 /** Names of agents, by their ids. @type {Map<string, string>} */
@@ -99,7 +97,7 @@ function startTalk(microphone) {
   clearNotice();
   find("sign-in").hidden = true;
   if (session && !transcript.isEmpty) transcript.note("A new talk");
-  shownAgent = broken = null;
+  broken = null;
   session = new VoiceSession({
     brokerUrl: base,
     agentId: agent.value || undefined,
@@ -113,9 +111,10 @@ function startTalk(microphone) {
     return { shown: true };
   });
   listen(session, "activity", showDoing);
-  listen(session, "event", (event) => {
-    events.add(String(/** @type {{type?: unknown}} */ (event).type));
-    queueMicrotask(noteAgent); // when the session has taken it
+  listen(session, "event", (event) => events.add(String(/** @type {{type?: unknown}} */ (event).type)));
+  listen(session, "agent", ({ agentId }) => {
+    transcript.note(`${nameOf(agentId)} takes over`);
+    agent.value = agentId;
   });
   listen(session, "latency", ({ turnMs }) => (find("latency").textContent = `${turnMs} ms to the answer's first sound`));
   listen(session, "tool", ({ name, state, durationMs }) => {
@@ -139,7 +138,6 @@ function showDoing() {
   find("doing").textContent = DOING[doing === "listening" && muted ? "muted" : doing] ?? doing;
   find("muted").hidden = !muted;
   stop.setAttribute("aria-disabled", String(doing !== "speaking"));
-  if (session?.state === "live") noteAgent();
 }
 
 /**
@@ -148,15 +146,6 @@ function showDoing() {
  */
 function announce(words) {
   find("announcer").textContent = words;
-}
-
-/** The agent changed: the user chose it, or the one before handed over. */
-function noteAgent() {
-  const id = session?.agentId ?? null;
-  if (id === null || id === shownAgent) return;
-  if (shownAgent !== null) transcript.note(`${nameOf(id)} takes over`);
-  shownAgent = id;
-  agent.value = id;
 }
 
 /**
@@ -197,6 +186,7 @@ function showState(state, prompting = false) {
   text.disabled = send.disabled = state !== "live";
   if (state === "reconnecting") broken ??= { resource: find("resource").textContent || null, reason: "lost" };
   if (state !== "live") return;
+  agent.value = session?.agentId ?? agent.value;
   clearNotice();
   if (PLANNED.includes(find("transport").dataset.reason ?? "")) broken = null;
   noteGoingOn(session?.resource ?? null);
@@ -241,7 +231,6 @@ function showResuming({ reason, retryAfterMs }) {
 
 /** @param {Events["transcript"]} line */
 function showLine(line) {
-  noteAgent();
   find("empty").hidden = true;
   transcript.show(line, line.speaker === "user" ? "You" : nameOf(session?.agentId ?? "Agent"));
 }

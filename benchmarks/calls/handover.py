@@ -20,6 +20,7 @@ from benchmarks.calls.stage import Stage, call_stage
 WITHIN_S = 10.0
 BOUND_S = 60.0
 AT_ONCE = 6
+LOG_LINES = 40  # of each broker, where something is wrong
 
 
 async def main(calls: int, how: str) -> int:
@@ -29,7 +30,7 @@ async def main(calls: int, how: str) -> int:
 
 
 async def measured(stage: Stage, calls: int, how: str) -> int:
-    leaving, _ = stage.replicas.running
+    leaving = stage.replicas.running[0]
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def place() -> None:
@@ -49,7 +50,11 @@ async def measured(stage: Stage, calls: int, how: str) -> int:
     hung_up = calls - len(stage.azure.live())
     held = sum(talk.joins > before[talk.name] for talk in stage.azure.live())
     print(f"{how}: {held} of {calls} calls held by the other replica after {took_s:.1f} s, {hung_up} hung up")
-    return int(hung_up > 0 or held < calls or took_s > WITHIN_S)
+    is_bad = hung_up > 0 or held < calls or took_s > WITHIN_S
+    if is_bad:
+        for broker in stage.replicas.running:
+            print(f"--- {broker.base_url}", *broker.log.splitlines()[-LOG_LINES:], sep="\n")
+    return int(is_bad)
 
 
 async def until(holds: Callable[[], bool], within_s: float = BOUND_S) -> None:

@@ -26,6 +26,7 @@ from tests.support.offers import OFFER
 __all__ = ["FakeAzure", "FakeTalk", "Replicas", "Stage", "call_stage"]
 
 _START_S = 180.0
+_ASKED_TIMES = 20
 _ANSWER = OFFER.replace("o=- 1", "o=- 9")
 
 
@@ -244,7 +245,11 @@ class Stage:
     ) -> tuple[dict[str, str], dict[str, Any]]:
         """A plan's headers for its session, and the plan. The caller's principal is its address."""
         via = {"X-Forwarded-For": address}
-        answer = await self.client.post(f"{broker.base_url}/realtime/token", json=body, headers=via)
+        for _ in range(_ASKED_TIMES):  # as the answer says: a busy machine's store may be silent for a while
+            answer = await self.client.post(f"{broker.base_url}/realtime/token", json=body, headers=via)
+            if answer.status_code != 503:
+                break
+            await asyncio.sleep(float(answer.headers.get("Retry-After", 1)))
         answer.raise_for_status()
         plan: dict[str, Any] = answer.json()
         return {"Authorization": f"Bearer {plan['session_token']}", **via}, plan

@@ -44,7 +44,7 @@ from token_broker.usage.rows import sum_usage
 TRANSPORTS = ("webrtc_relay", "webrtc", "websocket_proxy")
 ENDS = ("hang_up", "killed_tab", "limit", "budget")
 TALK_S = (4.0, 12.0)
-LIMIT_S = 6
+LIMIT_S = 10  # the least that a request may ask for
 BUDGET_TOKENS = 12_000
 LEASH_S = 10.0
 _ANSWER = re.compile(r"resp_(ws_\d+)_")
@@ -85,11 +85,13 @@ class Talks:
             broker = self.broker()
             mine, plan = await self.stage.plan(broker, address, **body)
             if transport == "websocket_proxy":
-                await self._proxied(broker, plan, end)
+                await self._proxied(broker, mine, plan, end)
             else:
                 await self._call(broker, mine, plan, transport, end)
         except (httpx.HTTPError, OSError, WebSocketException, TimeoutError, KeyError) as error:
-            self.failed[type(error).__name__] += 1
+            answer = error.response.text if isinstance(error, httpx.HTTPStatusError) else ""
+            code = re.search(r'"code":"(\w+)"', answer)
+            self.failed[code[1] if code else type(error).__name__] += 1
 
     async def _call(
         self, broker: BrokerProcess, mine: dict[str, str], plan: dict[str, Any], transport: str, end: str
@@ -124,10 +126,11 @@ class Talks:
             async with asyncio.timeout(90):
                 await talk.over.wait()
 
-    async def _proxied(self, broker: BrokerProcess, plan: dict[str, Any], end: str) -> None:
+    async def _proxied(self, broker: BrokerProcess, mine: dict[str, str], plan: dict[str, Any], end: str) -> None:
         proxy = plan["connections"][-1]
         protocols = [Subprotocol(name) for name in proxy["protocols"]]
         options: dict[str, Any] = {"proxy": None, "compression": None, "max_size": None}
+        options["additional_headers"] = {"X-Forwarded-For": mine["X-Forwarded-For"]}  # whose budget it is
         async with connect(proxy["url"], subprotocols=protocols, **options) as socket:
             async with asyncio.timeout(30):  # an answer's id has the name of Azure's session
                 while (named := _ANSWER.search(str(await socket.recv()))) is None:

@@ -10,7 +10,7 @@ from tests.security.fakes import TENANT, Key, Tenant
 from tests.support.serving import serve_app
 from token_broker.doctor.checks import CheckStatus
 from token_broker.doctor.configuration import examine_configuration, judge_audiences, judge_cloud
-from token_broker.doctor.tenant import examine_tenant
+from token_broker.doctor.hosts import examine_tenant
 
 GUID = "11111111-2222-3333-4444-777777777777"
 US = "https://x.openai.azure.us"

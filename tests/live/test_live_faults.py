@@ -10,7 +10,7 @@ import websockets
 
 from tests.live.support import live_broker
 from tests.support.offers import OFFER
-from token_broker.relay.live.upstream import LiveUpstreams
+from token_broker.relay.live.azure_session import LiveUpstreams
 
 PATH = "/openai/v1/live/sessions"
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from token_broker.relay.live.turns import LiveTurns
+from token_broker.relay.live.spoken_turns import LiveTurns
 from token_broker.security.tokens import ANONYMOUS, Owner
 from token_broker.usage.days import StoreClock
 from token_broker.usage.talk_usage import TalkUsage

@@ -24,6 +24,7 @@ from tests.support.waiting import eventually
 from token_broker.cli.main import main
 from token_broker.memory.maintenance import open_maintenance
 from token_broker.memory.service import Memory
+from token_broker.memory.store.outbox import read_status
 from token_broker.memory.store.turn_writes import queue_notice
 from token_broker.memory.types import Outcome, arrival_at
 from token_broker.security.tokens import Owner
@@ -103,6 +104,10 @@ async def test_erased_user_is_nowhere(both: MakeSettings, zep: Zep, receiver: Re
         assert WORD not in await memory._database.read(texts)
 
 
+async def _nothing_waits(memory: Memory) -> bool:
+    return (await memory._database.read(read_status)).queued == 0
+
+
 async def _is_true(value: bool) -> bool:
     return value
 
@@ -167,25 +172,32 @@ async def test_forget_asks_sinks_without_broker(
     assert {event.data["user_id"] for event in receiver.of("user.erased")} == {"ann"}
 
 
+@pytest.mark.parametrize("waits", [True, False], ids=["a turn waits", "all is delivered"])
 async def test_sink_that_was_taken_out_is_named(
-    both: MakeSettings, zep: Zep, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    both: MakeSettings, zep: Zep, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, waits: bool
 ) -> None:
     async with Memory.open(both()) as memory:
         await memory.append([turn("t1", WORD, by=ANN)])
         await zep.has(1)
         await receiver.has(1)
-        receiver.faults.append(Fault("status", times=None, status=503))
-        await memory.append([turn("t2", WORD, by=ANN)])
-        await zep.has(2)
-    forget = partial(run, "forget", "--user", "ann", "--wait", folder=tmp_path, monkeypatch=monkeypatch)
+        if waits:
+            receiver.faults.append(Fault("status", times=None, status=503))
+            await memory.append([turn("t2", WORD, by=ANN)])
+            await zep.has(2)
+        else:
+            await eventually(partial(_nothing_waits, memory))
+    forget = partial(run, "forget", "--user", folder=tmp_path, monkeypatch=monkeypatch)
     async with asyncio.timeout(300):  # nobody waits for a sink that is not asked
-        first = await forget("3600", settings=both(memory_sinks=("zep",)))
+        first = await forget("ann", "--wait", "3600", settings=both(memory_sinks=("zep",)))
     assert (first.exit_code, "zep: done" in first.stdout) == (1, True)
     assert "http: cannot (not among BROKER_MEMORY_SINKS any more)" in first.stdout
+    stranger = await forget("bob", "--wait", "30", settings=both(memory_sinks=("zep",)))
+    assert (stranger.exit_code, "http" in stranger.stdout) == (0, False), "of whom it has nothing"
     receiver.faults.clear()
-    again = await forget("30", settings=both())
+    again = await forget("ann", "--wait", "30", settings=both())
     assert (again.exit_code, "http: done" in again.stdout, "is the id right" in again.stderr) == (0, True, False)
     assert [event.data["session_id"] for event in receiver.of("session.erased")] == [SESSION]
+    assert {event.data["user_id"] for event in receiver.of("user.erased")} == {"ann"}
 
 
 async def test_export_has_all_of_a_user(

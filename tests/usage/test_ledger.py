@@ -220,6 +220,46 @@ async def test_dead_replicas_time_is_made_up_for(database: Database) -> None:
     assert (row["complete"], row["ended"]) == (0, "hung_up"), "answers of the nine seconds may be missing"
 
 
+async def test_moved_calls_time_counts_once(database: Database) -> None:
+    """Who takes a call counts from the last row on: what its former holder counted since is not counted again."""
+    hands = Hands()
+    ledgers = [UsageLedger(database, clock=hands.clock) for _ in range(2)]
+    leaving = call_on(ledgers[0])
+    leaving.went_live("one", "ga")
+    hands.move(15)
+    await ledgers[0].flush()
+    hands.move(9)
+    taken = call_on(ledgers[1])
+    taken.went_live("one", "ga", unheard_s=9.0)
+    hands.move(1)
+    leaving.end(MOVED)
+    await ledgers[0].flush()
+    taken.end("hung_up")
+    await ledgers[1].flush()
+    (row,) = await read(database)
+    assert row["live_ms"] == 25_000
+    assert leaving.spent(DAY)[0] + taken.spent(DAY)[0] == 25_000
+
+
+async def test_nothing_is_written_of_calls_that_were_lost(database: Database) -> None:
+    """A process that was stopped for a while writes nothing of a call before it knows whether it still holds it."""
+    hands = Hands()
+    ledger = UsageLedger(database, clock=hands.clock)
+    talk = call_on(ledger)
+    talk.went_live("one", "ga")
+    hands.move(15)
+    await ledger.flush()
+
+    async def find_lost() -> None:
+        talk.end(MOVED)
+
+    hands.move(60)
+    ledger.confirm = find_lost
+    await ledger.flush()
+    (row,) = await read(database)
+    assert row["live_ms"] == 15_000
+
+
 async def test_call_that_is_never_heard_has_a_row(database: Database) -> None:
     hands = Hands()
     ledger = UsageLedger(database, clock=hands.clock)

@@ -36,7 +36,7 @@ from token_broker.memory.store_errors import StoreError
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
-from token_broker.relay.live.upstream import left_out_of
+from token_broker.relay.live.azure_session import left_out_of
 from token_broker.relay.media.call_offers import offers_audio
 from token_broker.security.authentication import limit_key
 from token_broker.security.limits import SessionLease, SessionLimits

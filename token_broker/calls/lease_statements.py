@@ -98,7 +98,8 @@ def take_calls(
     taken = {"holder": holder, "lease_until_us": now_us + lease_us, "lease_epoch": calls.c.lease_epoch + 1}
     connection.execute(update(calls).where(calls.c.call_key.in_(keys)).values(taken))
     rows = connection.execute(select(calls).where(calls.c.call_key.in_(keys))).all()
-    return [_found(row, now_us, unheard_s=_unheard_s(connection, row, now_us)) for row in rows]
+    unheard_s = _unheard_s(connection, rows, now_us)
+    return [_found(row, now_us, unheard_s=unheard_s.get((row.talk_id, row.transport), 0.0)) for row in rows]
 
 
 def claim_end(connection: Connection, holder: str, held: HeldCall, ending: str) -> bool:
@@ -143,8 +144,10 @@ def older_calls(connection: Connection, row: CallRow) -> list[TakenCall]:
 
 def release_calls(connection: Connection, holder: str, held: Sequence[HeldCall]) -> None:
     """Gives leases up, so that another replica takes the calls."""
-    for each in held:
-        connection.execute(update(calls).where(_is_held(holder, each)).values(lease_until_us=0, holder=None))
+    if held:
+        is_one = tuple_(calls.c.call_key, calls.c.lease_epoch).in_(list(held))
+        is_mine = and_(is_one, calls.c.holder == holder, calls.c.state < ENDED)
+        connection.execute(update(calls).where(is_mine).values(lease_until_us=0, holder=None))
 
 
 def reclaim_calls(connection: Connection, holder: str, keys: Collection[str], lease_us: int) -> None:
@@ -200,9 +203,15 @@ def _found(row: Row[Any], now_us: int, *, unheard_s: float = 0.0) -> TakenCall:
     return TakenCall(call, row.state, row.lease_epoch, row.ending, read_for_s, unheard_s)
 
 
-def _unheard_s(connection: Connection, row: Row[Any], now_us: int) -> float:
-    """How long ago the call's usage was last written by a holder that did not end it; 0 where there is none."""
-    of_talk = and_(usage.c.bucket == bucket_of(row.session_id), usage.c.talk_id == row.talk_id)
-    is_open = and_(usage.c.transport == row.transport, usage.c.ended.is_(None), usage.c.live_ms.is_not(None))
-    at_us = connection.scalar(select(func.max(usage.c.updated_at_us)).where(of_talk, is_open))
-    return 0.0 if at_us is None else max(0, now_us - at_us) / 1_000_000
+def _unheard_s(connection: Connection, rows: Sequence[Row[Any]], now_us: int) -> dict[tuple[str, str], float]:
+    """How long ago each call's usage was last written by a holder that did not end it, by talk and transport."""
+    of_talks = and_(
+        usage.c.bucket.in_({bucket_of(row.session_id) for row in rows}),
+        usage.c.talk_id.in_({row.talk_id for row in rows}),
+    )
+    is_open = and_(usage.c.ended.is_(None), usage.c.live_ms.is_not(None))
+    whose = (usage.c.talk_id, usage.c.transport)
+    found = connection.execute(
+        select(*whose, func.max(usage.c.updated_at_us).label("at_us")).where(of_talks, is_open).group_by(*whose)
+    )
+    return {(row.talk_id, row.transport): max(0, now_us - row.at_us) / 1_000_000 for row in found}

@@ -14,7 +14,6 @@ import structlog
 
 from strategies.errors import MintError
 from token_broker.calls.page_events import PageEvents
-from token_broker.calls.sideband import CALL_OVER
 from token_broker.relay.answers.actions import Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT
@@ -22,25 +21,24 @@ from token_broker.relay.answers.turn_clock import TurnLatency
 from token_broker.relay.azure.connector import NO_SUCH_CALL
 from token_broker.relay.counters import TalkCounters
 from token_broker.relay.event_text import compact, event_of
-from token_broker.relay.live.client_events import PRIMARY_ONLY, examine_live
-from token_broker.relay.live.delegations import Delegations, context_appends
+from token_broker.relay.live.client_policy import PRIMARY_ONLY, examine_live
+from token_broker.relay.live.delegations import Delegations, greeting_appends
 from token_broker.relay.live.faces import CompatFace
 from token_broker.relay.live.goodbye import Goodbye
 from token_broker.relay.live.session_events import AUDIO_DELTA, LiveEvents
 from token_broker.relay.live.sidebands import LiveSidebands, Sideband
-from token_broker.relay.live.talk import GREETING
-from token_broker.relay.live.turns import LiveTurns
+from token_broker.relay.live.spoken_turns import LiveTurns
 from token_broker.relay.policy.allowlist import Broken, Command, Refused, event_id_of
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import BUDGET_USED, SoftEnd
 from token_broker.security.tokens import Owner
-from token_broker.server.close_codes import DONE, ENDED_BY_AGENT, INTERNAL, Ending
+from token_broker.server.close_codes import CALL_OVER, DONE, ENDED_BY_AGENT, INTERNAL, Ending
 from token_broker.sessions.agents import Agent
 from token_broker.tools.runner import ToolOutput
 from token_broker.usage.talk_usage import TalkUsage
 
-__all__ = ["LiveListener", "Observer"]
+__all__ = ["LiveListener", "SidebandObserver"]
 
 log = structlog.get_logger("token_broker.relay")
 
@@ -55,7 +53,7 @@ _TOO_LONG = Ending(DONE, "the talk has reached its longest time", ends_talk=True
 _IDLE = Ending(DONE, "nobody said anything any more", ends_talk=True, outcome="idle")
 
 
-class Observer:
+class SidebandObserver:
     """An official client's sideband of the session. `is_over`: nothing more comes; `is_slow`: it has missed some."""
 
     def __init__(self) -> None:
@@ -118,7 +116,7 @@ class LiveListener:
         self._is_ended = False
         self._joins = 0
         self._sideband: Sideband | None = None
-        self._observers: set[Observer] = set()
+        self._observers: set[SidebandObserver] = set()
         self._over: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._goodbye = Goodbye()
@@ -172,13 +170,13 @@ class LiveListener:
         """How many observe it."""
         return len(self._observers)
 
-    def observe(self, observer: Observer) -> None:
+    def observe(self, observer: SidebandObserver) -> None:
         """From now on `observer` gets the session's events, until `leave`."""
         self._observers.add(observer)
         if self._over.done():
             observer.end()
 
-    def leave(self, observer: Observer) -> None:
+    def leave(self, observer: SidebandObserver) -> None:
         """The observer is gone."""
         self._observers.discard(observer)
 
@@ -260,8 +258,7 @@ class LiveListener:
             if self._usage is not None:
                 self._usage.went_live(self._resource, "live")
             if self._agent.greeting and self._greets():
-                text = GREETING.format(greeting=self._agent.greeting)
-                for event in context_appends("instructions", text, None, name="greeting"):
+                for event in greeting_appends(self._agent.greeting):
                     self._send(event)
         self._page.joined()
         socket, pinged_s = sideband.socket, self._now_s()

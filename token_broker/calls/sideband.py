@@ -46,13 +46,13 @@ from token_broker.relay.transcripts.failed_answers import ANSWER_FAILED, failed_
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import BUDGET_USED, SoftEnd
 from token_broker.security.tokens import Owner
-from token_broker.server.close_codes import DONE, ENDED_BY_AGENT, INTERNAL, Ending
+from token_broker.server.close_codes import CALL_OVER, DONE, ENDED_BY_AGENT, INTERNAL, Ending
 from token_broker.sessions.agents import Agent
 from token_broker.tools.guardrail import GuardrailClient, WordSource
 from token_broker.tools.runner import ToolOutput
 from token_broker.usage.talk_usage import TalkUsage
 
-__all__ = ["CALL_OVER", "CallListener"]
+__all__ = ["CallListener"]
 
 log = structlog.get_logger("token_broker.relay")
 
@@ -66,7 +66,6 @@ _HANDLED = TURN_EVENTS | SEQUENCER_EVENTS | {"session.updated"}
 _CHECKS_AT_MOST = 32  # at once; each has a bound of its own
 _SESSION_OVER = "session_expired"  # the code of the error that ends a session (docs/azure.md §8.1)
 _PAGES = frozenset({"webrtc_relay", "webrtc"})
-CALL_OVER = Ending(DONE, "the call has ended", by_client=True, outcome="lost")
 _NO_PLACE = Ending(DONE, "the call was ended elsewhere", by_client=True, outcome="lost")
 _NEVER_CONNECTED = Ending(DONE, "its client never connected", outcome="lost")
 _TOO_LONG = Ending(DONE, "the talk has reached its longest time", ends_talk=True, outcome="longest_time")

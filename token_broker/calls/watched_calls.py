@@ -22,14 +22,14 @@ from token_broker.calls.followed_calls import SharedEvents
 from token_broker.calls.leases import CallLeases
 from token_broker.calls.live_listener import LiveListener
 from token_broker.calls.page_events import CallStreams
-from token_broker.calls.sideband import CALL_OVER, CallListener
+from token_broker.calls.sideband import CallListener
 from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.live.sidebands import LiveSidebands
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.watchdog import BUDGET_USED
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import Owner
-from token_broker.server.close_codes import DONE, DRAINING, Ending
+from token_broker.server.close_codes import CALL_OVER, DONE, DRAINING, Ending
 from token_broker.server.drain import Drain
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.plans import TalkSpecs

@@ -239,6 +239,8 @@ async def _simulator(
 ) -> AsyncIterator["RunningResources"]:
     """Simulated Azure resources in this process; `models` are what some of them have deployed, `actor` plays agents."""
     try:
+        from token_broker.simulator.azure_errors import AzureError
+        from token_broker.simulator.calls.ongoing import load_webrtc
         from token_broker.simulator.config import ALL_KINDS, SimulatorConfig
         from token_broker.simulator.fleet import serve_resources
     except ImportError:
@@ -249,6 +251,9 @@ async def _simulator(
         configs[name] = replace(configs[name], deployments=frozenset(deployed))
     try:
         async with serve_resources(ports=ports, configs=configs) as running:
+            # Before anybody calls: on a busy machine it takes longer than a first call may.
+            with contextlib.suppress(AzureError):
+                await load_webrtc()
             yield running
     except OSError as error:
         tried = ", ".join(map(str, ports))

@@ -1,4 +1,7 @@
-"""Whether a host can be reached: its name, a TCP connection, a TLS handshake, each within its own limit."""
+"""Whether a host can be reached: its name, a TCP connection, a TLS handshake, each within its own limit.
+
+And whether Entra gives the keys that callers' tokens are verified with, fetched as the broker does.
+"""
 
 import asyncio
 import ssl
@@ -6,11 +9,14 @@ import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import httpx
 from aiohttp.abc import AbstractResolver
 
+from strategies.outbound_proxy import ProxyFailedError
 from token_broker.doctor.checks import Check, CheckStatus, KnownIssue
+from token_broker.settings import Settings
 
-__all__ = ["STEP_S", "Host", "examine_host", "examine_tls", "ms_since"]
+__all__ = ["STEP_S", "Host", "examine_host", "examine_tenant", "examine_tls", "judge_keys", "ms_since"]
 
 STEP_S = 3.0  # a network that works answers in milliseconds; one that drops packets never does
 _CERTIFICATE_SOON_DAYS = 14
@@ -108,3 +114,36 @@ async def examine_tls(host: Host, writer: asyncio.StreamWriter, tls: ssl.SSLCont
 
 def _timed_out(name: str, finding: str, remediation: str) -> Check:
     return Check(name, CheckStatus.FAILED, finding, remediation=remediation, known_issue=KnownIssue.CONNECTION_HANG)
+
+
+async def examine_tenant(settings: Settings, client: httpx.AsyncClient) -> Check | None:
+    """Asks Entra for the tenant's keys. None where callers sign in otherwise."""
+    if settings.auth != "entra":
+        return None
+    url = f"{settings.callers_authority}/{settings.entra_tenant_id}/discovery/v2.0/keys"
+    began_s = time.monotonic()
+    try:
+        async with asyncio.timeout(STEP_S), client.stream("GET", url) as answer:
+            return judge_keys(answer.status_code, ms_since(began_s))
+    except (httpx.HTTPError, OSError, TimeoutError) as error:
+        silent = f"{settings.callers_authority} does not answer"
+        finding = str(error) if isinstance(error, ProxyFailedError) else silent
+        remediation = (
+            "let the broker reach Entra, through BROKER_OUTBOUND_PROXY if need be, and check BROKER_ENTRA_AUTHORITY"
+        )
+        return Check("tenant", CheckStatus.FAILED, finding, ms_since(began_s), remediation)
+
+
+def judge_keys(status: int, value: str) -> Check:
+    """What Entra's status for the tenant's keys means."""
+    name = "tenant"
+    if status == 200:  # noqa: PLR2004
+        return Check(name, CheckStatus.OK, "its keys, which callers' tokens are verified with, are there", value)
+    if status in {400, 404}:
+        remediation = (
+            "correct BROKER_ENTRA_TENANT_ID (az account show prints it), or BROKER_ENTRA_AUTHORITY for its cloud"
+        )
+        return Check(name, CheckStatus.FAILED, "Entra knows no such tenant", f"HTTP {status}", remediation)
+    return Check(
+        name, CheckStatus.FAILED, "Entra gives no keys", f"HTTP {status}", "try again; then look at its status"
+    )

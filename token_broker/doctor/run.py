@@ -10,10 +10,9 @@ from token_broker.azure import make_client
 from token_broker.doctor.azure_checks import examine_azure
 from token_broker.doctor.checks import Check, CheckStatus, Report, about_resource
 from token_broker.doctor.configuration import examine_configuration
-from token_broker.doctor.hosts import STEP_S
+from token_broker.doctor.hosts import STEP_S, examine_tenant
 from token_broker.doctor.outside import examine_broker
 from token_broker.doctor.stores import examine_database, examine_sinks
-from token_broker.doctor.tenant import examine_tenant
 from token_broker.doctor.verdicts import judge_hook
 from token_broker.hooks.sender import HookSender, hook_client
 from token_broker.sessions.agents import AgentsFileError, load_agents

@@ -111,7 +111,7 @@ class Maintenance:
         What they said before is refused from here on, wherever it still waits. The sinks are asked once no delivery of
         theirs can be under way any more.
         """
-        from token_broker.memory.store.erasure import hide_usage, mark_user_erased, sessions_of
+        from token_broker.memory.store.erasure import hide_usage, mark_user_erased, sessions_of, sinks_of
         from token_broker.memory.store.outbox import hasten_erasures, request_erasure
         from token_broker.memory.store.tables import usage
         from token_broker.memory.types import SinkErasure
@@ -122,7 +122,7 @@ class Maintenance:
             mark_user_erased(connection, user, now_us)
             if user != ANONYMOUS:  # also of sessions that are not stored any more
                 hide_usage(connection, usage.c.principal == user)
-            for sink in self._sinks:
+            for sink in {*self._sinks, *sinks_of(connection, user)}:
                 whole = SinkErasure(sink, user, "", before_us=now_us)
                 request_erasure(connection, whole, now_us + to_us(self._lease_s))
 

@@ -30,9 +30,9 @@ from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, Admit
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import Directions, RelayCounters, RelayStatus, ResourceUse, UpstreamStatus
+from token_broker.relay.live.azure_session import LiveUpstreams
 from token_broker.relay.live.faces import CompatFace, ProxyFace
 from token_broker.relay.live.talk import LiveTalk
-from token_broker.relay.live.upstream import LiveUpstreams
 from token_broker.relay.media.control_socket import CallConnector
 from token_broker.relay.media.media_adapter import MediaAdapter
 from token_broker.relay.media.media_talk import MediaTalk

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "BAD_REQUEST",
+    "CALL_OVER",
     "CLIENT_STALLED",
     "DONE",
     "DRAINING",
@@ -64,6 +65,7 @@ SESSION_REFUSED = Ending(
     UPSTREAM_FAILED, "Azure refused the agent's settings; its operator has to act", "session_refused", told=True
 )
 ENDED_BY_AGENT = Ending(DONE, "the agent has ended the talk", ends_talk=True, outcome="agent")
+CALL_OVER = Ending(DONE, "the call has ended", by_client=True, outcome="lost")
 _HUNG_UP = Ending(DONE, "the client hung up", ends_talk=True, by_client=True, outcome="hung_up")
 _LEFT = Ending(DONE, "the client left", by_client=True, outcome="lost")
 # Browsers send the first where a page closes its socket and gives the code, and no code otherwise. A page that is left

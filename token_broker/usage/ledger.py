@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +30,10 @@ _GATHER_S = 0.25  # talks that begin or end at once are one batch
 _CHUNK = 200  # rows in a transaction: turns wait behind it
 _MOST_CLOSED = 20_000  # talks that have ended while the store is away
 _FLUSH_S = 5.0  # at shutdown
+
+
+async def _sure() -> None:
+    """No call moves."""
 
 
 @dataclass(slots=True)
@@ -57,6 +62,8 @@ class UsageLedger:
     ) -> None:
         self.clock = clock or StoreClock()
         self.counts = LedgerCounts()
+        self.confirm: Callable[[], Awaitable[None]] = _sure
+        """Waits until it is known which calls are still ours."""
         self._database = database
         self._every_s = every_s
         self._open: dict[tuple[str, str], TalkUsage] = {}
@@ -122,6 +129,7 @@ class UsageLedger:
 
         if self._database is None:
             return
+        await self.confirm()
         ended = list(self._closed)
         for usage in self._open.values():
             usage.look()
@@ -130,6 +138,7 @@ class UsageLedger:
         for start in range(0, len(dirty), _CHUNK):
             chunk = dirty[start : start + _CHUNK]
             values = [usage.values(row) for usage, row in chunk]
+            live_us = [row.live_us for _, row in chunk]
             for _, row in chunk:
                 row.is_dirty = False
             try:
@@ -138,6 +147,8 @@ class UsageLedger:
                 for _, row in chunk:
                     row.is_dirty = True
                 raise
+            for (_, row), written_us in zip(chunk, live_us, strict=True):
+                row.written_us = written_us
             self.clock.note(now_us)
             self.counts.written += len(chunk)
         done = {id(usage) for usage in ended}

@@ -41,6 +41,7 @@ class UsageRow:
     unmeasured: int = 0
     tools_run: int = 0
     billed_ms: int | None = None  # where Azure bills by time, as it says itself
+    written_us: int | None = None  # of `live_us`, as the store has it
     is_exact: bool = True  # nothing in it is known to be missing
     is_dirty: bool = True
 
@@ -233,10 +234,16 @@ class TalkUsage:
             row.is_dirty = True
 
     def end(self, how: str) -> None:
-        """An observer is done; with the last one the rows are closed. `how` is the first that was given."""
+        """An observer is done; with the last one the rows are closed. `how` is the first that was given.
+
+        Who takes a call counts its time from the last row that was written on; what came after that is not kept here.
+        """
         self.look()
         self.observers -= 1
         self.ended = self.ended or how
+        if self.observers <= 0 and self.ended == MOVED:
+            for row in self.rows:
+                row.live_us = row.live_us if row.written_us is None else row.written_us
         for row in self.rows:
             row.is_dirty = True
         if self.observers <= 0 and self._resource is not None:

@@ -66,6 +66,21 @@ def test_found_both_ways(pair: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     ("question", "said"),
     [
+        ("Wen wollte ich anrufen?", "Ich rufe den Vermieter morgen wegen der Heizung an."),
+        ("Wann muss ich die Großeltern abholen?", "Wir holen die Großeltern am Freitag ab."),
+        ("Was soll ich mitnehmen?", "Nimm bitte die Taschenlampe mit, und wir nehmen das Zelt."),
+        ("Evimin anahtarları nerede?", "Evin anahtarı komşuda."),
+    ],
+)
+def test_word_is_found_in_another_form(question: str, said: str) -> None:
+    others = ("Man ruft Elefanten mit Trommeln.", "Ich bin an der Ostsee.", "Geh mit Anna vor.")
+    assert found(question, *others, said) == [said]
+    assert found(question, *others) == []
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
         ("Wem vertraue ich?", "Der Vertrag läuft aus"),
         ("Where did I park?", "The market was full"),
         ("is it ab?", "I am about to be absent, so it is abstract"),

@@ -1,12 +1,16 @@
 """What GPT-Live's compatible endpoints take and answer, as /openapi.json shows it."""
 
-from pydantic import BaseModel, Field
+from typing import Annotated, Any, Literal
 
-from token_broker.api.live.routes import LIVE_ATTACH_PATHS, LIVE_PATHS, LiveSessionRequest
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
 from token_broker.api.offers import OFFER_PROBLEMS, SDP_EXAMPLE
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec, SocketSpec
 
-__all__ = ["LIVE_OPERATIONS", "LIVE_SOCKETS"]
+__all__ = ["LIVE_ATTACH_PATHS", "LIVE_OPERATIONS", "LIVE_PATHS", "LIVE_SOCKETS", "LiveSessionRequest"]
+
+LIVE_PATHS = ("/v1/live/sessions", "/openai/v1/live/sessions")
+LIVE_ATTACH_PATHS = tuple(f"{path}/{{call_id}}/attach" for path in LIVE_PATHS)
 
 _TAG = "Compatible endpoints for the official clients"
 _CREDENTIAL = "The credential is a client secret, as at the other compatible endpoints"
@@ -22,6 +26,22 @@ _CLOSE_CODES = {
     4503: "draining: connect again",
 }
 _SUBPROTOCOLS = ("realtime", "openai-insecure-api-key.<client secret>", "ticket.<client secret or ticket>")
+
+
+class _Transport(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    type: Literal["webrtc"]
+    sdp: Annotated[str, StringConstraints(min_length=1)]
+
+
+class LiveSessionRequest(BaseModel):
+    """OpenAI's body for a GPT-Live session over WebRTC. `session` is the agent's to say, and is ignored."""
+
+    model_config = ConfigDict(frozen=True)
+
+    session: dict[str, Any] = Field({}, description="Ignored: the agent says model, instructions, voice and tools.")
+    transport: _Transport
 
 
 class _SessionName(BaseModel):

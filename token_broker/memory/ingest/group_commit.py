@@ -289,8 +289,10 @@ class GroupWriter:
         self.failing = None
         self._sizes.learn(sizes)
         self._count(turns, outcomes)
+        said = {item.turn.owner.session_id for item in turns}
         for owner, _ in unknown:
-            self._known[owner.session_id] = (owner.principal, owner.epoch)
+            if owner.session_id in said:  # else its first turn adds the sinks that it goes to
+                self._known[owner.session_id] = (owner.principal, owner.epoch)
         if not NOT_OWNED.isdisjoint(outcomes):
             for item, outcome in zip(turns, outcomes, strict=True):
                 if outcome in NOT_OWNED:

@@ -38,7 +38,7 @@ from token_broker.memory.store.tables import (
 )
 from token_broker.memory.store.turn_words import delete_words
 from token_broker.memory.store_errors import NotOwnerError
-from token_broker.memory.types import ERASED_PRINCIPAL, SinkErasure, SinkName, bucket_of
+from token_broker.memory.types import ERASED_PRINCIPAL, SINK_BITS, SinkErasure, SinkName, bucket_of
 from token_broker.security.tokens import ANONYMOUS
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "mark_erased",
     "mark_user_erased",
     "sessions_of",
+    "sinks_of",
     "unfinished_erasures",
 ]
 
@@ -86,8 +87,8 @@ def mark_erased(
     made: Any = insert_for(connection.dialect.name, sessions).values(row)
     is_new = connection.execute(made.on_conflict_do_nothing(index_elements=["bucket", "session_id"])).rowcount == 1
     # The lock waits for turns that are being stored, and later ones wait for it: none slips in beside the tombstone.
-    held = select(sessions.c.principal, sessions.c.user_id, sessions.c.agent_id).where(is_session(sessions, session_id))
-    found = connection.execute(held.with_for_update()).one()
+    held = select(sessions.c.principal, sessions.c.user_id, sessions.c.agent_id, sessions.c.sinks)
+    found = connection.execute(held.where(is_session(sessions, session_id)).with_for_update()).one()
     owner = found.principal
     if owner != ERASED_PRINCIPAL and principal not in {None, owner}:
         raise NotOwnerError(erased=False)
@@ -99,7 +100,8 @@ def mark_erased(
     # A sink that was taken out may have some of it, too: it stays open, in case the sink comes back.
     named = select(sink_ids.c.sink).where(sink_ids.c.bucket == bucket_of(session_id), sink_ids.c.key == session_id)
     refused = select(dead_letters.c.sink).where(is_session(dead_letters, session_id))
-    for sink in sorted({*sinks, *leases, *connection.scalars(named), *connection.scalars(refused)}):
+    known = {*_named(found.sinks), *leases, *connection.scalars(named), *connection.scalars(refused)}
+    for sink in sorted({*sinks, *known}):
         erasure = SinkErasure(sink, owner or ANONYMOUS, session_id, found.user_id, found.agent_id, before_us=now_us)
         request_erasure(connection, erasure, max(now_us, leases.get(sink, 0)))
     for table in (outbox, notices, summaries):
@@ -115,6 +117,7 @@ def mark_erased(
         "agent_id": None,
         "epoch": ERASING,
         "stored_bytes": 0,
+        "sinks": 0,
     }
     connection.execute(update(sessions).where(is_session(sessions, session_id)).values(tombstone))
     count = select(func.count()).select_from(turns).where(is_session(turns, session_id))
@@ -184,10 +187,23 @@ def unfinished_erasures(connection: Connection, limit: int) -> list[str]:
     return list(connection.scalars(select(sessions.c.session_id).where(unfinished).limit(limit)))
 
 
+def sinks_of(connection: Connection, user: str) -> list[SinkName]:
+    """The sinks that turns of the user's stored sessions went to."""
+    bits = connection.scalars(select(sessions.c.sinks).where(_are_users(user)).distinct())
+    return sorted({sink for each in bits for sink in _named(each)})
+
+
+def _named(bits: int) -> list[SinkName]:
+    return [sink for sink, bit in SINK_BITS.items() if bits & bit]
+
+
+def _are_users(user: str) -> ColumnElement[bool]:
+    return or_(sessions.c.principal == user, and_(sessions.c.principal == ANONYMOUS, sessions.c.user_id == user))
+
+
 def sessions_of(connection: Connection, user: str, limit: int) -> list[str]:
     """Sessions of a principal, or of those without authentication that bear this label; any order."""
-    is_users = or_(sessions.c.principal == user, and_(sessions.c.principal == ANONYMOUS, sessions.c.user_id == user))
-    return list(connection.scalars(select(sessions.c.session_id).where(is_users).limit(limit)))
+    return list(connection.scalars(select(sessions.c.session_id).where(_are_users(user)).limit(limit)))
 
 
 def delete_older_turns(connection: Connection, before_arrival: int, limit: int, *, max_bytes: int) -> int:

@@ -87,7 +87,7 @@ _VERSION_TABLE = """CREATE TABLE alembic_version (
 ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
 ERASED = 1  # the epoch of a tombstone without turns
 
-SCHEMA_REVISION = "0010"  # the newest of migrations/versions
+SCHEMA_REVISION = "0011"  # the newest of migrations/versions
 
 metadata = MetaData()
 sessions = Table(
@@ -105,6 +105,8 @@ sessions = Table(
     Column("stored_bytes", BigInteger, nullable=False, server_default=text("0")),  # lags a little: see `SessionSizes`
     Column("talk_id", Text),  # of its newest talk that a replica saw
     Column("talk_over_at_us", BigInteger),  # from then on that talk does not go on
+    # Bits of all sinks that its turns were ever queued for: an erasure names those that are not used any more.
+    Column("sinks", SmallInteger, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("bucket", "session_id"),
     Index("sessions_by_principal", "principal", "epoch"),
 )

@@ -101,6 +101,7 @@ SESSION_FIELDS: tuple[Column[Any], ...] = (
     sessions.c.agent_id,
     sessions.c.epoch,
     sessions.c.created_at_us,
+    sessions.c.sinks,
 )
 TURN_FIELDS: tuple[Column[Any], ...] = (
     turns.c.bucket,
@@ -124,15 +125,21 @@ _WORD_FIELDS: tuple[Column[Any], ...] = tuple(turn_words.c)
 _OWNED_TURN_FIELDS = (*TURN_FIELDS, sessions.c.principal)  # the principal that has to own the session
 
 
-def save_sessions(connection: Connection, owners: Iterable[tuple[Owner, str]], now_s: float) -> None:
-    """Writes sessions that are not there yet, and renews those whose plan is newer; never another principal's."""
+def save_sessions(
+    connection: Connection, owners: Iterable[tuple[Owner, str]], now_s: float, told: Mapping[str, int] | None = None
+) -> None:
+    """Writes sessions that are not there yet, and renews those whose plan is newer; never another principal's.
+
+    `told`: the bits of the sinks that a session's turns go to.
+    """
     newest: dict[str, tuple[Owner, str]] = {}
     for owner, agent_id in owners:
         known = newest.get(owner.session_id)
         if known is None or owner.epoch >= known[0].epoch:
             newest[owner.session_id] = (owner, agent_id)
+    bits = told or {}
     rows = [
-        [bucket_of(key), key, owner.principal, owner.user_id, agent_id, owner.epoch, to_us(now_s)]
+        [bucket_of(key), key, owner.principal, owner.user_id, agent_id, owner.epoch, to_us(now_s), bits.get(key, 0)]
         for key, (owner, agent_id) in newest.items()
     ]
     if rows:
@@ -298,9 +305,10 @@ def insert_turns(
 
     `unknown` are the sessions that the caller has not seen stored; they are written first.
     """
-    save_sessions(connection, unknown, now_s)
     rows = {item.key: item for item in reversed(batch)}  # within the batch too the first content stays
     pending = sum(SINK_BITS[sink] for sink in sinks)
+    bits = {session_id: pending for session_id, _ in rows}
+    save_sessions(connection, unknown, now_s, bits)
     stored = _insert(connection, rows, pending)
     if len(stored) < len(rows):
         # Sessions that were thought to be stored and are not: erased meanwhile, perhaps by another replica.
@@ -308,7 +316,7 @@ def insert_turns(
         ids = {item.turn.owner.session_id for item in missing}
         known = set(connection.scalars(select(sessions.c.session_id).where(are_sessions(sessions, ids))))
         orphans = [item for item in missing if item.turn.owner.session_id not in known]
-        save_sessions(connection, [(item.turn.owner, item.turn.agent_id) for item in orphans], now_s)
+        save_sessions(connection, [(item.turn.owner, item.turn.agent_id) for item in orphans], now_s, bits)
         stored = {*stored, *_insert(connection, {item.key: item for item in orphans}, pending)}
     if stored:
         told = (rows[key] for key in stored)
@@ -487,7 +495,7 @@ def insert_from_batch(dialect: str, into: Table, columns: Sequence[Column[Any]])
 
 def _save_sessions(dialect: str) -> Insert:
     """Leaves out sessions that began before their user was erased."""
-    bucket, _, principal, user_id, _, epoch, _ = fields = batch_fields(SESSION_FIELDS)
+    bucket, _, principal, user_id, _, epoch, _, _ = fields = batch_fields(SESSION_FIELDS)
     is_users = or_(
         and_(erased_users.c.kind == literal_column("'principal'"), erased_users.c.id == principal),
         and_(
@@ -500,14 +508,20 @@ def _save_sessions(dialect: str) -> Insert:
     source = select(*fields).select_from(BATCH_ROWS).where(bucket.is_not(None), ~erased.exists())
     statement: Any = insert_for(dialect, sessions).from_select([column.name for column in SESSION_FIELDS], source)
     new = statement.excluded
+    is_newer = sessions.c.epoch < new.epoch
+    newest = {
+        "epoch": new.epoch,
+        "user_id": func.coalesce(new.user_id, sessions.c.user_id),
+        "agent_id": new.agent_id,
+    }
     saved: Insert = statement.on_conflict_do_update(
         index_elements=["bucket", "session_id"],
-        set_={
-            "epoch": new.epoch,
-            "user_id": func.coalesce(new.user_id, sessions.c.user_id),
-            "agent_id": new.agent_id,
-        },
-        where=and_(sessions.c.principal == new.principal, sessions.c.epoch < new.epoch),
+        set_={name: case((is_newer, value), else_=sessions.c[name]) for name, value in newest.items()}
+        | {"sinks": sessions.c.sinks.bitwise_or(new.sinks)},
+        where=and_(
+            sessions.c.principal == new.principal,
+            or_(is_newer, sessions.c.sinks.bitwise_and(new.sinks) != new.sinks),
+        ),
     )
     return saved
 

@@ -16,6 +16,8 @@ _COMPOUND = 0.75
 _MIN_PREFIX = 4
 _LONG_TAIL = 6
 _LONG_COMMON = 7  # letters that two words begin with
+_KNOWN_ENDS = 6  # letters that both begin with, where the rest of both is a known ending
+_KNOWN_LIKENESS = 0.7
 _ALIKE_ENDS = 0.6  # where they are fewer, and the rest is no known ending
 _PARTS_FROM = 5  # letters of a part of a compound
 _SHORT_ENDINGS = """s es n en e er i a o as os im in um un imi ini imin inin umu unu si sini yi de da den dan ta te le
@@ -104,7 +106,10 @@ def likeness(asked: str, said: str, *, compounds: bool = False) -> float:
     if common < _MIN_PREFIX or len(long) - common > _MIN_PREFIX:
         return 0.0
     alike = (common / len(long)) ** 2
-    inflected = common >= _LONG_COMMON or {asked[common:], said[common:]} <= _TAILS
+    known = {asked[common:], said[common:]} <= _TAILS
+    inflected = common >= _LONG_COMMON or known
+    if known and common >= _KNOWN_ENDS:
+        return max(alike, _KNOWN_LIKENESS)
     return alike if alike >= (ALIKE if inflected else _ALIKE_ENDS) else 0.0
 
 

@@ -28,6 +28,8 @@ _ASKED_CHARS = 600
 _FRAME_WEIGHT = 0.3
 _SHORT_WEIGHTS = {1: 0.0, 2: 0.4, 3: 0.8}
 _PARTS_FROM = 5
+_SEPARABLE = re.compile("(ab|an|auf|aus|bei|ein|fest|her|hin|los|mit|nach|um|vor|weg|zu|zuruck)(?:ge|zu)?([a-z]{4,})$")
+_IN_TWO = 0.7  # a verb whose parts stand apart in the turn
 _COMPOUND_FROM = 8
 _EDGE = 5
 _MIN_HEAD = 4
@@ -71,6 +73,8 @@ class Term:
             is_part = _PARTS_FROM - 1 <= len(word) < len(self.text) and not alike < ALIKE
             parts += len(word) if is_part and self.text.startswith(word) else 0
             parts += len(word) if is_part and self.text.endswith(word) else 0
+        if best < ALIKE and self.compounds and (verb := _SEPARABLE.match(self.text)) and verb[1] in said:
+            return _IN_TWO if any(likeness(verb[2], word) >= ALIKE for word in said) else 0.0
         return max(best, min(1.0, parts / len(self.text)) if best >= ALIKE else 0.0)
 
 
@@ -101,7 +105,10 @@ def _word(word: str, stops: frozenset[str], *, compounds: bool) -> tuple[Term, .
     is_frame = word in FRAMES or word.isdigit()
     if word in FRAMES:
         weight = _FRAME_WEIGHT
-    return (Term(word, weight, _patterns(word), is_frame=word in FRAMES and is_frame, compounds=compounds),)
+    patterns = _patterns(word)
+    if compounds and (verb := _SEPARABLE.match(word)):
+        patterns += (f" {verb[2][: max(_MIN_HEAD - 1, len(verb[2]) - 2)]}",)
+    return (Term(word, weight, patterns, is_frame=word in FRAMES and is_frame, compounds=compounds),)
 
 
 @lru_cache(maxsize=1_024)

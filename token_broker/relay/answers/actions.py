@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from token_broker.sessions.agent import Agent
-
 __all__ = ["Action", "Reason", "Refuse", "Run", "Send", "Tell", "Tool", "ToolState"]
 
 Reason = Literal["greeting", "guardrail", "say", "handoff", "retry", "client", "page", "tools"]
@@ -18,8 +16,8 @@ class Tool:
     """A function of the agent's, and who runs it: the broker over HTTP, the broker by itself, or the client.
 
     `say` is spoken while it takes long. `timeout_s` is the time that a client has; `fault` says what is wrong with the
-    arguments that it would get, or that they fit (None). `agent` is whose tool it is: another one may have the talk by
-    the time it runs.
+    arguments that it would get, or that they fit (None). `agent_id` says whose tool it is: another agent may have the
+    talk by the time it runs.
     """
 
     name: str
@@ -27,7 +25,7 @@ class Tool:
     say: str | None = None
     timeout_s: float = 20.0
     fault: Callable[[str], str | None] = lambda _arguments: None
-    agent: Agent | None = None
+    agent_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

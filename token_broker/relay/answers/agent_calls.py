@@ -36,15 +36,18 @@ class AgentCalls:
         self._agent = agent
         self._counters = counters
         self._builtin = builtin
+        self._callers: dict[str, Agent] = {}  # whose tools the model was given
 
     def tools(self) -> Mapping[str, Tool]:
         """The functions that the model may call now."""
-        return tools_of(self._agent())
+        agent = self._agent()
+        self._callers[agent.id] = agent
+        return tools_of(agent)
 
     async def run(self, call: Run) -> ToolOutput:
         """The output of a call, for the agent that made it. Raises nothing but CancelledError."""
         name, owner, current = call.tool.name, self._owner, self._agent()
-        agent = call.tool.agent or current
+        agent = self._callers.get(call.tool.agent_id, current)
         if call.tool.by == "builtin" and name != "recall":
             if agent.id != current.id:
                 return ToolOutput("Another agent has the talk by now. Nothing was done.", ok=False)

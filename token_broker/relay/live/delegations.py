@@ -19,7 +19,7 @@ from token_broker.security.limits import BoundedDict
 from token_broker.sessions.agent import Agent
 from token_broker.sessions.agent_tools import delegate_of
 
-__all__ = ["Delegations", "context_appends"]
+__all__ = ["Delegations", "context_appends", "greeting_appends"]
 
 _CALLS_AT_MOST = 8  # of one answer
 _ROUNDS_AT_MOST = 5  # without a word of the user's
@@ -33,12 +33,18 @@ _UNANSWERED = "The page has not answered in time. Say so briefly, and go on."
 
 
 @dataclass(slots=True)
-class _Answer:
+class _Answering:
     """One answer of the backend: its calls without an output yet, and whether it has ended."""
 
     calls: int = 0
     waiting: set[str] = field(default_factory=set)
     has_ended: bool = False
+
+
+def greeting_appends(greeting: str) -> list[dict[str, Any]]:
+    """Events that have the agent speak first."""
+    text = f"The conversation begins, and you speak first. Say this now, then let the user speak: {greeting}"
+    return context_appends("instructions", text, None, name="greeting")
 
 
 def context_appends(kind: str, text: str, delegation_id: str | None, *, name: str) -> list[dict[str, Any]]:
@@ -76,9 +82,9 @@ class Delegations:
         self._start = start
         self._session = ""
         self._delegate = delegate_of(agent.tools)
-        self._answers = BoundedDict[str, _Answer](_KEPT)
+        self._answers = BoundedDict[str, _Answering](_KEPT)
         self._current = BoundedDict[str, str](_KEPT)  # the answer under way, by delegation
-        self._of_client = BoundedDict[str, _Answer](_KEPT)  # calls that the client answers
+        self._of_client = BoundedDict[str, _Answering](_KEPT)  # calls that the client answers
         self._tasks_of_client = BoundedDict[str, None](_KEPT)
         self._seen = BoundedDict[str, None](_KEPT)
         self._hidden_items = BoundedDict[str, None](_KEPT)
@@ -187,7 +193,7 @@ class Delegations:
             return False
         self._seen[f"{self._session} {call_id}"] = None
         if (answer := self._answers.get(answer_id)) is None:
-            answer = self._answers[answer_id] = _Answer()
+            answer = self._answers[answer_id] = _Answering()
         answer.calls += 1
         answer.waiting.add(call_id)
         arguments = arguments if isinstance(arguments, str) else ""
@@ -208,7 +214,7 @@ class Delegations:
         self._start(self._run_call(answer, Run(tool, call_id, arguments, self._session)), "live-call")
         return False
 
-    async def _run_call(self, answer: _Answer, run: Run) -> None:
+    async def _run_call(self, answer: _Answering, run: Run) -> None:
         self._output(answer, run.call_id, await self._run(run))
 
     async def _run_task(self, delegation_id: str, name: str, argument: str, words: str) -> None:
@@ -235,13 +241,13 @@ class Delegations:
         if answer is not None:
             self._output(answer, call_id, _UNANSWERED)
 
-    def _output(self, answer: _Answer, call_id: str, text: str) -> None:
+    def _output(self, answer: _Answering, call_id: str, text: str) -> None:
         item = {"type": "function_call_output", "call_id": call_id, "output": text}
         self._send({"type": "response.item.create", "event_id": f"{OWN_EVENT_IDS}output_{call_id}"[:512], "item": item})
         answer.waiting.discard(call_id)
         self._go_on(answer)
 
-    def _go_on(self, answer: _Answer) -> None:
+    def _go_on(self, answer: _Answering) -> None:
         """Has the backend go on, once: the answer has ended, and every call of it has its output."""
         if answer.calls and answer.has_ended and not answer.waiting:
             answer.calls = 0

@@ -8,8 +8,8 @@ from token_broker.relay.answers.actions import Tell
 from token_broker.relay.answers.turn_clock import TurnLatency
 from token_broker.relay.dialects.broker_events import broker_error, broker_event
 from token_broker.relay.event_text import compact
+from token_broker.relay.live.azure_session import LiveUpstream
 from token_broker.relay.live.shown import DIALECT, shown_session
-from token_broker.relay.live.upstream import LiveUpstream
 from token_broker.relay.policy.allowlist import Refused
 from token_broker.server.close_codes import DONE, Ending
 from token_broker.web.requests import uuid7

@@ -13,7 +13,7 @@ from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import compact, event_of, event_type
 from token_broker.relay.live.delegations import Delegations
 from token_broker.relay.live.shown import DIALECT, shown_session
-from token_broker.relay.live.turns import TRANSCRIPT_EVENTS, LiveTurns
+from token_broker.relay.live.spoken_turns import TRANSCRIPT_EVENTS, LiveTurns
 from token_broker.relay.policy.visibility import without_quoted_secrets
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.recorder import TurnRecorder

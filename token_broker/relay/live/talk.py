@@ -21,13 +21,13 @@ from token_broker.relay.azure.route import NoUpstreamError
 from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import TURNS_KEPT, TalkCounters
 from token_broker.relay.event_text import compact, event_of
-from token_broker.relay.live.client_events import AUDIO_APPEND, examine_live, wanted_format
-from token_broker.relay.live.delegations import Delegations, context_appends
+from token_broker.relay.live.azure_session import LiveUpstream, LiveUpstreams
+from token_broker.relay.live.client_policy import AUDIO_APPEND, examine_live, wanted_format
+from token_broker.relay.live.delegations import Delegations, greeting_appends
 from token_broker.relay.live.faces import LiveFace
 from token_broker.relay.live.goodbye import Goodbye
 from token_broker.relay.live.session_events import LiveEvents
-from token_broker.relay.live.turns import LiveTurns
-from token_broker.relay.live.upstream import LiveUpstream, LiveUpstreams
+from token_broker.relay.live.spoken_turns import LiveTurns
 from token_broker.relay.policy.allowlist import Broken, Command, Refused
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.recorder import TurnRecorder
@@ -49,11 +49,10 @@ from token_broker.sessions.plans import TalkSpecs
 from token_broker.tools.runner import ToolOutput
 from token_broker.usage.talk_usage import TalkUsage
 
-__all__ = ["GREETING", "LiveTalk", "history_items"]
+__all__ = ["LiveTalk", "history_items"]
 
 log = structlog.get_logger("token_broker.relay")
 
-GREETING = "The conversation begins, and you speak first. Say this now, then let the user speak: {greeting}"
 _RESUMES_AT_MOST = 3
 _RESUMES_WITHIN_S = 60.0
 _MOVES_BEFORE_S = 60.0  # the end of a session
@@ -374,9 +373,7 @@ class LiveTalk:
     def _greet(self) -> None:
         """Has the agent speak first, once a talk."""
         if self._agent.greeting is not None and self._greets():
-            for event in context_appends(
-                "instructions", GREETING.format(greeting=self._agent.greeting), None, name="greeting"
-            ):
+            for event in greeting_appends(self._agent.greeting):
                 self._send(event)
 
     # --- callbacks of the talk's parts

@@ -34,8 +34,8 @@ from token_broker.relay.media.call_goodbye import CallGoodbye
 from token_broker.relay.media.call_offers import CREATED, CallOffer, read_offer
 from token_broker.relay.media.control_answers import ControlAnswers
 from token_broker.relay.media.control_socket import CALL_ERROR, CallConnector, harmless_error
+from token_broker.relay.media.kept_settings import RESTORE_ID, KeptSettings
 from token_broker.relay.media.media_adapter import MediaAdapter
-from token_broker.relay.media.restored_session import RESTORE_ID, RestoredSession
 from token_broker.relay.policy.allowlist import Broken, Command, Refused
 from token_broker.relay.policy.visibility import without_agents_settings, without_quoted_secrets
 from token_broker.relay.resume.session_facts import SessionFacts
@@ -133,7 +133,7 @@ class MediaTalk:
             owner, agent.id, ingest=parts.ingest, counters=self.counters, on_lost=self._report_lost_turn
         )
         self._facts = SessionFacts()
-        self._kept = RestoredSession({})
+        self._kept = KeptSettings({})
         self._goodbye = CallGoodbye()
         self._guardrail = None if agent.guardrail is None else parts.guardrail
         self._calls = AgentCalls(parts.tools, owner, lambda: agent, self.counters, builtin=self._run_builtin)
@@ -274,7 +274,7 @@ class MediaTalk:
         if upstream.session:  # otherwise it is stated at Azure
             spec = await supply(self._parts.connector.resource(upstream.resource))
             own = agents_session(spec, upstream.route.dialect, without=agent.client_may_set)
-            self._kept = RestoredSession({name: own[name] for name in own if name in upstream.session})
+            self._kept = KeptSettings({name: own[name] for name in own if name in upstream.session})
         life_s = self._loop.time() + _LIFE_S if upstream.expires_s is None else upstream.expires_s
         self._expires_s = life_s
         self._usage.went_live(upstream.resource, upstream.route.dialect)

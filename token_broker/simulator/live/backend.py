@@ -20,7 +20,7 @@ class Delegated:
     waiting: set[str] = field(default_factory=set)
 
 
-class Delegations:
+class PendingDelegations:
     """Those of one session, oldest first."""
 
     def __init__(self, emit: Emit) -> None:

@@ -16,7 +16,7 @@ from token_broker.simulator.faults.http_faults import CALL_FAULT
 from token_broker.simulator.faults.interruptions import Interruptions
 from token_broker.simulator.faults.talk_behaviour import TalkBehaviour
 from token_broker.simulator.live.client_events import SessionStart, read_live_event
-from token_broker.simulator.live.live_talk import LiveOptions, LiveTalk, stated_error
+from token_broker.simulator.live.live_talk import LiveOptions, SimulatedLiveTalk, stated_error
 from token_broker.simulator.live.session_config import LiveCreate, LiveSession, SocketSession, allowed
 from token_broker.simulator.realtime.responses import SpeechRate
 from token_broker.simulator.realtime.sockets import RealtimeSockets, observe
@@ -175,7 +175,7 @@ class LiveRoutes:
         if session.model not in self._resource.config.live_deployments:
             raise azure_errors.deployment_not_found()
 
-    def _new_talk(self, session: LiveSession, client_event_id: str | None = None) -> LiveTalk:
+    def _new_talk(self, session: LiveSession, client_event_id: str | None = None) -> SimulatedLiveTalk:
         resource, config = self._resource, self._resource.config
         stated_s, longest_s = TalkBehaviour(resource.faults, _PATH).expiry(config.longest_talk_s)
         options = LiveOptions(
@@ -185,7 +185,7 @@ class LiveRoutes:
             next_response=resource.scripted.take,
             record=TalkRecord(resource.transcript, resource.name),
         )
-        return LiveTalk(session, options, f"live_{secrets.token_hex(16)}", client_event_id)
+        return SimulatedLiveTalk(session, options, f"live_{secrets.token_hex(16)}", client_event_id)
 
 
 def _name_of(text: str | bytes) -> str:

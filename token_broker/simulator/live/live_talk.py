@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from token_broker.simulator.audio import described, duration_ms
-from token_broker.simulator.live.backend import Delegations
+from token_broker.simulator.live.backend import PendingDelegations
 from token_broker.simulator.live.client_events import (
     BackendItem,
     ContextAppend,
@@ -69,7 +69,7 @@ class LiveOptions:
     record: TalkRecord = field(default_factory=TalkRecord)
 
 
-class LiveTalk:
+class SimulatedLiveTalk:
     """A session from `open` until its `ending` or the client's. Times are seconds of any steady clock."""
 
     def __init__(
@@ -88,7 +88,7 @@ class LiveTalk:
         self._input = InputBuffer(_LISTENING)
         self._muted = False
         self._events: list[Event] = []
-        self._delegations = Delegations(self._emit)
+        self._delegations = PendingDelegations(self._emit)
         self._speech: Iterator[float] = iter(())
         self._speech_s = self._usage_s = self._ends_s = _NEVER
         self._began_s = self._now_s = 0.0

@@ -2,17 +2,17 @@
 
 import asyncio
 import time
-from typing import Annotated, Any, Literal, TypedDict
+from typing import TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
+from token_broker.api.live.operations import LIVE_ATTACH_PATHS, LIVE_PATHS, LiveSessionRequest
 from token_broker.api.offers import CallRelay, check_offer
 from token_broker.api.token import ASKING_SHARE
-from token_broker.calls.live_listener import LiveListener, Observer
+from token_broker.calls.live_listener import LiveListener, SidebandObserver
 from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.observability.logging import bind_ids
 from token_broker.relay.admission import Admission
@@ -24,10 +24,7 @@ from token_broker.server.close_codes import BAD_REQUEST, CLIENT_STALLED, DONE, T
 from token_broker.sessions.ownership import Callers
 from token_broker.web.requests import Problem, parse_json, read_body, refuse_socket
 
-__all__ = ["LIVE_ATTACH_PATHS", "LIVE_PATHS", "LiveSessionRequest", "LiveState", "live_routes"]
-
-LIVE_PATHS = ("/v1/live/sessions", "/openai/v1/live/sessions")
-LIVE_ATTACH_PATHS = tuple(f"{path}/{{call_id}}/attach" for path in LIVE_PATHS)
+__all__ = ["LiveState", "live_routes"]
 
 _OBSERVERS_AT_MOST = 4  # of one session
 
@@ -40,22 +37,6 @@ class LiveState(TypedDict):
     admission: Admission
     relay: VoiceRelay
     watched: WatchedCalls
-
-
-class _Transport(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    type: Literal["webrtc"]
-    sdp: Annotated[str, StringConstraints(min_length=1)]
-
-
-class LiveSessionRequest(BaseModel):
-    """OpenAI's body for a GPT-Live session over WebRTC. `session` is the agent's to say, and is ignored."""
-
-    model_config = ConfigDict(frozen=True)
-
-    session: dict[str, Any] = Field({}, description="Ignored: the agent says model, instructions, voice and tools.")
-    transport: _Transport
 
 
 class _LiveSocket:
@@ -76,7 +57,7 @@ class _LiveSideband:
         await receive()
         chosen = SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None
         await send({"type": "websocket.accept", "subprotocol": chosen})
-        observer = Observer()
+        observer = SidebandObserver()
         listener.observe(observer)
         tasks = [
             asyncio.create_task(_to_client(observer, send), name="live-observer"),
@@ -112,7 +93,7 @@ class _LiveSideband:
         return listener
 
 
-async def _to_client(observer: Observer, send: Send) -> int:
+async def _to_client(observer: SidebandObserver, send: Send) -> int:
     """Sends what the observer gets; the close code at the end."""
     while True:
         while observer.waiting:
@@ -125,7 +106,7 @@ async def _to_client(observer: Observer, send: Send) -> int:
         await observer.changed.wait()
 
 
-async def _from_client(scope: Scope, listener: LiveListener, observer: Observer, receive: Receive) -> int:
+async def _from_client(scope: Scope, listener: LiveListener, observer: SidebandObserver, receive: Receive) -> int:
     """Hands the client's events on; the close code, or 0 where the client is gone."""
     longest = scope["state"]["callers"].settings.client_message_bytes
     while True:

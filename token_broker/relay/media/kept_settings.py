@@ -7,14 +7,14 @@ from token_broker.relay.confirmation.agreement import disagreements
 from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import compact
 
-__all__ = ["RESTORE_ID", "RestoredSession"]
+__all__ = ["RESTORE_ID", "KeptSettings"]
 
 RESTORE_ID = f"{OWN_EVENT_IDS}restore_"
 # A page may set a session of its own when it connects, and once or twice by mistake. More is deliberate.
 _CHANGES_AT_MOST = 5
 
 
-class RestoredSession:
+class KeptSettings:
     """One call's. `session` are the agent's fields that its client may not change."""
 
     def __init__(self, session: Mapping[str, Any]) -> None:
