@@ -141,7 +141,14 @@ def test_open_host_needs_explicit_auth(variables: dict[str, str], monkeypatch: p
 def test_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch)
     assert (settings.host, settings.port, settings.model) == ("127.0.0.1", 8080, "gpt-realtime")
-    assert settings.token_strategies == ("ga", "direct_deployment", "project", "unified", "websocket_proxy")
+    assert settings.token_strategies == (
+        "ga",
+        "direct_deployment",
+        "project",
+        "unified",
+        "voice_live_webrtc",
+        "websocket_proxy",
+    )
     assert (settings.token_budget_s, settings.attempt_timeout_s, settings.retry_attempts) == (6, 2.5, 2)
     assert (settings.token_ttl_s, settings.api_version) == (60, "2025-10-01")
     assert (settings.azure_scope, settings.transcription_model) == (
@@ -472,7 +479,7 @@ def test_agent_inherits_its_resources(tmp_path: Path) -> None:
         (AGENTS.replace('voices = { ga = "marin", preview = "en-US-GuyNeural" }', ""), "has no voices"),
         (AGENTS.replace('ga = "marin", ', ""), "agents.a.voices.ga"),
         (AGENTS.replace('name = "B"', 'nmae = "B"'), "agents.b.nmae: there is no such key; name is meant, perhaps"),
-        (AGENTS.replace('ga = "marin"', 'ga = "marin", beta = "x"'), "permitted are ga, preview"),
+        (AGENTS.replace('ga = "marin"', 'ga = "marin", beta = "x"'), "permitted are ga, live, preview"),
         (f"{AGENTS}\nzones = []", "agents.c.zones"),
         (f'{AGENTS}\nzones = "eu"', "agents.c.zones"),
         (f'{AGENTS}\nmodel_family = "gpt-4o"', "agents.c.model_family"),
