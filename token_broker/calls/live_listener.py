@@ -216,7 +216,7 @@ class LiveListener:
                 if self._now_s() >= self._until_s:
                     self._end_call(_TOO_LONG)
                 try:
-                    socket = await self._parts.connector.join_call(endpoint, call_id)
+                    self._sideband = await self._sidebands.open(endpoint, call_id)
                 except MintError as error:
                     failures += 1
                     unknown = unknown + 1 if error.status in NO_SUCH_CALL else 0
@@ -230,7 +230,7 @@ class LiveListener:
                         log.warning("sideband_refused", session_id=self.owner.session_id, **about)
                     continue
                 failures, unknown = 1, 0
-                self._sideband = self._sidebands.hold(endpoint, call_id, socket)
+                socket = self._sideband.socket
                 try:
                     ending = await self._listen(self._sideband, call_id)
                 finally:

@@ -12,7 +12,7 @@ from token_broker.relay.counters import TalkCounters
 from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import compact, event_of, event_type
 from token_broker.relay.live.delegations import Delegations
-from token_broker.relay.live.shown import DIALECT, shown_session
+from token_broker.relay.live.shown import CLOSED, DIALECT, shown_session
 from token_broker.relay.live.spoken_turns import TRANSCRIPT_EVENTS, LiveTurns
 from token_broker.relay.policy.visibility import without_quoted_secrets
 from token_broker.relay.talk_parts import TalkParts
@@ -20,11 +20,10 @@ from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.tokens import Owner
 from token_broker.usage.talk_usage import TalkUsage
 
-__all__ = ["AUDIO_DELTA", "CLOSED", "LiveEvents"]
+__all__ = ["AUDIO_DELTA", "LiveEvents"]
 
 Event = dict[str, Any]
 
-CLOSED = "session.closed"
 AUDIO_DELTA = "session.output_audio.delta"
 _REFLECTED = "session.input_audio.append"  # what the user says, on a sideband: nobody here needs it
 # Of the backend's lifecycle events: the rest may quote the agent's prompt and tools.

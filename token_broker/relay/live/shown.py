@@ -1,10 +1,11 @@
-"""What a client may see of GPT-Live's session. Pure."""
+"""The names of GPT-Live's dialect that several parts need, and what a client may see of its session. Pure."""
 
 from typing import Any
 
-__all__ = ["DIALECT", "shown_session"]
+__all__ = ["CLOSED", "DIALECT", "shown_session"]
 
 DIALECT = "live"
+CLOSED = "session.closed"
 _SHOWN_OF_SESSION = frozenset({"id", "model", "status", "expires_at"})
 
 

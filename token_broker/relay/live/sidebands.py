@@ -12,7 +12,7 @@ from strategies.errors import MintError, TimedOutError
 from token_broker.relay.azure.connector import NO_SUCH_CALL
 from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.event_text import compact, event_type
-from token_broker.relay.live.session_events import CLOSED
+from token_broker.relay.live.shown import CLOSED
 
 __all__ = ["LiveSidebands", "Sideband"]
 
@@ -37,11 +37,19 @@ class LiveSidebands:
     def __init__(self, joins: Joins) -> None:
         self._joins = joins
         self._open: dict[tuple[str, str], Sideband] = {}
+        self._opening: dict[tuple[str, str], asyncio.Event] = {}
 
-    def hold(self, endpoint: str, session_id: str, socket: AzureSocket) -> Sideband:
-        """From now on this socket is the session's sideband, until `release`."""
-        made = self._open[endpoint, session_id] = Sideband(socket)
-        return made
+    async def open(self, endpoint: str, session_id: str) -> Sideband:
+        """Joins the session; this is its sideband until `release`. Raises MintError."""
+        key = endpoint, session_id
+        opened = self._opening[key] = asyncio.Event()
+        try:
+            made = self._open[key] = Sideband(await self._joins(endpoint, session_id))
+            return made
+        finally:
+            if self._opening.get(key) is opened:
+                del self._opening[key]
+            opened.set()
 
     def release(self, endpoint: str, session_id: str, sideband: Sideband) -> None:
         """The socket has ended."""
@@ -51,7 +59,7 @@ class LiveSidebands:
 
     async def has_session(self, endpoint: str, session_id: str) -> bool:
         """Whether Azure has the session. Raises MintError where that is not known."""
-        if (held := self._open.get((endpoint, session_id))) is not None and held.socket.failure is None:
+        if (held := await self._held(endpoint, session_id)) is not None:
             return not held.over.is_set()
         try:
             socket = await self._joins(endpoint, session_id)
@@ -66,8 +74,7 @@ class LiveSidebands:
         """Ends the session. True: it is over; False: Azure was told, and has not said so. Raises MintError."""
         try:
             async with asyncio.timeout(timeout_s):
-                held = self._open.get((endpoint, session_id))
-                if held is not None and held.socket.failure is None:
+                if (held := await self._held(endpoint, session_id)) is not None:
                     held.socket.send(_CLOSE)
                     waits = [asyncio.ensure_future(event.wait()) for event in (held.over, held.left)]
                     try:
@@ -79,6 +86,13 @@ class LiveSidebands:
                 return await self._close_anew(endpoint, session_id)
         except TimeoutError:
             raise TimedOutError(f"the session was not closed within {timeout_s:.1f} s") from None
+
+    async def _held(self, endpoint: str, session_id: str) -> Sideband | None:
+        """The session's sideband, which may be about to be there: Azure would refuse a second one."""
+        if (opened := self._opening.get((endpoint, session_id))) is not None:
+            await opened.wait()
+        held = self._open.get((endpoint, session_id))
+        return held if held is not None and held.socket.failure is None else None
 
     async def _close_anew(self, endpoint: str, session_id: str) -> bool:
         try:
