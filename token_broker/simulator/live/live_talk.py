@@ -92,6 +92,7 @@ class SimulatedLiveTalk:
         self._speech: Iterator[float] = iter(())
         self._speech_s = self._usage_s = self._ends_s = _NEVER
         self._began_s = self._now_s = 0.0
+        self._heard_ms = 0  # of sound
         self._answered: str | None = None
 
     @property
@@ -134,6 +135,7 @@ class SimulatedLiveTalk:
     def hear(self, pcm: bytes, now_s: float) -> list[Event]:
         """Takes sound, 24 kHz PCM16: from events, or over RTP."""
         self._now_s = now_s
+        self._heard_ms += duration_ms(pcm)
         self._emit("session.input_audio.append", audio=b64encode(pcm).decode())
         # A muted microphone is silence to the model, so that what was begun ends.
         for turn in self._input.hear(bytes(len(pcm)) if self._muted else pcm):
@@ -305,8 +307,8 @@ class SimulatedLiveTalk:
         return {"seconds": int(self._now_s - self._began_s)}
 
     def _at_ms(self) -> int:
-        """Where the session's timeline is now."""
-        return int((self._now_s - self._began_s) * 1000)
+        """Where the session's timeline is now. Sound may come faster than time passes."""
+        return max(int((self._now_s - self._began_s) * 1000), self._heard_ms)
 
     def _emit(self, name: str, client_event_id: str | None = None, /, **fields: Any) -> None:
         event: Event = {"type": name} | ({} if name in _WITHOUT_ID else {"event_id": f"event_{secrets.token_hex(11)}"})
