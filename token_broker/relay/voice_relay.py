@@ -68,10 +68,10 @@ _NO_TRANSCRIPTION = Problem(
     "Sessions that only transcribe are not served here: an agent would answer. Leave intent out to begin a talk.",
 )
 _SPEAKS_LIVE = Problem(
-    400, "speaks_live", "This agent talks by GPT-Live: connect to /v1/live/sessions, with the clients' `live` resource."
+    409, "speaks_live", "This agent talks by GPT-Live: connect to /v1/live/sessions, with the clients' `live` resource."
 )
 _SPEAKS_REALTIME = Problem(
-    400,
+    409,
     "speaks_realtime",
     "This agent does not talk by GPT-Live: connect to /v1/realtime, with the `realtime` resource.",
 )

@@ -131,7 +131,7 @@ async def create_live_session(request: Request[LiveState]) -> Response:
     admitted = admission.by_any(request.scope)
     if admitted.agent.id not in calls.minting.live_agents:
         detail = "This agent does not talk by GPT-Live: post the offer to /v1/realtime/calls."
-        raise Problem(400, "speaks_realtime", detail)
+        raise Problem(409, "speaks_realtime", detail)
     await admission.ensure_budget(admitted)
     bind_ids(session_id=admitted.owner.session_id)
     body = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
@@ -161,6 +161,5 @@ def live_routes() -> list[BaseRoute]:
     return [
         *[Route(path, create_live_session, methods=["POST"]) for path in LIVE_PATHS],
         *[WebSocketRoute(path, _LiveSocket()) for path in LIVE_PATHS],
-        *[Route(path, _LiveSocket()) for path in LIVE_PATHS],
         *[WebSocketRoute(path, _LiveSideband()) for path in LIVE_ATTACH_PATHS],
     ]

@@ -88,8 +88,9 @@ LIVE_OPERATIONS = (
         ),
         problems={
             **{status: codes for status, codes in OFFER_PROBLEMS.items() if status != 415},  # noqa: PLR2004
-            400: ("bad_sdp", "invalid_json", "client_left", "speaks_realtime"),
+            400: ("bad_sdp", "invalid_json", "client_left"),
             401: ("credential_refused", "agent_gone"),
+            409: (*OFFER_PROBLEMS.get(409, ()), "speaks_realtime"),
             422: ("invalid_request",),
             503: ("nothing_minted", "draining", "blocklist_unread"),
         },
