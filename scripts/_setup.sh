@@ -29,22 +29,31 @@ setup() {
     echo "$state" >"$venv/.installed-$want"
 }
 
-# browser: sees to the browsers, a sound card of software and a Node for the tests, where it may install them; else the
-# tests say what to do.
+# browser: sees to a Chromium and a Node for the tests. engines: to the other browsers, and a sound card of software.
+# Both install where they may; else the tests say what to do.
 browser() {
     local missing=()
     [ -n "${CHROMIUM:-}" ] || command -v chromium chromium-browser google-chrome >/dev/null \
         || ls "$HOME"/.cache/ms-playwright/chromium* >/dev/null 2>&1 || missing+=(chromium)
+    command -v node >/dev/null && command -v npm >/dev/null || missing+=(nodejs npm)
+    install_packages "${missing[@]}"
+}
+
+engines() {
+    local missing=()
     [ -n "${FIREFOX:-}" ] || command -v firefox-esr firefox >/dev/null || missing+=(firefox-esr)
     command -v WebKitWebDriver >/dev/null || missing+=(webkit2gtk-driver)
     command -v Xvfb >/dev/null || missing+=(xvfb)
     command -v pulseaudio >/dev/null && command -v pacat >/dev/null \
         || missing+=(pulseaudio pulseaudio-utils gstreamer1.0-pulseaudio gstreamer1.0-plugins-good)
-    command -v node >/dev/null && command -v npm >/dev/null || missing+=(nodejs npm)
-    if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        echo "Installing ${missing[*]} for the browser tests." >&2
+    install_packages "${missing[@]}"
+}
+
+install_packages() {
+    if [ $# -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "Installing $* for the browser tests." >&2
         apt-get update -qq >&2 \
-            && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null \
+            && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null \
             || echo "That failed; the browser tests will say what to do." >&2
     fi
 }

@@ -172,6 +172,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.nodeid.startswith(_BROWSER_PATHS):
             item.add_marker(pytest.mark.browser)
+        if _ENGINE.search(item.nodeid):
+            item.add_marker(pytest.mark.engines)
         if item.nodeid.startswith(_SLOW):
             item.add_marker(pytest.mark.slow)
         if needs_postgres(item):

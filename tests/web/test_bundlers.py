@@ -19,8 +19,8 @@ STRICT = (
     ("engine", "bundler"),
     [
         ("chromium", "esbuild"),
-        ("chromium", "vite"),
-        ("chromium", "webpack"),
+        pytest.param("chromium", "vite", marks=pytest.mark.bundlers),
+        pytest.param("chromium", "webpack", marks=pytest.mark.bundlers),
         ("firefox", "vite"),
         ("webkit", "vite"),
         pytest.param("chromium", "parcel", marks=pytest.mark.bundlers),
