@@ -285,6 +285,25 @@ async def test_turns_are_kept_by_their_ids() -> None:
         await client.until("response.audio_transcript.done")
 
 
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("named", [{"id": "item_of_the_page"}, {}])
+async def test_typed_turn_is_kept_once(named: dict[str, str], told: bool) -> None:
+    """Azure tells what was typed on the data channel, which the broker does not hear, or on both."""
+    async with calling() as (azure, running, client):
+        talk = azure.talks[0]
+        item = {**named, "type": "message", "role": "user", "content": [{"type": "input_text", "text": "Well?"}]}
+        await client.send({"type": "conversation.item.create", "item": item})
+        sent = (await talk.next_event("conversation.item.create"))["item"]
+        assert {**sent, **item} == sent
+        if told:
+            await talk.send({"type": "conversation.item.created", "previous_item_id": None, "item": sent})
+        about = {"response_id": "resp_1", "item_id": "item_said", "output_index": 0, "content_index": 0}
+        await talk.send({"type": "response.audio_transcript.done", **about, "transcript": "At home."})
+        await running.ingest.reach(2)
+        assert running.ingest.said == [("user", "Well?"), ("assistant", "At home.")]
+        assert running.ingest.turns[0].turn_id == sent["id"]
+
+
 async def test_handoff_asks_for_a_new_plan(agents: Any) -> None:
     async with calling(agents=agents) as (azure, _, client):
         await client.send({"type": "broker.agent.switch", "agent_id": "nobody"})

@@ -7,6 +7,7 @@ process: a lost control socket ends the connection, and the client takes a new p
 
 import asyncio
 import math
+import secrets
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
@@ -250,9 +251,14 @@ class MediaTalk:
         if kind == "conversation.item.create" and isinstance(item, dict) and item.get("role") == "user":
             self._goodbye.user_spoke()
             self._show_guardrail(words_of(event), "typed")
+            if not item.get("id"):  # Azure would give one, and perhaps tell the page alone
+                item["id"] = f"item_{secrets.token_hex(12)}"
+                message = compact(event)
         if self._answers.admits(kind, event):
             self._concluded.sent(event, self._loop.time())
             upstream.socket.send(message)
+            if kind == "conversation.item.create":  # whether Azure has it is told on the data channel, if at all
+                self._turns.feed({"type": "conversation.item.created", "item": item}, self._loop.time())
         self._answers.tick()
         self._conclude()
 
