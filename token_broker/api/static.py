@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -55,7 +56,7 @@ def client_routes(azure_origins: Sequence[str] = AZURE_ORIGINS) -> list[BaseRout
         return response
 
     return [
-        Route("/", page, methods=["GET"]),
+        Route("/", page, methods=["GET"], middleware=[Middleware(GZipMiddleware)]),
         Mount("/client", GZipMiddleware(_Modules(directory=folder))),
     ]
 
