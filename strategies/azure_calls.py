@@ -6,8 +6,9 @@ Azure takes the raw offer with the ephemeral token alone; hanging up needs the r
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import httpx
 
@@ -22,13 +23,14 @@ from strategies.errors import (
 )
 from strategies.upstream import Answer, classify, connection_failure, read_body
 
-__all__ = ["AcceptedCall", "AzureCalls"]
+__all__ = ["AcceptedCall", "AzureCalls", "post", "with_credential"]
 
 _CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _CREATED = 201
 _OVER = frozenset({404, 409, 410})  # of a hang-up: there is no such call, or none that goes on
 
 OnHead = Callable[[int, httpx.Headers], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class AzureCalls:
             if status == _CREATED and (call_id := _call_id(answered)) is not None:
                 named(call_id)
 
-        answer = await self._post(url, offer, headers, timeout_s, on_head)
+        answer = await post(self._client, url, offer, headers, timeout_s=timeout_s, on_head=on_head)
         if (error := classify(answer, now_s=time.time())) is not None:
             raise error
         if not answer.body.startswith(b"v=0"):  # Content-Type says nothing: Azure sends application/sdp or text/plain
@@ -80,39 +82,58 @@ class AzureCalls:
         A plain success says that Azure has been told, and not that the call is over.
         """
         url = f"{endpoint}/openai/v1/realtime/calls/{call_id}/hangup"
-        deadline_s = time.monotonic() + timeout_s
-        for last in (False, True):
-            authorization = await self._credentials.current(timeout_s=deadline_s - time.monotonic())
-            answer = await self._post(url, b"", authorization.headers(), deadline_s - time.monotonic())
+
+        async def ask(headers: Mapping[str, str], left_s: float) -> bool:
+            answer = await post(self._client, url, b"", headers, timeout_s=left_s)
             if answer.status in _OVER:
                 return True
             error = None if answer.status == 204 else classify(answer, now_s=time.time())  # noqa: PLR2004
-            if error is None:
-                return False
-            keys_off = isinstance(error, KeysDisabledError) and authorization.kind == "key"
-            if last or not keys_off or not self._credentials.keys_refused():
+            if error is not None:
                 raise error
-        raise AssertionError  # the second attempt returns or raises
+            return False
 
-    async def _post(
-        self,
-        url: str,
-        content: bytes,
-        headers: Mapping[str, str],
-        timeout_s: float,
-        on_head: OnHead = lambda _status, _headers: None,
-    ) -> Answer:
+        return await with_credential(self._credentials, ask, timeout_s=timeout_s)
+
+
+async def with_credential(
+    credentials: Credentials, ask: Callable[[Mapping[str, str], float], Awaitable[T]], *, timeout_s: float
+) -> T:
+    """What `ask` gives for the headers of the resource's credential and the seconds left; it may raise MintError.
+
+    Where Azure says that keys are switched off, it is asked once more with Entra.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    for last in (False, True):
+        authorization = await credentials.current(timeout_s=deadline_s - time.monotonic())
         try:
-            async with asyncio.timeout(timeout_s):
-                async with self._client.stream("POST", url, content=content, headers=headers) as response:
-                    on_head(response.status_code, response.headers)
-                    return Answer(response.status_code, response.headers, await read_body(response.aiter_raw()))
-        except TimeoutError:
-            raise TimedOutError(f"no whole answer within {timeout_s:.1f} s") from None
-        except MintError:
-            raise
-        except Exception as error:  # noqa: BLE001  # httpx's errors, and those its transport lets through unmapped
-            raise TransientError(connection_failure(error)) from None
+            return await ask(authorization.headers(), deadline_s - time.monotonic())
+        except KeysDisabledError:
+            if last or authorization.kind != "key" or not credentials.keys_refused():
+                raise
+    raise AssertionError  # the second attempt returns or raises
+
+
+async def post(
+    client: httpx.AsyncClient,
+    url: str,
+    content: bytes,
+    headers: Mapping[str, str],
+    *,
+    timeout_s: float,
+    on_head: OnHead = lambda _status, _headers: None,
+) -> Answer:
+    """The whole answer, whatever its status, within the limit. Raises MintError."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            async with client.stream("POST", url, content=content, headers=headers) as response:
+                on_head(response.status_code, response.headers)
+                return Answer(response.status_code, response.headers, await read_body(response.aiter_raw()))
+    except TimeoutError:
+        raise TimedOutError(f"no whole answer within {timeout_s:.1f} s") from None
+    except MintError:
+        raise
+    except Exception as error:  # noqa: BLE001  # httpx's errors, and those its transport lets through unmapped
+        raise TransientError(connection_failure(error)) from None
 
 
 def _call_id(headers: Mapping[str, str]) -> str | None:

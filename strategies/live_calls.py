@@ -5,7 +5,6 @@ the session's id and the SDP (docs/azure.md §12.3). No route ends such a sessio
 does, as far as is known.
 """
 
-import asyncio
 import json
 import re
 import time
@@ -16,18 +15,10 @@ from typing import Any
 import httpx
 from pydantic_core import to_json
 
-from strategies.azure_calls import AcceptedCall
+from strategies.azure_calls import AcceptedCall, post, with_credential
 from strategies.credentials import Credentials
-from strategies.errors import (
-    KeysDisabledError,
-    MalformedError,
-    MintError,
-    PermanentError,
-    RejectedError,
-    TimedOutError,
-    TransientError,
-)
-from strategies.upstream import Answer, classify, connection_failure, read_body
+from strategies.errors import MalformedError, MintError, PermanentError, RejectedError
+from strategies.upstream import Answer, classify
 
 __all__ = ["Closes", "LiveOffer", "LiveSessions", "SessionFieldError", "never_closes"]
 
@@ -85,34 +76,19 @@ class LiveSessions:
         del filtered
         body = {"session": grant.session, "transport": {"type": "webrtc", "sdp": offer.decode("utf-8", "replace")}}
         content = to_json(body)
-        deadline_s = time.monotonic() + timeout_s
-        for last in (False, True):
-            authorization = await self._credentials.current(timeout_s=deadline_s - time.monotonic())
-            answer = await self._post(grant.endpoint, content, authorization.headers(), deadline_s - time.monotonic())
-            error = classify(answer, now_s=time.time())
-            if error is None:
-                return _accepted(answer, named)
-            keys_off = isinstance(error, KeysDisabledError) and authorization.kind == "key"
-            if last or not keys_off or not self._credentials.keys_refused():
+
+        async def ask(headers: Mapping[str, str], left_s: float) -> AcceptedCall:
+            sent = {**headers, "Content-Type": "application/json", "Accept": "application/json"}
+            answer = await post(self._client, grant.endpoint, content, sent, timeout_s=left_s)
+            if (error := classify(answer, now_s=time.time())) is not None:
                 raise _with_field(error, answer)
-        raise AssertionError  # the second attempt returns or raises
+            return _accepted(answer, named)
+
+        return await with_credential(self._credentials, ask, timeout_s=timeout_s)
 
     async def hang_up(self, endpoint: str, call_id: str, *, timeout_s: float) -> bool:
         """Ends the session. True where Azure has it no more. Raises MintError."""
         return await self._closes(endpoint, call_id, timeout_s)
-
-    async def _post(self, url: str, content: bytes, headers: Mapping[str, str], timeout_s: float) -> Answer:
-        sent = {**headers, "Content-Type": "application/json", "Accept": "application/json"}
-        try:
-            async with asyncio.timeout(timeout_s):
-                async with self._client.stream("POST", url, content=content, headers=sent) as response:
-                    return Answer(response.status_code, response.headers, await read_body(response.aiter_raw()))
-        except TimeoutError:
-            raise TimedOutError(f"no whole answer within {timeout_s:.1f} s") from None
-        except MintError:
-            raise
-        except Exception as error:  # noqa: BLE001  # httpx's errors, and those its transport lets through unmapped
-            raise TransientError(connection_failure(error)) from None
 
 
 def _accepted(answer: Answer, named: Callable[[str], None]) -> AcceptedCall:
