@@ -1,6 +1,15 @@
 """What the compatible endpoints of the official clients take and answer, as /openapi.json shows it."""
 
-from token_broker.api.offers import HANG_UP_PROBLEMS, OFFER_PROBLEMS, OFFER_SCHEMA, SDP_ANSWER, SDP_EXAMPLE
+from token_broker.api.offers import (
+    COMPAT_CLOSE_CODES,
+    COMPAT_SUBPROTOCOLS,
+    COMPAT_TAG,
+    HANG_UP_PROBLEMS,
+    OFFER_PROBLEMS,
+    OFFER_SCHEMA,
+    SDP_ANSWER,
+    SDP_EXAMPLE,
+)
 from token_broker.relay.adapters import COMPAT_ENDPOINTS
 from token_broker.sessions.schemas import BetaSession, BetaSessionRequest, ClientSecret, ClientSecretRequest
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec, SocketSpec
@@ -29,7 +38,6 @@ CALL_PATHS = (
 )
 HANG_UP_PATHS = tuple(f"{prefix}/realtime/calls/{{call_id}}/hangup" for prefix in _PREFIXES)
 
-_TAG = "Compatible endpoints for the official clients"
 _CREDENTIAL = (
     "The credential is a client secret (or a plan's session token or ticket), with or without `ek_`: as "
     "`Authorization: Bearer`, `api-key` header, query `api-key` or `authorization`; a session token also in "
@@ -81,7 +89,7 @@ COMPAT_OPERATIONS = (
         method="post",
         path=MINT_PATHS[0],
         aliases=MINT_PATHS[1:],
-        tag=_TAG,
+        tag=COMPAT_TAG,
         summary="Get a client secret",
         description=(
             "OpenAI's route and body. The secret is the broker's own: it opens each compatible endpoint until it "
@@ -104,7 +112,7 @@ COMPAT_OPERATIONS = (
         method="post",
         path=SESSION_PATHS[0],
         aliases=SESSION_PATHS[1:],
-        tag=_TAG,
+        tag=COMPAT_TAG,
         summary="Get a client secret, as before GA",
         description=(
             f"OpenAI's and Azure's earlier mint, for clients that still ask there. As `{MINT_PATHS[0]}`, but the "
@@ -125,7 +133,7 @@ COMPAT_OPERATIONS = (
         method="post",
         path=CALL_PATHS[0],
         aliases=CALL_PATHS[1:],
-        tag=_TAG,
+        tag=COMPAT_TAG,
         summary="Set up a WebRTC call",
         description=(
             f"OpenAI's route: the offer raw, or as the `sdp` of a form, whose `session` is the agent's to say. "
@@ -161,7 +169,7 @@ COMPAT_OPERATIONS = (
         method="post",
         path=HANG_UP_PATHS[0],
         aliases=HANG_UP_PATHS[1:],
-        tag=_TAG,
+        tag=COMPAT_TAG,
         summary="Hang up a WebRTC call",
         description=f"Ends a call that this session set up. Counted apart from mints, at the same rate. {_CREDENTIAL}.",
         parameters=(_DEPLOYMENT, Parameter("call_id", "path", "The end of the call's `Location`.")),
@@ -174,7 +182,7 @@ COMPAT_OPERATIONS = (
 COMPAT_SOCKETS = tuple(
     SocketSpec(
         path=path,
-        tag=_TAG,
+        tag=COMPAT_TAG,
         summary=compat.summary,
         description=(
             f"{_CREDENTIAL}, or as subprotocol. The session is the credential's, whatever the path and the query say. "
@@ -182,18 +190,8 @@ COMPAT_SOCKETS = tuple(
             "429, 503) with a problem document; what ends a talk later is an `error` event and a close code. A plain "
             "GET answers 426 `upgrade_required`."
         ),
-        subprotocols=("realtime", "openai-insecure-api-key.<client secret>", "ticket.<client secret or ticket>"),
-        close_codes={
-            1000: "done",
-            1009: "a message was too large",
-            1011: "the broker failed",
-            4400: "bad request",
-            4401: "the operator has blocked this session or its user",
-            4408: "Azure did not answer in time",
-            4410: "the client does not read",
-            4502: "Azure refused, or dropped the talk",
-            4503: "draining: connect again",
-        },
+        subprotocols=COMPAT_SUBPROTOCOLS,
+        close_codes=COMPAT_CLOSE_CODES,
         parameters=tuple(parameter for parameter in _SOCKET_PARAMETERS if f"{{{parameter.name}}}" in path),
     )
     for compat in COMPAT_ENDPOINTS

@@ -49,6 +49,9 @@ from token_broker.web.openapi_document import ResponseSpec
 from token_broker.web.requests import Problem, correlation_id
 
 __all__ = [
+    "COMPAT_CLOSE_CODES",
+    "COMPAT_SUBPROTOCOLS",
+    "COMPAT_TAG",
     "HANG_UP_PROBLEMS",
     "OFFER_PROBLEMS",
     "OFFER_SCHEMA",
@@ -444,6 +447,21 @@ OFFER_SCHEMA = {
 SDP_ANSWER = ResponseSpec(
     201, "Azure's answer.", media_type="application/sdp", example=SDP_EXAMPLE, headers=("Cache-Control", "Location")
 )
+# What /openapi.json says of every compatible socket.
+COMPAT_TAG = "Compatible endpoints for the official clients"
+COMPAT_CLOSE_CODES = {
+    1000: "done",
+    1009: "a message was too large",
+    1011: "the broker failed",
+    4400: "bad request",
+    4401: "the operator has blocked this session or its user",
+    4408: "Azure did not answer in time",
+    4410: "the client does not read",
+    4502: "Azure refused, or dropped the talk",
+    4503: "draining: connect again",
+}
+COMPAT_SUBPROTOCOLS = ("realtime", "openai-insecure-api-key.<client secret>", "ticket.<client secret or ticket>")
+
 OFFER_PROBLEMS = {
     400: ("bad_sdp", "client_left"),
     403: ("blocked", "sockets_only", "transport_refused"),

@@ -128,8 +128,7 @@ class LiveListener:
             calls.note(tool)
             if self._usage is not None and tool.duration_ms is not None:
                 self._usage.tool_ran()
-            took = {} if tool.duration_ms is None else {"duration_ms": round(tool.duration_ms)}
-            self._page.tell("broker.tool", name=tool.name, call_id=tool.call_id, state=tool.state, **took)
+            self._page.tell("broker.tool", **tool.fields)
 
         def log_lost() -> None:
             log.warning("turn_lost", session_id=owner.session_id, why="the memory is full")
@@ -328,7 +327,7 @@ class LiveListener:
 
     def _note_wait(self, turn: TurnLatency) -> str | None:
         self._parts.note_answer(turn, transport=self._transport, agent_id=self._agent.id, resource=self._resource)
-        self._page.tell("broker.latency", turn_ms=round(turn.wait_s * 1000), **{"from": turn.begins})
+        self._page.tell("broker.latency", **turn.fields)
         return None
 
     async def _run_builtin(self, name: str, arguments: str, call_id: str) -> ToolOutput:

@@ -154,8 +154,7 @@ class CallListener:
             self._tool_since_s = self._now_s() if tool.duration_ms is None else None
             if self._usage is not None and tool.duration_ms is not None:
                 self._usage.tool_ran()
-            took = {} if tool.duration_ms is None else {"duration_ms": round(tool.duration_ms)}
-            self._page.tell("broker.tool", name=tool.name, call_id=tool.call_id, state=tool.state, **took)
+            self._page.tell("broker.tool", **tool.fields)
 
         self._answers = TalkAnswers(
             AnswerSequencer(

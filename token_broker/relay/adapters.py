@@ -188,14 +188,13 @@ class ProxyAdapter:
         return broker_error(refusal.code, refusal.message, retryable=retryable, param=refusal.param)
 
     def called(self, tool: Tell) -> str | None:
-        took = {} if tool.duration_ms is None else {"duration_ms": round(tool.duration_ms)}
-        return broker_event("broker.tool", name=tool.name, call_id=tool.call_id, state=tool.state, **took)
+        return broker_event("broker.tool", **tool.fields)
 
     def switched(self, agent_id: str) -> str | None:
         return broker_event("broker.agent.switched", agent_id=agent_id)
 
     def answered(self, turn: TurnLatency) -> str | None:
-        return broker_event("broker.latency", turn_ms=round(turn.wait_s * 1000), **{"from": turn.begins})
+        return broker_event("broker.latency", **turn.fields)
 
     def announce_end(self, left_s: float) -> str | None:
         message = f"Azure ends this talk in {left_s:.0f} s, and no other session is to be had: ask for a new plan"

@@ -4,7 +4,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from token_broker.api.offers import OFFER_PROBLEMS, SDP_EXAMPLE
+from token_broker.api.offers import (
+    COMPAT_CLOSE_CODES,
+    COMPAT_SUBPROTOCOLS,
+    COMPAT_TAG,
+    OFFER_PROBLEMS,
+    SDP_EXAMPLE,
+)
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec, SocketSpec
 
 __all__ = ["LIVE_ATTACH_PATHS", "LIVE_OPERATIONS", "LIVE_PATHS", "LIVE_SOCKETS", "LiveSessionRequest"]
@@ -12,20 +18,7 @@ __all__ = ["LIVE_ATTACH_PATHS", "LIVE_OPERATIONS", "LIVE_PATHS", "LIVE_SOCKETS",
 LIVE_PATHS = ("/v1/live/sessions", "/openai/v1/live/sessions")
 LIVE_ATTACH_PATHS = tuple(f"{path}/{{call_id}}/attach" for path in LIVE_PATHS)
 
-_TAG = "Compatible endpoints for the official clients"
 _CREDENTIAL = "The credential is a client secret, as at the other compatible endpoints"
-_CLOSE_CODES = {
-    1000: "done",
-    1009: "a message was too large",
-    1011: "the broker failed",
-    4400: "bad request",
-    4401: "the operator has blocked this session or its user",
-    4408: "Azure did not answer in time",
-    4410: "the client does not read",
-    4502: "Azure refused, or dropped the talk",
-    4503: "draining: connect again",
-}
-_SUBPROTOCOLS = ("realtime", "openai-insecure-api-key.<client secret>", "ticket.<client secret or ticket>")
 
 
 class _Transport(BaseModel):
@@ -66,7 +59,7 @@ LIVE_OPERATIONS = (
         method="post",
         path=LIVE_PATHS[0],
         aliases=LIVE_PATHS[1:],
-        tag=_TAG,
+        tag=COMPAT_TAG,
         summary="Set up a GPT-Live session over WebRTC",
         description=(
             f"OpenAI's route and body; the session is the agent's to say. {_CREDENTIAL}. Media flows between "
@@ -101,25 +94,25 @@ LIVE_SOCKETS = (
     *(
         SocketSpec(
             path=path,
-            tag=_TAG,
+            tag=COMPAT_TAG,
             summary="A talk by GPT-Live with the clients of OpenAI",
             description=(
                 f"{_CREDENTIAL}. The client's first event is `session.start`, the broker's `session.started`. "
                 "A refusal is an HTTP status with a problem document. A plain GET answers 426 `upgrade_required`."
             ),
-            subprotocols=_SUBPROTOCOLS,
-            close_codes=_CLOSE_CODES,
+            subprotocols=COMPAT_SUBPROTOCOLS,
+            close_codes=COMPAT_CLOSE_CODES,
         )
         for path in LIVE_PATHS
     ),
     *(
         SocketSpec(
             path=path,
-            tag=_TAG,
+            tag=COMPAT_TAG,
             summary="The sideband of a GPT-Live session over WebRTC",
             description=f"{_CREDENTIAL}, of the session that set the call up. 404 `unknown_call` for any other id.",
-            subprotocols=_SUBPROTOCOLS,
-            close_codes={code: _CLOSE_CODES[code] for code in (1000, 1009, 4400, 4410)},
+            subprotocols=COMPAT_SUBPROTOCOLS,
+            close_codes={code: COMPAT_CLOSE_CODES[code] for code in (1000, 1009, 4400, 4410)},
             parameters=(Parameter("call_id", "path", "The session's id, as its creation told it."),),
         )
         for path in LIVE_ATTACH_PATHS

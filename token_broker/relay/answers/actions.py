@@ -54,6 +54,12 @@ class Tell:
     state: ToolState
     duration_ms: float | None = None
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Those of `broker.tool`."""
+        took = {} if self.duration_ms is None else {"duration_ms": round(self.duration_ms)}
+        return {"name": self.name, "call_id": self.call_id, "state": self.state, **took}
+
 
 @dataclass(frozen=True, slots=True)
 class Refuse:

@@ -30,6 +30,11 @@ class TurnLatency:
     wait_s: float
     begins: WaitFrom
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Those of `broker.latency`."""
+        return {"turn_ms": round(self.wait_s * 1000), "from": self.begins}
+
 
 class TurnClock:
     """One talk's. Times are in seconds of any steady clock."""

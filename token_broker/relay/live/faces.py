@@ -57,11 +57,10 @@ class ProxyFace:
         return broker_error(refusal.code, refusal.message, retryable=retryable, param=refusal.param)
 
     def called(self, tool: Tell) -> str | None:
-        took = {} if tool.duration_ms is None else {"duration_ms": round(tool.duration_ms)}
-        return broker_event("broker.tool", name=tool.name, call_id=tool.call_id, state=tool.state, **took)
+        return broker_event("broker.tool", **tool.fields)
 
     def answered(self, turn: TurnLatency) -> str | None:
-        return broker_event("broker.latency", turn_ms=round(turn.wait_s * 1000), **{"from": turn.begins})
+        return broker_event("broker.latency", **turn.fields)
 
     def resuming(self, reason: str) -> str | None:
         return broker_event("broker.resuming", reason=reason)
