@@ -6,6 +6,7 @@
 import asyncio
 import contextlib
 import json
+import mimetypes
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -170,9 +171,10 @@ class FakeBroker:
 
     async def built_file(self, request: Request) -> Response:
         assert self.built
-        name = request.path_params["path"] or "index.html"
+        file = self.built / (request.path_params["path"] or "index.html")
         policy = self.policy.replace("BROKER", self.base_url.removeprefix("http://"))
-        return FileResponse(self.built / name, headers={"Content-Security-Policy": policy} if policy else None)
+        headers = {"Content-Security-Policy": policy} if policy else None
+        return Response(file.read_bytes(), headers=headers, media_type=mimetypes.guess_type(file)[0])
 
     async def proxy(self, websocket: WebSocket) -> None:
         await self._talk(websocket, "broker.ready", self.dialect)
