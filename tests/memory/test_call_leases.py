@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 from dataclasses import dataclass, field
 
+import pytest
 from sqlalchemy import select, update
 
 from tests.support.waiting import eventually
@@ -11,9 +12,10 @@ from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRo
 from token_broker.calls.lease_statements import release_calls
 from token_broker.calls.leases import _EVERY_S, CallLeases
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.store.tables import calls
+from token_broker.memory.store.tables import calls, usage
 from token_broker.memory.store_errors import StoreUnreachableError
 from token_broker.security.tokens import Narrowing, Owner
+from token_broker.usage.ledger import UsageLedger
 
 OWNER = Owner("session-1", "alice", 7, "Alice", "talk-1")
 LEASE_US = 6_000_000
@@ -38,6 +40,7 @@ class Watcher:
     took: list[TakenCall] = field(default_factory=list)
     lost_calls: list[CallName] = field(default_factory=list)
     wanted: list[TakenCall] = field(default_factory=list)
+    over: list[TakenCall] = field(default_factory=list)
     older: list[TakenCall] = field(default_factory=list)
     read: list[TakenCall] = field(default_factory=list)
     lasting: list[TakenCall] = field(default_factory=list)
@@ -56,6 +59,9 @@ class Watcher:
 
     def end_wanted(self, found: TakenCall) -> None:
         self.wanted.append(found)
+
+    def ended(self, found: TakenCall) -> None:
+        self.over.append(found)
 
     def replaced(self, found: TakenCall) -> None:
         self.older.append(found)
@@ -248,6 +254,55 @@ async def test_end_is_wanted_at_any_replica(database: Database) -> None:
     await age(database, 60)
     await other.leases.refresh()
     assert other.watcher.took == []
+
+
+@pytest.mark.parametrize("claims", [False, True])
+async def test_call_that_another_ended_is_not_lost(database: Database, *, claims: bool) -> None:
+    """It was hung up at another replica, and is over before its holder hears of it, or as its own limit is reached."""
+    one, other = await two(database)
+    row = call_row()
+    await one.holds(row)
+    other.leases.want_end(row.name, "hung_up")
+    other.leases.over(row.name)
+    await other.leases.refresh()
+    if claims:
+        assert not await one.leases.claim_end(row.name, "idle")
+    await one.leases.refresh()
+    assert [found.ending for found in one.watcher.over] == ["hung_up"]
+    assert (one.watcher.lost_calls, one.watcher.wanted, len(one.leases)) == ([], [], 0)
+
+
+@pytest.mark.parametrize(
+    ("heard", "others", "expected"),
+    [(None, 0, (False, None)), (False, 0, (False, None)), (True, 0, (True, 2.0)), (True, 1, (False, 2.0))],
+)
+async def test_taker_knows_what_the_dead_replica_heard(
+    database: Database, heard: bool | None, others: int, expected: tuple[bool, float | None]
+) -> None:
+    """A talk that was heard is the call that was heard, unless the talk had others."""
+    one, other = await two(database)
+    row = call_row()
+    await one.holds(row)
+    for number in range(others):
+        await one.holds(call_row(2 + number))
+        one.leases.over(call_row(2 + number).name)
+    ledger = UsageLedger(database)
+    if heard is not None:
+        talk = ledger.open(OWNER, agent_id="elena", transport="compat", dialect="ga", seen=True)
+        talk.expect("one", "ga")
+        if heard:
+            talk.went_live("one", "ga", by="rtc_1")
+        await ledger.flush()
+    await one.leases.refresh()
+    await age(database, 10)
+    earlier = update(usage).values(updated_at_us=usage.c.updated_at_us - 2_000_000)
+    await database.write(lambda connection: connection.execute(earlier).rowcount)
+    await other.leases.refresh()
+    (found,) = other.watcher.took
+    assert found.was_heard is expected[0]
+    assert (found.unheard_s is None) is (expected[1] is None)
+    assert found.unheard_s is None or 2 <= found.unheard_s < found.lost_s
+    assert 10 <= found.lost_s <= found.age_s
 
 
 async def test_older_calls_of_a_talk_are_replaced(database: Database) -> None:

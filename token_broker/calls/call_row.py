@@ -15,6 +15,7 @@ __all__ = [
     "AttachClaim",
     "CallName",
     "CallRow",
+    "EndClaim",
     "HeldCall",
     "PageCall",
     "PageEventRow",
@@ -33,6 +34,9 @@ NOT_VERIFIED = "not_verified"
 
 AttachClaim = Literal["claimed", "attached", "foreign", "refused"]
 """Azure is to be asked here; the session has the call, or is being asked for; another's; refused before, or over."""
+
+EndClaim = Literal["held", "over", "lost"]
+"""The call is the holder's to end; somebody else has ended it; another replica holds it."""
 
 CallName = tuple[str, str]
 """The host of the call, and the call's id at that host."""
@@ -70,7 +74,10 @@ class TakenCall:
     epoch: int
     ending: str | None
     read_for_s: float = 0.0  # so long a page reads its events at another replica
-    unheard_s: float = 0.0  # since its former holder, which is gone, last wrote what was used
+    age_s: float = 0.0
+    was_heard: bool = False  # by its former holder
+    unheard_s: float | None = None  # since its former holder last wrote what was used, of a talk that was heard
+    lost_s: float = 0.0  # since its former holder was last known to hold it
 
 
 HeldCall = tuple[str, int]

@@ -49,6 +49,10 @@ class LeaseWatcher(Protocol):
         """Somebody wants this call of ours to end; at another replica, perhaps."""
         ...
 
+    def ended(self, found: TakenCall) -> None:
+        """Another replica has ended this call of ours, and it is over."""
+        ...
+
     def replaced(self, found: TakenCall) -> None:
         """A newer call of the same talk has its answer."""
         ...
@@ -170,12 +174,14 @@ class CallLeases:
         work = partial(claim_end, holder=self._holder, held=(held.row.key, held.epoch), ending=ending)
         try:
             async with asyncio.timeout(_CLAIM_S):
-                may = await self._database.write(work)
+                claim = await self._database.write(work)
         except (StoreError, TimeoutError):
             return not self._is_unsure()
-        if not may:
+        if claim == "lost":
             self._lose(name)
-        return may
+        elif claim == "over":
+            self._changed.set()  # what that leads to follows from the row
+        return claim == "held"
 
     async def confirm(self) -> None:
         """Returns at once while the leases were renewed in time; else once that was tried, or after 3 s.
@@ -330,8 +336,8 @@ class CallLeases:
             if not self._is_alone:
                 others = beat(connection, self._holder)[0] - 1
             insert_calls(connection, new, self._holder, lease_us)
-            end_calls(connection, over)
             want_ends(connection, wanted)
+            end_calls(connection, over)
             older = [other for each in told for other in older_calls(connection, each.row)]
             found = renew_calls(connection, self._holder, keys, lease_us)
             taken: list[TakenCall] = []
@@ -359,7 +365,11 @@ class CallLeases:
                 continue  # it came while the store was asked
             if stored is None or stored.epoch != held.epoch:
                 self._lose(name)
-            elif (stored.ending is not None or stored.state == ENDED) and not held.is_told:
+            elif stored.state == ENDED:
+                del self._held[name]
+                if self.watcher is not None:
+                    self.watcher.ended(stored)
+            elif stored.ending is not None and not held.is_told:
                 held.is_told = True
                 if self.watcher is not None:
                     self.watcher.end_wanted(stored)
