@@ -25,7 +25,7 @@ from strategies.errors import MintError
 from token_broker.calls.call_end import CHECK_S, CallEnd, IdleClock
 from token_broker.calls.page_events import PageEvents
 from token_broker.calls.restored_session import RestoredSession
-from token_broker.relay.answers.actions import Refuse, Tell
+from token_broker.relay.answers.actions import Refuse, Run, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
 from token_broker.relay.answers.answer_retries import AnswerRetries
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
@@ -64,6 +64,10 @@ _UNKNOWN_PAUSES = 2  # while Azure does not know it, the pauses grow no further 
 _UNKNOWN_TIMES = 3  # in a row
 _HANDLED = TURN_EVENTS | SEQUENCER_EVENTS | {"session.updated"}
 _CHECKS_AT_MOST = 32  # at once; each has a bound of its own
+_MOST_OUTPUT_BYTES = (
+    65_536 - 2_048
+)  # as JSON: every browser's data channel takes 64 KiB, the rest of the event included
+_TOO_LONG_OUTPUT = ToolOutput("The tool's answer is too long for a call, and was left out. Tell the user.", ok=False)
 _SESSION_OVER = "session_expired"  # the code of the error that ends a session (docs/azure.md §8.1)
 _PAGES = frozenset({"webrtc_relay", "webrtc"})
 _NEVER_CONNECTED = Ending(DONE, "its client never connected", outcome="lost")
@@ -157,6 +161,11 @@ class CallListener:
                 self._usage.tool_ran()
             self._page.tell("broker.tool", **tool.fields)
 
+        async def run(call: Run) -> ToolOutput:
+            output = await calls.run(call)
+            # Azure tells the page of it, whose data channel would break over a larger event.
+            return output if len(json.dumps(output.text)) <= _MOST_OUTPUT_BYTES else _TOO_LONG_OUTPUT
+
         self._answers = TalkAnswers(
             AnswerSequencer(
                 calls.tools,
@@ -165,7 +174,7 @@ class CallListener:
                 listens=True,
                 leads=lambda: self._page.is_heard,
             ),
-            AnswerHooks(tell=note, refuse=self._refuse, run=calls.run, start=self._start),
+            AnswerHooks(tell=note, refuse=self._refuse, run=run, start=self._start),
         )
 
     def end(self, ending: Ending) -> None:
