@@ -40,7 +40,6 @@ class Watcher:
     took: list[TakenCall] = field(default_factory=list)
     lost_calls: list[CallName] = field(default_factory=list)
     wanted: list[TakenCall] = field(default_factory=list)
-    over: list[TakenCall] = field(default_factory=list)
     older: list[TakenCall] = field(default_factory=list)
     read: list[TakenCall] = field(default_factory=list)
     lasting: list[TakenCall] = field(default_factory=list)
@@ -59,9 +58,6 @@ class Watcher:
 
     def end_wanted(self, found: TakenCall) -> None:
         self.wanted.append(found)
-
-    def ended(self, found: TakenCall) -> None:
-        self.over.append(found)
 
     def replaced(self, found: TakenCall) -> None:
         self.older.append(found)
@@ -99,6 +95,7 @@ async def age(database: Database, seconds: float) -> None:
         lease_until_us=calls.c.lease_until_us - us,
         created_at_us=calls.c.created_at_us - us,
         expires_at_us=calls.c.expires_at_us - us,
+        over_at_us=calls.c.over_at_us - us,
     )
     await database.write(lambda connection: connection.execute(older).rowcount)
 
@@ -248,28 +245,28 @@ async def test_end_is_wanted_at_any_replica(database: Database) -> None:
     await one.leases.refresh()
     await one.leases.refresh()
     assert [found.ending for found in one.watcher.wanted] == ["hung_up"], "told once"
-    other.leases.over(row.name)
-    await other.leases.refresh()
+    one.leases.over(row.name)
+    await one.leases.refresh()
     assert (await rows(database))["key-1"][0] == ENDED
     await age(database, 60)
     await other.leases.refresh()
     assert other.watcher.took == []
 
 
-@pytest.mark.parametrize("claims", [False, True])
-async def test_call_that_another_ended_is_not_lost(database: Database, *, claims: bool) -> None:
-    """It was hung up at another replica, and is over before its holder hears of it, or as its own limit is reached."""
+async def test_hung_up_elsewhere_counts_until_then(database: Database) -> None:
+    """Its holder has died, and notes nothing: who takes the call knows when it was hung up."""
     one, other = await two(database)
     row = call_row()
     await one.holds(row)
-    other.leases.want_end(row.name, "hung_up")
+    await age(database, 4)
     other.leases.over(row.name)
     await other.leases.refresh()
-    if claims:
-        assert not await one.leases.claim_end(row.name, "idle")
-    await one.leases.refresh()
-    assert [found.ending for found in one.watcher.over] == ["hung_up"]
-    assert (one.watcher.lost_calls, one.watcher.wanted, len(one.leases)) == ([], [], 0)
+    assert (await rows(database))["key-1"] == (DELIVERED, "one", 0, "hung_up")
+    await age(database, 8)
+    await other.leases.refresh()
+    (found,) = other.watcher.took
+    assert found.ending == "hung_up"
+    assert 8 <= found.lost_s < 12 <= found.age_s
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ __all__ = [
     "AttachClaim",
     "CallName",
     "CallRow",
-    "EndClaim",
     "HeldCall",
     "PageCall",
     "PageEventRow",
@@ -34,9 +33,6 @@ NOT_VERIFIED = "not_verified"
 
 AttachClaim = Literal["claimed", "attached", "foreign", "refused"]
 """Azure is to be asked here; the session has the call, or is being asked for; another's; refused before, or over."""
-
-EndClaim = Literal["held", "over", "lost"]
-"""The call is the holder's to end; somebody else has ended it; another replica holds it."""
 
 CallName = tuple[str, str]
 """The host of the call, and the call's id at that host."""
@@ -77,7 +73,7 @@ class TakenCall:
     age_s: float = 0.0
     was_heard: bool = False  # by its former holder
     unheard_s: float | None = None  # since its former holder last wrote what was used, of a talk that was heard
-    lost_s: float = 0.0  # since its former holder was last known to hold it
+    lost_s: float = 0.0  # since its former holder was last known to hold it, or since it was hung up elsewhere
 
 
 HeldCall = tuple[str, int]

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, delete, func, or_, select, text, tuple_, update
 
-from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, EndClaim, HeldCall, TakenCall
+from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, HeldCall, TakenCall
 from token_broker.memory.store.tables import NOW_US, call_events, calls, insert_for, is_session, usage
 from token_broker.memory.types import bucket_of
 from token_broker.security.tokens import Owner
@@ -106,6 +106,7 @@ def take_calls(
         heard_us = written_us.get((row.talk_id, row.transport))
         # Who gave a call up has heard it until now; who was killed, until about its last renewal.
         held_us = until_us[row.call_key] - lease_us if until_us[row.call_key] else now_us
+        held_us = max(held_us, row.over_at_us or 0)
         found.append(
             replace(
                 _found(row, now_us),
@@ -118,23 +119,19 @@ def take_calls(
     return found
 
 
-def claim_end(connection: Connection, holder: str, held: HeldCall, ending: str) -> EndClaim:
-    """Notes the end that the holder is about to make, unless the call is over, or is held by another."""
+def claim_end(connection: Connection, holder: str, held: HeldCall, ending: str) -> bool:
+    """Notes the end that the holder is about to make; False where it holds the call no more."""
     wanted = func.coalesce(calls.c.ending, ending)
-    is_held = _is_held(holder, held)
-    if connection.execute(update(calls).where(is_held, calls.c.state < ENDED).values(ending=wanted)).rowcount == 1:
-        return "held"
-    return "lost" if connection.scalar(select(calls.c.state).where(is_held)) is None else "over"
+    return connection.execute(update(calls).where(_is_held(holder, held)).values(ending=wanted)).rowcount == 1
 
 
 def want_ends(connection: Connection, wanted: Iterable[tuple[CallName, str]]) -> None:
-    """Notes ends that were asked for at any replica; whoever holds the call makes them."""
+    """Notes ends that were made at any replica; whoever holds the call sees that it is over."""
+    now_us = now_us_of(connection)
     for (endpoint, call_id), ending in wanted:
-        connection.execute(
-            update(calls)
-            .where(calls.c.call_id == call_id, calls.c.endpoint == endpoint, calls.c.state < ENDED)
-            .values(ending=func.coalesce(calls.c.ending, ending))
-        )
+        new = {"ending": func.coalesce(calls.c.ending, ending), "over_at_us": func.coalesce(calls.c.over_at_us, now_us)}
+        is_one = and_(calls.c.call_id == call_id, calls.c.endpoint == endpoint, calls.c.state < ENDED)
+        connection.execute(update(calls).where(is_one).values(new))
 
 
 def end_calls(connection: Connection, names: Collection[CallName]) -> None:
@@ -196,7 +193,8 @@ def prune_calls(connection: Connection) -> None:
 
 def _is_held(holder: str, held: HeldCall) -> Any:
     key, epoch = held
-    return and_(calls.c.call_key == key, calls.c.holder == holder, calls.c.lease_epoch == epoch)
+    is_mine = and_(calls.c.call_key == key, calls.c.holder == holder, calls.c.lease_epoch == epoch)
+    return and_(is_mine, calls.c.state < ENDED)
 
 
 def now_us_of(connection: Connection) -> int:

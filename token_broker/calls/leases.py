@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, TakenCall
+from token_broker.calls.call_row import DELIVERED, MADE, CallName, CallRow, TakenCall
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store_errors import StoreError
 
@@ -32,6 +32,7 @@ _TAKEN_AT_ONCE = 500
 _CLAIM_S = 3.0
 _HAND_OVER_S = 10.0
 _LOOK_S = 0.3
+_HUNG_UP = "hung_up"
 
 
 class LeaseWatcher(Protocol):
@@ -47,10 +48,6 @@ class LeaseWatcher(Protocol):
 
     def end_wanted(self, found: TakenCall) -> None:
         """Somebody wants this call of ours to end; at another replica, perhaps."""
-        ...
-
-    def ended(self, found: TakenCall) -> None:
-        """Another replica has ended this call of ours, and it is over."""
         ...
 
     def replaced(self, found: TakenCall) -> None:
@@ -150,10 +147,12 @@ class CallLeases:
             self._changed.set()
 
     def over(self, name: CallName) -> None:
-        """Azure has ended this call, whoever holds it."""
-        self._held.pop(name, None)
-        self._over.add(name)
-        self._changed.set()
+        """Azure has ended this call. If another replica holds it, that one notes the end, and what it has used."""
+        if self._held.pop(name, None) is None:
+            self.want_end(name, _HUNG_UP)
+        else:
+            self._over.add(name)
+            self._changed.set()
 
     def want_end(self, name: CallName, ending: str) -> None:
         """The call is to end, whoever holds it: it was hung up here, and Azure may not have done it yet."""
@@ -174,14 +173,12 @@ class CallLeases:
         work = partial(claim_end, holder=self._holder, held=(held.row.key, held.epoch), ending=ending)
         try:
             async with asyncio.timeout(_CLAIM_S):
-                claim = await self._database.write(work)
+                may = await self._database.write(work)
         except (StoreError, TimeoutError):
             return not self._is_unsure()
-        if claim == "lost":
+        if not may:
             self._lose(name)
-        elif claim == "over":
-            self._changed.set()  # what that leads to follows from the row
-        return claim == "held"
+        return may
 
     async def confirm(self) -> None:
         """Returns at once while the leases were renewed in time; else once that was tried, or after 3 s.
@@ -365,10 +362,6 @@ class CallLeases:
                 continue  # it came while the store was asked
             if stored is None or stored.epoch != held.epoch:
                 self._lose(name)
-            elif stored.state == ENDED:
-                del self._held[name]
-                if self.watcher is not None:
-                    self.watcher.ended(stored)
             elif stored.ending is not None and not held.is_told:
                 held.is_told = True
                 if self.watcher is not None:

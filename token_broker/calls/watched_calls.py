@@ -240,8 +240,8 @@ class WatchedCalls:
         log.info("call_taken", session_id=row.owner.session_id, epoch=found.epoch, left_s=round(row.lasts_s, 1))
         self._limits.hold(row.limit_key, row.call_id, for_s=max(0.0, row.lasts_s) + _PLACE_KEPT_S)
         agent = self._parts.agents.get(row.agent_id)
-        if found.state == MADE or found.ending is not None or agent is None:
-            why = "its client never had its answer" if found.state == MADE else found.ending or "its agent is gone"
+        if found.state == MADE or agent is None:
+            why = "its client never had its answer" if found.state == MADE else "its agent is gone"
             self._hang_up(row.endpoint, row.call_id, row.owner, why=why)
         else:
             self._start(self._watch_taken(found, agent), "call-taken")
@@ -258,16 +258,9 @@ class WatchedCalls:
         """Somebody wants this call of ours to end, at another process."""
         row = found.row
         if row.call_id in self._calls:
-            self.end(row.call_id, _BY_OUTCOME.get(found.ending or "", _HUNG_UP))
+            self.end(row.call_id, _wanted(found))
         else:
             self._hang_up(row.endpoint, row.call_id, row.owner, why=found.ending or "it has ended")
-
-    def ended(self, found: TakenCall) -> None:
-        """Another replica has hung this call of ours up, and it is over."""
-        self._limits.end(found.row.call_id)
-        if (call := self._calls.get(found.row.call_id)) is not None:
-            call.ending = call.ending or _BY_OUTCOME.get(found.ending or "", _HUNG_UP)
-            self.ended_at_azure(found.row.call_id)
 
     def replaced(self, found: TakenCall) -> None:
         """A newer call of the same talk has its answer, here or elsewhere."""
@@ -309,7 +302,9 @@ class WatchedCalls:
             limit_key=row.limit_key,
             taken=found,
         )
-        if found.read_for_s:
+        if found.ending is not None:
+            self.end(row.call_id, _wanted(found))
+        elif found.read_for_s:
             self.read_elsewhere(found)
 
     async def _claim_and_hang_up(self, leases: CallLeases, call: _Watched, call_id: str, ending: Ending) -> None:
@@ -325,11 +320,16 @@ class WatchedCalls:
         """The client has hung this call up: its talk is over, unless it goes on over another connection."""
         if (call := self._calls.get(call_id)) is not None:
             call.ending = call.ending or _HUNG_UP
-            self.ended_at_azure(call_id)
+            self.ended_at_azure(call_id, went_on=False)
 
-    def ended_at_azure(self, call_id: str) -> None:
-        """Azure has hung this call up: what it had sent before is heard still, for a moment."""
+    def ended_at_azure(self, call_id: str, went_on: bool) -> None:
+        """Azure has hung this call up: what it had sent before is heard still, for a moment.
+
+        `went_on`: the call is known to have gone on until then.
+        """
         if (call := self._calls.get(call_id)) is not None:
+            if went_on:
+                call.usage.went_on(call_id)
             call.listener.hung_up(call.ending or NO_PLACE)
             if call.ending is not None:
                 self._end_talk(call, call.ending)
@@ -361,3 +361,9 @@ class WatchedCalls:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+
+
+def _wanted(found: TakenCall) -> Ending:
+    """The end that somebody wants, here or elsewhere."""
+    outcome = found.ending or _HUNG_UP.outcome
+    return _BY_OUTCOME.get(outcome) or Ending(DONE, "its end was wanted before", ends_talk=True, outcome=outcome)

@@ -14,6 +14,7 @@ __all__ = ["LEAST_ANSWER_TOKENS", "MOVED", "CountedReport", "TalkUsage", "UsageR
 LEAST_ANSWER_TOKENS = 4096
 """What an answer is taken to have cost whose usage nobody knows, unless the talk had a larger one."""
 
+_ANSWER_US = 1_000_000  # who misses less has heard an answer's beginning, or its end
 _BILLED_BY_TIME = "live"  # GPT-Live's dialect
 _MOST_BILLED_S = 604_800.0
 _KEPT = 10_000  # ids of answers and items: more than a talk of two hours has
@@ -235,10 +236,11 @@ class TalkUsage:
     def went_on(self, by: str) -> None:
         """The call has not ended until now, although it was out of sight: what it used meanwhile is unknown."""
         if self._calls.get(by) is False:
+            self.look()
+            if self._resource is not None and self._doubtful_us > _ANSWER_US:
+                self._row(self._resource, self._dialect).is_exact = False
             self._doubtful_since_s, self._doubtful_us = None, 0
             self.look()
-            if self._resource is not None:
-                self._row(self._resource, self._dialect).is_exact = False
             self._calls[by] = True
             self.out_of_sight(by)
 
