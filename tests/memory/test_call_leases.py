@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -322,6 +323,33 @@ class SilentAtTimes:
         if self.is_silent:
             raise StoreUnreachableError("silence")
         return await self._database.write(work, **options)  # type: ignore[arg-type]
+
+
+class CallsMeanwhile:
+    """A store at which something happens while leases are renewed."""
+
+    def __init__(self, database: Database, meanwhile: Callable[[], None]) -> None:
+        self.dialect, self._database, self._meanwhile = database.dialect, database, meanwhile
+
+    async def write(self, work: object, **options: object) -> object:
+        found: object = await self._database.write(work, **options)  # type: ignore[arg-type]
+        self._meanwhile()
+        return found
+
+
+async def test_call_that_comes_while_leases_are_renewed_stays(database: Database) -> None:
+    """A page's call is stored before it is held, so the answer to an earlier question says nothing of it."""
+    one, other = await two(database)
+    row = call_row()
+    await other.holds(row)
+    await database.write(lambda connection: connection.execute(update(calls).values(holder="one")).rowcount)
+    meanwhile = CallsMeanwhile(database, lambda: one.leases.adopt(row))
+    one.leases._database = meanwhile  # type: ignore[assignment]
+    await one.leases.refresh()
+    assert (one.watcher.lost_calls, one.leases.holds(row.name)) == ([], True)
+    one.leases._database = database
+    await one.leases.refresh()
+    assert one.watcher.lost_calls == []
 
 
 async def test_silent_store_leaves_calls_with_their_process(database: Database) -> None:

@@ -234,14 +234,15 @@ class CallLeases:
         async with self._beat:
             self._changed.clear()
             try:
-                found, taken, older = await self._write()
+                asked = dict(self._held)
+                found, taken, older = await self._write(list(asked.values()))
             except StoreError:
                 self._answers_since_s = None
                 raise
             self._ticked_s, self._was_paused = self._clock(), False
             if self._answers_since_s is None:
                 self._answers_since_s = self._ticked_s
-            self._compare(found)
+            self._compare(asked, found)
         if self.watcher is None:
             return
         for each in older:
@@ -301,7 +302,7 @@ class CallLeases:
             self._ticked_s = self._clock()
             await asyncio.sleep(min(1.0, self._lease_s / 4))
 
-    async def _write(self) -> tuple[dict[str, TakenCall], list[TakenCall], list[TakenCall]]:
+    async def _write(self, held: list[_LeasedCall]) -> tuple[dict[str, TakenCall], list[TakenCall], list[TakenCall]]:
         """What the store has of our calls, the calls that were taken, and those that ours have replaced."""
         from token_broker.calls.lease_statements import (
             end_calls,
@@ -315,7 +316,6 @@ class CallLeases:
         from token_broker.memory.store.resource_rows import beat
 
         lease_us = round(self._lease_s * 1_000_000)
-        held = list(self._held.values())
         new = [(each.row, each.state, each.ending) for each in held if not each.is_stored]
         told = [each for each in held if each.is_new]
         keys = [each.row.key for each in held]
@@ -354,12 +354,15 @@ class CallLeases:
                 del self._wanted[name]
         return found, taken, older
 
-    def _compare(self, found: dict[str, TakenCall]) -> None:
-        """Tells the watcher of calls that another replica holds, has ended, or wants to end."""
-        for name, held in list(self._held.items()):
+    def _compare(self, asked: dict[CallName, _LeasedCall], found: dict[str, TakenCall]) -> None:
+        """Tells the watcher of calls that another replica holds, or wants to end.
+
+        Of those that came while the store was asked it knows nothing.
+        """
+        for name, held in asked.items():
             stored = found.get(held.row.key)
-            if not held.is_stored:
-                continue  # it came while the store was asked
+            if self._held.get(name) is not held:
+                continue  # it has ended meanwhile
             if stored is None or stored.epoch != held.epoch:
                 self._lose(name)
             elif stored.ending is not None and not held.is_told:
