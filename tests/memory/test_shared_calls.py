@@ -52,6 +52,10 @@ async def test_attached_call_is_known_everywhere(database: Database) -> None:
     assert await there.claim(foreign) == "foreign"
     assert await there.endpoint_of(row.call_id, OWNER) == row.endpoint
     assert await there.endpoint_of(row.call_id, OTHER_OWNER) is None
+    other.leases.over(row.name)  # it was hung up there
+    await other.leases.refresh()
+    assert await here.claim(row) == "refused"
+    assert await here.endpoint_of(row.call_id, OWNER) == row.endpoint, "and may be once more"
     one.leases.over(row.name)
     await one.leases.refresh()
     assert await there.claim(row) == await there.claim(named(row, Owner("session-3", "carl", 1))) == "refused"

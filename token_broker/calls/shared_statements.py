@@ -47,6 +47,8 @@ def claim_attach(connection: Connection, row: CallRow, holder: str, lasts_us: in
     of_name = and_(calls.c.call_id == row.call_id, calls.c.endpoint == row.endpoint)
     for known in connection.execute(select(calls).where(of_name)):
         is_own = (known.session_id, known.principal) == (row.owner.session_id, row.owner.principal)
+        if known.over_at_us is not None:
+            return "refused"
         if known.state < ENDED:
             return "attached" if is_own else "foreign"
         if known.state == ENDED and (is_own or known.ending != NOT_VERIFIED):
@@ -134,4 +136,5 @@ def _are(pages: Collection[PageCall]) -> Any:
 
 
 def _goes_on(now_us: int) -> Any:
-    return or_(calls.c.state < ENDED, and_(calls.c.state == ASKED, calls.c.lease_until_us >= now_us))
+    is_held = and_(calls.c.state < ENDED, calls.c.over_at_us.is_(None))
+    return or_(is_held, and_(calls.c.state == ASKED, calls.c.lease_until_us >= now_us))
