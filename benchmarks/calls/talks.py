@@ -193,7 +193,8 @@ class Talks:
     async def judge(self) -> int:
         """Prints what is left, and how many faults that is."""
         await until(lambda: not self.stage.azure.live(), within_s=LEASH_S)
-        alive = len(self.stage.azure.live())
+        alive = sum(each.azure.lives for each in self.talked)
+        unanswered = len(self.stage.azure.live()) - alive  # its broker was killed before it had stored its row
         await asyncio.sleep(16)  # what is written every 15 s
         places = 0.0
         for broker in self.stage.replicas.running:
@@ -236,7 +237,8 @@ class Talks:
             f"seconds: {late} talks over {OFF_S:.0f} s off, {unknown} incomplete that ended while their broker was dead"
         )
         print(*(f"  {each}" for each in shown[:SHOWN]), sep="\n", end="\n" if shown else "")
-        print(f"places taken at the end: {places:.0f}; calls alive {LEASH_S:.0f} s after the last leash: {alive}")
+        print(f"places taken at the end: {places:.0f}; calls alive {LEASH_S:.0f} s after the last leash: {alive},")
+        print(f"  and {unanswered} whose client never had its answer")
         return len(missing) + sum(wrong.values()) + late + int(places) + alive
 
     async def _ledger(self) -> dict[str, dict[str, Any]]:
