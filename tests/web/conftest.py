@@ -27,7 +27,7 @@ PAUSE_S = 2.2
 @pytest.fixture(autouse=True)
 def _in_one_process(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
     """Fails where a group's tests run in several processes: several browsers would starve each other's audio."""
-    if request.config.getoption("loadgroup", default=False):
+    if worker_id != "master":
         note = tmp_path_factory.getbasetemp().parent / f"process-of-{group_of(request.node.nodeid)}"
         with contextlib.suppress(FileExistsError), note.open("x") as first:
             first.write(worker_id)
