@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from aioice import ice
 
 from tests.conftest import group_of
 from tests.web.support.bundlers import build_page, packed_client
@@ -32,6 +33,13 @@ def _in_one_process(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
         with contextlib.suppress(FileExistsError), note.open("x") as first:
             first.write(worker_id)
         assert note.read_text() == worker_id
+
+
+@pytest.fixture(autouse=True)
+def _own_mdns() -> Iterator[None]:
+    """aioice keeps a socket and a lock for as long as the thread lives, but a test's event loop ends with the test."""
+    yield
+    vars(ice._mdns).clear()
 
 
 @pytest.fixture(scope="session")
