@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+from standardwebhooks import Webhook
 
 from tests.memory.support.delivering import Clock, Delivering, a_talk
 from tests.memory.support.faults import Fault
@@ -95,6 +96,9 @@ async def test_repetition_has_id_and_turns_of_first(
     assert first.id == second.id == third.id != last.id
     assert first.body == second.body == third.body
     assert first.timestamp < second.timestamp < third.timestamp
+    for event in receiver.seen:
+        at = datetime.fromtimestamp(event.timestamp, UTC)
+        assert event.headers["webhook-signature"] == Webhook(SECRET).sign(event.id, at, event.body.decode())
     assert len({event.headers["webhook-signature"] for event in receiver.seen}) == 4
     assert last.turn_ids == ["t004", "t005"]
 
