@@ -1,5 +1,6 @@
 """Claims of tool calls, as statements: who may make a call, and what came of it. The same on SQLite and PostgreSQL."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -29,9 +30,11 @@ __all__ = [
     "RUNNING",
     "UNKNOWN",
     "CallKey",
-    "claim_call",
+    "Claim",
+    "Finished",
+    "claim_calls",
     "find_call",
-    "finish_call",
+    "finish_calls",
     "prune_claims",
     "take_over",
 ]
@@ -40,19 +43,28 @@ RUNNING, DONE, UNKNOWN = 0, 1, 2
 
 CallKey = tuple[str, str, str, str]
 """Session, talk, Azure's session, call: Azure's call ids alone are not unique."""
+Claim = tuple[CallKey, str, int]
+"""A call, who claims it, and for how many microseconds."""
+Finished = tuple[CallKey, str, str | None, bool]
+"""A call, who claimed it, what the model is told (None: unknown), and whether that is the tool's own word."""
 
 
-def claim_call(connection: Connection, key: CallKey, holder: str, lasts_us: int) -> bool:
-    """Claims the call for `holder`; False where it is claimed already, or its session was erased.
+def claim_calls(connection: Connection, claims: Sequence[Claim]) -> list[bool]:
+    """Claims each call for its holder; False where it is claimed already, or its session was erased.
 
-    One statement, since a call waits for it. The same holder may claim again: the answer to the first may be lost.
+    One statement a call, since it waits for it. The same holder may claim again: the answer to the first may be lost.
     """
     statements = _statements(connection.dialect.name)
-    given = {**_named(key), "its_holder": holder, "lasts_us": lasts_us}
-    if connection.execute(statements.claim, given).rowcount == 1:
-        return True
-    found = connection.execute(statements.find, _named(key)).first()
-    return found is not None and found.holder == holder
+    claimed = dict.fromkeys(claims, False)
+    for claim in sorted(claims):  # replicas that claim in one order never deadlock
+        key, holder, lasts_us = claim
+        given = {**_named(key), "its_holder": holder, "lasts_us": lasts_us}
+        if connection.execute(statements.claim, given).rowcount == 1:
+            claimed[claim] = True
+        else:
+            found = connection.execute(statements.find, _named(key)).first()
+            claimed[claim] = found is not None and found.holder == holder
+    return list(claimed.values())
 
 
 def take_over(connection: Connection, key: CallKey, holder: str, lasts_us: int) -> bool:
@@ -61,11 +73,13 @@ def take_over(connection: Connection, key: CallKey, holder: str, lasts_us: int) 
     return connection.execute(_statements(connection.dialect.name).take_over, given).rowcount == 1
 
 
-def finish_call(connection: Connection, key: CallKey, holder: str, output: str | None, *, ok: bool) -> None:
-    """Notes what came of the holder's call; None: unknown. Of a session that was erased meanwhile nothing is kept."""
-    outcome = {"new_state": UNKNOWN if output is None else DONE, "told": output, "is_ok": ok}
-    given = {**_named(key), "its_holder": holder, **outcome}
-    connection.execute(_statements(connection.dialect.name).finish, given)
+def finish_calls(connection: Connection, outcomes: Sequence[Finished]) -> list[None]:
+    """Notes what came of the holders' calls. Of a session that was erased meanwhile nothing is kept."""
+    finish = _statements(connection.dialect.name).finish
+    for key, holder, output, ok in sorted(outcomes, key=lambda each: each[0]):
+        outcome = {"new_state": UNKNOWN if output is None else DONE, "told": output, "is_ok": ok}
+        connection.execute(finish, {**_named(key), "its_holder": holder, **outcome})
+    return [None] * len(outcomes)
 
 
 def find_call(connection: Connection, key: CallKey) -> tuple[int, str | None, bool] | None:
