@@ -552,7 +552,7 @@ class MediaTalk:
             self._ticker = self._loop.call_later(self._tick_s, self._tick)
 
     def _snapshot(self, upstream: UpstreamConnection, now_s: float) -> Snapshot:
-        acting = self._answers.sequencer.calls.is_acting
+        acting = self._answers.sequencer.calls.is_acting or now_s < self._goodbye.plays_until_s
         return Snapshot(
             frames_from_client=self.counters.to_azure_frames,
             frames_to_client=self.counters.to_client_frames,
