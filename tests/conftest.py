@@ -90,6 +90,7 @@ _SLOW = (
     "tests/broker/test_fuzz.py",
     "tests/broker/test_resource_faults.py",
     "tests/broker/test_resources.py::test_commands_switch_a_resource",
+    "tests/broker/test_signalled_ends.py::test_call_ends_as_on_the_proxy[expiry]",
     "tests/broker/test_transcription_model.py",
     "tests/clients/",
     "tests/docs/test_commands.py",
