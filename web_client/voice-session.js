@@ -10,6 +10,7 @@
 
 import { ActivityWatch } from "./activity.js";
 import { AudioEngine, listDevices } from "./audio/audio-engine.js";
+import { within } from "./bounded.js";
 import { Broker } from "./broker.js";
 import { approvalEvent, imageEvent, pushToTalkEvent } from "./events.js";
 import { errorWithCode, pageFault, planFailed, tooOld } from "./failures.js";
@@ -52,6 +53,8 @@ const AROUND_IMAGE_BYTES = 1_000;
 const SOCKET_IMAGE_BYTES = 2_000_000;
 /** Without a pause, the session moves on so long after `session_expiring`, which the proxy says a minute before the end. */
 const MOVE_BEFORE_END_MS = 45_000;
+/** The broker that made the plan has the modules as well; so long it may take to send one. */
+const LOADING_MS = 10_000;
 /** A socket that was away for longer is not trusted, unless something came over it meanwhile. */
 const TRUSTED_AWAY_MS = 5_000;
 
@@ -470,6 +473,7 @@ export class VoiceSession extends EventTarget {
     await this.#recorder.settled(); // the broker puts the turns into the next connection's instructions
     signal.throwIfAborted();
     const plan = await this.#plans.next(signal);
+    loadTransports().then(({ loadFor }) => loadFor(plan.connections)).catch(ignore); // `#open` tells of it
     this.#reporter?.about(plan.sessionId, plan.sessionToken);
     return plan;
   }
@@ -485,27 +489,27 @@ export class VoiceSession extends EventTarget {
     this.#announce(connection.transport, "progress" in this.#machine ? this.#machine.progress.reason : "");
     /** @type {Transport | null} */
     let transport = null;
+    const making = transportFor({
+      connection,
+      audio: talk.engine.audio,
+      request: (url, init) => this.#broker.request(url, init),
+      onSignal: (signal) => this.#handle(signal),
+      onEvent: (event) => {
+        this.#heardAtMs = performance.now();
+        if (this.#hearsEvents) this.#emit("event", event);
+      },
+      onDropped: (reason) => this.#dropped(reason),
+    });
     try {
-      const { transportFor } = await loadTransports();
-      signal.throwIfAborted();
-      transport = transportFor({
-        connection,
-        audio: talk.engine.audio,
-        request: (url, init) => this.#broker.request(url, init),
-        onSignal: (signal) => this.#handle(signal),
-        onEvent: (event) => {
-          this.#heardAtMs = performance.now();
-          if (this.#hearsEvents) this.#emit("event", event);
-        },
-        onDropped: (reason) => this.#dropped(reason),
-      });
+      transport = await within(making, LOADING_MS, signal);
       this.#transport = transport;
       await talk.engine.audio.resume();
       if (!isEphemeral(connection)) throw this.#notEphemeral();
       await transport.open(signal);
       signal.throwIfAborted();
     } catch (error) {
-      transport?.close();
+      if (transport) transport.close();
+      else making.then((late) => late.close(), ignore);
       if (signal.aborted) return;
       this.#reporter?.failed(connection.transport, error instanceof ConnectionFailure ? error.failure.code : "other");
       this.#dispatch({ type: "failed", failure: error instanceof ConnectionFailure ? error.failure : pageFault(error) });
@@ -790,6 +794,11 @@ export class VoiceSession extends EventTarget {
 /** The transports, which no page needs before its first talk. */
 function loadTransports() {
   return import("./transports/all-transports.js");
+}
+
+/** @param {import("./transports/transport.js").TransportContext} context */
+async function transportFor(context) {
+  return (await loadTransports()).transportFor(context);
 }
 
 /** @param {string} url */
