@@ -368,7 +368,8 @@ find("composer").addEventListener("submit", (event) => {
     session.sendText(text.value);
     text.value = "";
   } catch (error) {
-    showNotice("text_too_long", error instanceof Error ? error.message : String(error)); // the text stays
+    const { code = "page_fault", message } = /** @type {Error & {code?: string}} */ (error);
+    showNotice(code, message); // the text stays
   }
 });
 stop.addEventListener("click", () => session?.interrupt());

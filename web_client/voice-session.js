@@ -261,7 +261,7 @@ export class VoiceSession extends EventTarget {
    * option `whileAnswering` is `queue`. A text whose answer a lost connection took away is asked about again.
    * @param {string} text at most 60,000 bytes of UTF-8
    * @throws {DOMException} InvalidStateError where the talk is not live
-   * @throws {Error} with the code `text_too_long`
+   * @throws {Error} with the code `text_too_long`, or `text_not_taken` where the agent can't read
    */
   sendText(text) {
     if (this.#machine.name !== "live" || !this.#transport) {
@@ -269,6 +269,7 @@ export class VoiceSession extends EventTarget {
     }
     const words = wellFormed(text).trim();
     if (words === "") return;
+    if (this.#transport.noText) throw errorWithCode("text_not_taken", "In this call the agent can't read. Say it instead.");
     if (new TextEncoder().encode(JSON.stringify(words)).length > MAX_TEXT_BYTES) {
       throw errorWithCode("text_too_long", "The text is too long. Send at most 60,000 bytes at once.");
     }
@@ -351,11 +352,12 @@ export class VoiceSession extends EventTarget {
    * Shows the model an image. It asks for no answer: send a text with the question, or ask aloud.
    * @param {Blob} image made smaller where the connection takes no more
    * @throws {DOMException} InvalidStateError where the talk is not live
-   * @throws {Error} with the code `image_unreadable`
+   * @throws {Error} with the code `image_unreadable`, or `image_not_taken` where the agent can't look at images
    */
   async sendImage(image) {
     const transport = this.#transport;
     if (this.#machine.name !== "live" || !transport) throw new DOMException("The talk is not live.", "InvalidStateError");
+    if (transport.noImages) throw errorWithCode("image_not_taken", "This agent can't look at images.");
     const { shrunkImage } = await import("./images.js"); // few talks need it
     const channelBytes = Math.min(DATA_CHANNEL_IMAGE_BYTES, (transport.largestMessageBytes ?? Infinity) - AROUND_IMAGE_BYTES);
     const url = await shrunkImage(image, transport.reportsTurns ? channelBytes : SOCKET_IMAGE_BYTES);
@@ -533,7 +535,8 @@ export class VoiceSession extends EventTarget {
     this.#dispatch({ type: "opened" });
     this.#meetAgent();
     if (this.#options.pushToTalk) transport.send(pushToTalkEvent(connection.dialect));
-    this.#texts.reconnected();
+    if (!transport.noText) this.#texts.reconnected();
+    else if (this.#texts.end().length > 0) this.#textsLost();
     this.#connecting?.resolve();
     this.#connecting = null;
     this.#lookForOtherTabs(talk);
@@ -729,9 +732,9 @@ export class VoiceSession extends EventTarget {
     if (signal.kind === "playback_stopped") this.#replacement.pause();
   }
 
-  /** @param {number} turnMs how long the user waited for the answer's first sound. The proxy measures by itself */
+  /** @param {number} turnMs how long the user waited for the answer's first sound. What the broker measures is not counted twice */
   #answered(turnMs) {
-    if (this.#transport?.switchesAgents) return;
+    if (this.#transport?.switchesAgents || this.#transport?.isMeasured) return;
     this.#reporter?.turn(turnMs);
     this.#emit("latency", { turnMs, from: this.#options.pushToTalk ? "commit" : "speech_stopped" });
   }

@@ -8,6 +8,7 @@ import { WebSocketTransport } from "./websocket.js";
 
 /** @typedef {import("./transport.js").TransportContext} TransportContext */
 
+const loadLive = () => import("./live.js");
 const loadVoiceLive = () => import("./webrtc-websocket.js");
 
 /**
@@ -15,7 +16,10 @@ const loadVoiceLive = () => import("./webrtc-websocket.js");
  * @param {import("../plan.js").Connection[]} connections
  */
 export async function loadFor(connections) {
-  if (connections.some(({ transport }) => transport === "webrtc_websocket")) await loadVoiceLive();
+  await Promise.all([
+    connections.some(isLive) && loadLive(),
+    connections.some(({ transport }) => transport === "webrtc_websocket") && loadVoiceLive(),
+  ]);
 }
 
 /**
@@ -24,7 +28,12 @@ export async function loadFor(connections) {
  * @throws {import("./transport.js").ConnectionFailure} where the browser does not have it
  */
 export async function transportFor(context) {
-  switch (context.connection.transport) {
+  const { connection } = context;
+  if (isLive(connection)) {
+    const { LiveCall, LiveSocket } = await loadLive();
+    return connection.transport.startsWith("websocket") ? new LiveSocket(context) : new LiveCall(context);
+  }
+  switch (connection.transport) {
     case "webrtc":
     case "webrtc_relay":
       return new WebRtcTransport(context);
@@ -33,4 +42,9 @@ export async function transportFor(context) {
     default:
       return new WebSocketTransport(context);
   }
+}
+
+/** @param {import("../plan.js").Connection} connection */
+function isLive({ dialect }) {
+  return dialect === "live";
 }
