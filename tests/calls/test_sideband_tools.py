@@ -28,11 +28,16 @@ class HeldRunner:
         self.output = "sent"
         self.began = asyncio.Event()
         self.let = asyncio.Event()
+        self.cancelled = False
 
     async def run(self, call: ToolCall) -> ToolOutput:
         self.calls.append(call)
         self.began.set()
-        await self.let.wait()
+        try:
+            await self.let.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
         return ToolOutput(self.output, ok=True)
 
 
@@ -221,14 +226,18 @@ async def test_page_and_broker_answer_one_answers_calls(tmp_path: Path) -> None:
         assert [call.call_id for call in runner.calls] == ["call_1"]
 
 
-async def test_tool_of_a_call_that_ends_is_cancelled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["hung up", "blocked"])
+async def test_tool_of_a_call_that_ends_is_cancelled(how: str, tmp_path: Path) -> None:
     async with a_call(tmp_path) as (azure, running, runner):
         talk = await azure.talk()
         await calls(talk, "recall")
         await runner.began.wait()
+        if how == "blocked":
+            running.calls.end_where(lambda principal, _session_id: principal == "anonymous")
         running.limits.end("rtc_1")
         await running.quiet()
-        assert sent(talk, "conversation.item.create") == []
+        assert [event["type"] for event in talk.received] == ["session.update"]
+        assert runner.cancelled
 
 
 HANDS_OVER = """

@@ -16,7 +16,7 @@ from strategies.errors import MintError
 from token_broker.calls.call_end import CHECK_S, CallEnd
 from token_broker.calls.page_events import PageEvents
 from token_broker.relay.answers.actions import Tell
-from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.agent_calls import HANDED_OVER, AgentCalls
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT
 from token_broker.relay.answers.turn_clock import TurnLatency
 from token_broker.relay.azure.connector import NO_SUCH_CALL
@@ -351,7 +351,7 @@ class LiveListener:
         agent_id = (event_of(arguments) or {}).get("agent_id")
         if name == "handoff" and agent_id in self._agent.handoff_ids and self._page.is_heard:
             self._page.tell("broker.agent.switch", agent_id=agent_id)  # the page takes a new plan
-            return ToolOutput("The talk is being handed over. Say one short sentence about it, and no more.", ok=True)
+            return HANDED_OVER
         if name != "end_talk":
             return ToolOutput("This can't be done in this call. Go on yourself.", ok=False)
         self._goodbye.ask(self._now_s())

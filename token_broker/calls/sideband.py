@@ -26,7 +26,7 @@ from token_broker.calls.call_end import CHECK_S, CallEnd, IdleClock
 from token_broker.calls.page_events import PageEvents
 from token_broker.calls.restored_session import RestoredSession
 from token_broker.relay.answers.actions import Refuse, Run, Tell
-from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.agent_calls import HANDED_OVER, AgentCalls
 from token_broker.relay.answers.answer_retries import AnswerRetries
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
 from token_broker.relay.answers.greeting import greeting_response
@@ -455,7 +455,7 @@ class CallListener:
         if name == "handoff" and agent_id in self._agent.handoff_ids and self._page.is_heard:
             # A voice can't change in a call: the page takes a new plan, with the other agent.
             self._page.tell("broker.agent.switch", agent_id=agent_id)
-            return ToolOutput("The talk is being handed over. Say one short sentence about it, and no more.", ok=True)
+            return HANDED_OVER
         if name != "end_talk":
             return ToolOutput("This can't be done in this call. Go on yourself.", ok=False)
         self._farewell.ask(call_id)
