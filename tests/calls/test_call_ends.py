@@ -377,6 +377,34 @@ async def test_taken_call_that_is_to_end_has_its_row(state: int, went_on: bool, 
         assert len(ends) == 1
 
 
+async def test_call_that_is_lost_and_taken_again_is_heard_on() -> None:
+    """The store was slow, and nobody else took it. Its time counts once, and its page reads on."""
+
+    async def script(talk: AzureTalk) -> None:
+        await talk.hear(f"item_{len(azure.talks)}", "Hello?")
+        await talk.connection.wait_closed()
+
+    hands = Hands()
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        ledger = ledger_of(running, hands)
+        session_id = listen(running, azure, talk_id="talk_1")
+        await running.ingest.reach(1)
+        page = running.calls.streams.of(session_id, "rtc_1")
+        hands.move(10)
+        about = {"endpoint": azure.url, "call_id": "rtc_1", "resource": "default", "transport": "webrtc_relay"}
+        owner = Owner(session_id, "anonymous", 5, talk_id="talk_1")
+        row = CallRow(key="key", owner=owner, agent_id="elena", limit_key="anonymous", lasts_s=600, **about)
+        running.calls.lost(row.name)
+        running.calls.taken(TakenCall(row, DELIVERED, 1, None, age_s=10, was_heard=True, unheard_s=0.0))
+        await running.ingest.reach(2)
+        assert (page.is_closed, page.is_attached, running.limits.keeps("rtc_1")) == (False, True, True)
+        hands.move(5)
+        running.limits.end("rtc_1")
+        await running.quiet()
+        counted = [(usage.ended, usage.rows[0].live_us) for usage in ledger._closed]
+        assert counted == [("moved", 10_000_000), ("lost", 5_000_000)]
+
+
 async def test_undelivered_call_is_hung_up_unheard() -> None:
     """Its replica died between Azure's headers and its client's answer."""
     async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:

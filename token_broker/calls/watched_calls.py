@@ -187,15 +187,16 @@ class WatchedCalls:
                 ending = call.ending or ending
                 log.info("call_heard", reason=ending.reason, turns=listener.counters.turns)
             finally:
-                self.streams.end(owner.session_id, call_id, events=page)
                 if holding is not None:
                     holding.cancel()
-                if self._calls.get(call_id) is call:
+                if self._calls.get(call_id) is call:  # we may have lost it, and taken it again
+                    self.streams.end(owner.session_id, call_id, events=page)
                     del self._calls[call_id]
                     del self._parts.counters.listened[call_id]
                 self._drain.remove(listener)
                 self._parts.counters.add(listener.counters)
-                usage.end(ending.outcome, by=call_id)
+                if call.ending is not _MOVED:
+                    usage.end(ending.outcome, by=call_id)
                 self._end_talk(call, ending)
                 if listener.counters.turns:
                     self._on_ended(owner, agent.id)
@@ -253,6 +254,7 @@ class WatchedCalls:
         if (call := self._calls.get(name[1])) is not None:
             log.info("call_left_to_another", session_id=call.owner.session_id)
             call.ending = _MOVED
+            call.usage.end(_MOVED.outcome, by=name[1])  # at once: should we take it again, that is another part
             call.listener.end(_MOVED)
 
     def end_wanted(self, found: TakenCall) -> None:
