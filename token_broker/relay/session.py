@@ -10,6 +10,7 @@ import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -539,4 +540,5 @@ class Talk(SocketTalk):
             self.book()
             await self._resumption.aclose()
             if self._upstream is not None:
+                self._upstream.socket.on_late = partial(self._handler.count_late, self._upstream)
                 await self._upstream.socket.aclose()
