@@ -43,10 +43,19 @@ StartBroker = Callable[..., Awaitable[RunningBroker]]
 
 _BROWSER_GROUPS = {
     "sound": ("tests/web/test_talk.py", "tests/web/test_with_broker.py"),
-    "browser": ("tests/web/", "tests/clients/test_browser.py"),
+    "faults": (
+        "tests/web/test_devices.py",
+        "tests/web/test_failover.py",
+        "tests/web/test_first_words.py",
+        "tests/web/test_interruptions.py",
+        "tests/web/test_missing_apis.py",
+        "tests/web/test_starts_and_ends.py",
+        "tests/web/test_voice_live.py",
+    ),
+    "pages": ("tests/web/", "tests/clients/test_browser.py"),
 }
-"""Where tests drive a browser, by path: one at a time listens to how it sounds, and one does everything else. More on
-one machine starve each other's audio."""
+"""Where tests drive a browser, by path: one at a time listens to how it sounds, and two do everything else. More on one
+machine starve each other's audio; fewer are the last that a whole run waits for."""
 
 _ENGINE = re.compile(r"\[(firefox|webkit)\b")
 """The other engine than Chromium that a test is parametrised with: a group of its own, since it shares the browser."""

@@ -25,8 +25,9 @@ from token_broker.cli.main import main
 from token_broker.memory.maintenance import open_maintenance
 from token_broker.memory.service import Memory
 from token_broker.memory.store.outbox import read_status
-from token_broker.memory.store.turn_writes import queue_notice
-from token_broker.memory.types import Outcome, arrival_at
+from token_broker.memory.store.summaries import claim_summaries, request_summary, save_summary
+from token_broker.memory.tool_claims import CallId, ToolClaims
+from token_broker.memory.types import Outcome
 from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
 
@@ -62,7 +63,7 @@ def texts(connection: Connection) -> str:
 
 
 async def test_erased_user_is_nowhere(both: MakeSettings, zep: Zep, receiver: Receiver) -> None:
-    """One sink is down, a turn is dead, a notice waits, a talk goes on at another process."""
+    """One sink is down, a turn is dead, a summary and an output of a tool are kept, a talk goes on elsewhere."""
     settings = both()
     ended: list[Owner] = []
     async with Memory.open(settings) as memory:
@@ -73,9 +74,7 @@ async def test_erased_user_is_nowhere(both: MakeSettings, zep: Zep, receiver: Re
         await receiver.has(2)
         await make_dead(memory._database, "t2")
         receiver.faults.append(Fault("status", times=None, status=503))
-        body = json.dumps({"summary": WORD})
-        notice = partial(queue_notice, sinks=["http"], session_id=SESSION, kind="session.summary", body=body)
-        await memory._database.write(partial(notice, arrival=arrival_at(memory._clock())))
+        await _summed_up_and_looked_up(memory)
         async with open_maintenance(settings) as admin:
             assert await admin.erase_user("ann") == 3
 
@@ -102,6 +101,19 @@ async def test_erased_user_is_nowhere(both: MakeSettings, zep: Zep, receiver: Re
         assert receiver.of("user.erased")
         assert all(WORD not in event.body.decode() for event in receiver.of("session.summary"))
         assert WORD not in await memory._database.read(texts)
+
+
+async def _summed_up_and_looked_up(memory: Memory) -> None:
+    """The talk's summary, of which `http` is to be told, and the output of a tool in it: both have the word."""
+    store, talk = memory._database, owner(principal="ann", talk_id="talk-1")
+    claims, call = ToolClaims(store), CallId(SESSION, "talk-1", "sess_1", "call_1")
+    holder = await claims.claim(call, timeout_s=8)
+    assert isinstance(holder, str)
+    await claims.finish(call, holder, WORD, ok=True)
+    now_us = round(memory._clock() * 1_000_000)
+    await store.write(partial(request_summary, owner=talk, agent_id="elena", due_at_us=now_us))
+    (due,) = await store.write(partial(claim_summaries, now_us=now_us, lease_us=1, limit=9))
+    assert await store.write(partial(save_summary, due=due, summary=WORD, now_us=now_us, sinks=["http"]))
 
 
 async def _nothing_waits(memory: Memory) -> bool:

@@ -2,14 +2,17 @@
 
 import json
 import random
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from standardwebhooks import Webhook
 
 from tests.memory.support.delivering import Clock, Delivering, a_talk
 from tests.memory.support.faults import Fault
@@ -17,6 +20,7 @@ from tests.memory.support.receiver import SECRET, Receiver, running_receiver
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import KEY, running_zep
 from tests.support.node import installed_modules, run_node
+from tests.support.serving import serve_app
 from token_broker.hooks.secrets import parse_webhook_secrets
 from token_broker.hooks.sender import HookAnswer, HookSender, hook_client
 from token_broker.memory.delivery.http import HttpSink, event_id, http_failure
@@ -29,6 +33,7 @@ from token_broker.memory.types import Failure, Interruption, OutboxStatus, arriv
 
 NOTHING = OutboxStatus(0, None, 0, 0)
 ANN = owner(principal="ann")
+OTHER = f"{SECRET[:-4]}AAA="
 
 
 @pytest.fixture
@@ -95,6 +100,9 @@ async def test_repetition_has_id_and_turns_of_first(
     assert first.id == second.id == third.id != last.id
     assert first.body == second.body == third.body
     assert first.timestamp < second.timestamp < third.timestamp
+    for event in receiver.seen:
+        at = datetime.fromtimestamp(event.timestamp, UTC)
+        assert event.headers["webhook-signature"] == Webhook(SECRET).sign(event.id, at, event.body.decode())
     assert len({event.headers["webhook-signature"] for event in receiver.seen}) == 4
     assert last.turn_ids == ["t004", "t005"]
 
@@ -135,6 +143,34 @@ async def test_refused_turn_dies_and_is_named(delivering: Delivering, receiver: 
     last = [event for event in receiver.of("turns.stored") if "t005" in event.turn_ids][-1]
     assert last.data["missing"] == ["t003"]
     assert len([event for event in receiver.seen if event.turn_ids == ["t003"]]) >= 2
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("status", status=500, times=3),
+        Fault("status", status=429, headers={"Retry-After": "30"}),
+        Fault("malformed", stored=True),
+        Fault("reset"),
+        Fault("reset", stored=True),
+        Fault("hang"),
+        Fault("hang", stored=True),
+    ],
+    ids=lambda fault: f"{fault.kind}-{fault.status}-{fault.stored}",
+)
+async def test_turns_survive_a_fault(database: Database, receiver: Receiver, fault: Fault) -> None:
+    sink = await HttpSink.open(receiver.url, SecretStr(SECRET), timeout_s=0.4 if fault.kind == "hang" else 5)
+    delivering = Delivering(database, sink, Clock(), max_attempts=4)
+    receiver.faults.append(fault)
+    talk = a_talk(5, by=ANN)
+    await delivering.queue(*talk[:3])
+    await delivering.rounds()
+    await delivering.queue(*talk[3:])
+    await delivering.rounds(seconds=180, step_s=5)
+    assert receiver.turn_ids(SESSION) == [said.turn_id for said in talk]
+    assert await delivering.read_status() == NOTHING
+    await sink.aclose()
 
 
 async def test_gone_receiver_rests(delivering: Delivering, receiver: Receiver) -> None:
@@ -269,6 +305,32 @@ async def test_npm_package_verifies_events(delivering: Delivering, receiver: Rec
     (event,) = receiver.events
     asked = json.dumps({"secret": SECRET, "headers": event.headers, "body": event.body.decode()})
     assert json.loads(await run_node("verify.mjs", cwd=folder, stdin=asked)) == event.json
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_receiver_of_the_page_takes_each_event_once(
+    delivering: Delivering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/memory.md").read_text()
+    found = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert found is not None
+    monkeypatch.setenv("MEMORY_SECRET", SECRET)
+    program: dict[str, Any] = {}
+    exec(compile(found[1], "docs/memory.md", "exec"), program)  # noqa: S102  # the page's own program
+    kept: list[Any] = []
+    program["store"] = lambda kind, data: kept.append((kind, [each["turn_id"] for each in data["turns"]]))
+    async with serve_app(program["app"]) as base_url:
+        sink = await HttpSink.open(f"{base_url}/events", SecretStr(SECRET), timeout_s=5)
+        other = Delivering(delivering.database, sink, delivering.clock, max_attempts=4)
+        await other.queue(*a_talk(2, by=ANN))
+        program["webhook"], right = Webhook(OTHER), program["webhook"]
+        await other.rounds(seconds=300, step_s=30)
+        assert other.worker.last_failure == "http: 401"
+        program["webhook"] = right
+        await other.rounds(seconds=600, step_s=30)
+        assert kept == [("turns.stored", ["t001", "t002"])]
+        assert await other.read_status() == NOTHING, "a wrong secret has cost no turn"
+        await sink.aclose()
 
 
 def test_event_ids_never_coincide() -> None:

@@ -2,17 +2,20 @@
 
 import asyncio
 from functools import partial
+from typing import Any
 
+import pytest
 from sqlalchemy import func, select, update
 
-from tests.memory.support.stores import erase_session
+from tests.memory.support.stores import Obstinate, erase_session
 from tests.memory.support.turns import SESSION, owner
 from token_broker.memory import maintenance as maintenance_module
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.maintenance import Maintenance
-from token_broker.memory.store.claim_rows import claim_call
+from token_broker.memory.store.claim_rows import claim_calls
 from token_broker.memory.store.sessions import claim_session
 from token_broker.memory.store.tables import tool_claims
+from token_broker.memory.store_errors import StoreAwayError, StoreRefusedError
 from token_broker.memory.tool_claims import CallId, ClaimedCall, ToolClaims
 
 CALL = CallId(SESSION, "talk-1", "sess_1", "call_1")
@@ -46,6 +49,69 @@ async def test_call_is_claimed_once(database: Database) -> None:
         assert isinstance(await claims.claim(other, timeout_s=8), str)
 
 
+class Counted(Obstinate):
+    """Counts the claims of each transaction; refuses those with a call that spoils it."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.sizes: list[int] = []
+
+    async def write(self, work: Any, *, idempotent: bool = True) -> Any:
+        claims = work.keywords["claims"]
+        self.sizes.append(len(claims))
+        if self.refuses in {key[3] for key, *_ in claims}:
+            raise StoreRefusedError("spoilt")
+        return await super().write(work, idempotent=idempotent)
+
+
+async def claims_at_once(store: Counted, count: int) -> list[asyncio.Task[str | ClaimedCall]]:
+    """So many claims: the store holds the first, while the others wait."""
+    claims = ToolClaims(store)
+    store.free.clear()
+    ids = [CallId(SESSION, "talk-1", "sess_1", f"call_{number}") for number in range(count)]
+    tasks = [asyncio.create_task(claims.claim(call, timeout_s=8)) for call in ids]
+    await asyncio.wait_for(store.asked.wait(), 20)
+    return tasks
+
+
+async def test_claims_at_once_are_one_transaction(database: Database) -> None:
+    store = Counted(database)
+    tasks = await claims_at_once(store, 8)
+    store.free.set()
+    assert all(isinstance(found, str) for found in await asyncio.gather(*tasks))
+    assert (store.sizes, await count(database)) == ([1, 7], 8)
+
+
+async def test_claim_that_spoils_its_transaction_is_alone(database: Database) -> None:
+    store = Counted(database)
+    store.refuses = "call_2"
+    tasks = await claims_at_once(store, 4)
+    store.free.set()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(each, str) for each in found] == [True, True, False, True]
+    assert isinstance(found[2], StoreRefusedError)
+    assert (store.sizes, await count(database)) == ([1, 3, 1, 1, 1], 3)
+
+
+@pytest.mark.parametrize("leaves", [0, 1, 3], ids=["who writes", "who writes next", "who waits"])
+async def test_caller_that_leaves_takes_nobody_along(database: Database, leaves: int) -> None:
+    store = Counted(database)
+    tasks = await claims_at_once(store, 4)
+    tasks[leaves].cancel()
+    await asyncio.wait({tasks[leaves]})
+    store.free.set()
+    stay = [task for number, task in enumerate(tasks) if number != leaves]
+    assert all(isinstance(found, str) for found in await asyncio.gather(*stay))
+
+
+async def test_store_that_is_away_fails_all(database: Database) -> None:
+    store = Counted(database)
+    tasks = await claims_at_once(store, 3)
+    store.error = StoreAwayError("down")
+    store.free.set()
+    assert [type(each) for each in await asyncio.gather(*tasks, return_exceptions=True)] == [StoreAwayError] * 3
+
+
 async def test_output_is_told_again(database: Database) -> None:
     claims = ToolClaims(database)
     holder = await claims.claim(CALL, timeout_s=8)
@@ -58,10 +124,10 @@ async def test_output_is_told_again(database: Database) -> None:
 
 async def test_repeated_claim_is_the_holders(database: Database) -> None:
     """The answer to a claim may be lost with the connection: the database then runs it once more."""
-    claim = partial(claim_call, key=CALL.key, holder="me", lasts_us=1_000_000)
-    assert await database.write(claim)
-    assert await database.write(claim)
-    assert not await database.write(partial(claim_call, key=CALL.key, holder="other", lasts_us=1_000_000))
+    claim = partial(claim_calls, claims=[(CALL.key, "me", 1_000_000)])
+    assert await database.write(claim) == [True]
+    assert await database.write(claim) == [True]
+    assert await database.write(partial(claim_calls, claims=[(CALL.key, "other", 1_000_000)])) == [False]
 
 
 async def test_ended_process_leaves_unknown(database: Database) -> None:

@@ -118,6 +118,19 @@ async def test_turns_survive_a_fault(delivering: Delivering, zep_cloud: ZepCloud
     assert await delivering.read_status() == NOTHING
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("stored", [False, True])
+async def test_silent_zep_is_asked_again(database: Database, zep_cloud: ZepCloud, *, stored: bool) -> None:
+    sink = ZepCloudMemory(SecretStr(KEY), zep_cloud.base_url, database, timeout_s=0.5)
+    delivering = Delivering(database, sink, Clock(), max_attempts=4)
+    zep_cloud.faults.append(Fault("hang", "/messages", "POST", stored=stored))
+    await delivering.queue(*a_talk(3, by=ANN))
+    await delivering.rounds(seconds=180, step_s=5)
+    assert zep_cloud.turn_ids(processed=False) == ["t001", "t002", "t003"]
+    assert await delivering.read_status() == NOTHING
+    await sink.aclose()
+
+
 async def test_backlog_of_an_hour_arrives(delivering: Delivering, zep_cloud: ZepCloud) -> None:
     down = Fault("status", times=None, status=503)
     zep_cloud.faults.append(down)

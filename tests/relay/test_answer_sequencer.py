@@ -386,7 +386,8 @@ def test_words_come_once_nothing_holds_them() -> None:
 @pytest.mark.parametrize("why", ["interim", "fast", "quiet", "cancelled", "speaks"])
 def test_no_words_for_a_wait(why: str) -> None:
     scene = Scene()
-    scene.facts.interim = why == "interim"
+    if why == "interim":  # as Voice Live states it
+        scene.facts.note({"interim_response": {"type": "static_interim_response", "texts": ["One moment."]}})
     scene.begins().calls("order" if why == "quiet" else "slow")
     scene.ends(status="cancelled" if why == "cancelled" else "completed")
     if why == "fast":
@@ -822,6 +823,16 @@ def test_output_of_a_page_ends_no_running_call() -> None:
     assert (scene.creates, scene.told) == ([], [("c1", "running")])
     scene.ready("c1")
     assert list(scene.outputs) == ["c1"]
+
+
+def test_page_that_is_gone_is_not_waited_for() -> None:
+    scene = Scene(listens=True).answers("map", "order").ready("c2").wait(19.9)
+    assert scene.creates == []
+    scene.wait(0.2)
+    assert "did not answer" in scene.outputs["c1"]
+    assert (len(scene.creates), scene.told[-1]) == (1, ("c1", "failed"))
+    scene.confirms("c1").begins("r2").confirms("c1").ends("r2").wait(60)  # it answers after all
+    assert len(scene.creates) == 1
 
 
 def test_answer_to_a_forged_output_is_not_the_last() -> None:

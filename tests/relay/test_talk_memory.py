@@ -1,5 +1,6 @@
 """What a talk is told of the memory: an item below the agent's instructions, which is no turn, once a session."""
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -83,6 +84,47 @@ async def test_resumed_session_is_told_once(tmp_path: Path) -> None:
         assert told(after).count(ORDERS) == told(talk).count(ORDERS) == 1
         assert running.recall.asked == 1
     assert running.ingest.said == [("user", "Hello.")]
+
+
+@pytest.mark.parametrize("text", ["", ORDERS], ids=["nothing known", "something known"])
+async def test_resumed_session_is_told_what_was_found(tmp_path: Path, text: str) -> None:
+    """What a search found is no less known where the talk began with nothing."""
+    async with talking(tmp_path, recall="every_turn", text=text, found=("My boat lies in Bergen.",)) as found:
+        azure, _, client = found
+        talk = await azure.talk()
+        await talk.hear("item_u", "Where is my boat?")
+        await talk.next_event("conversation.item.create", nth=1 + bool(text))
+        talk.connection.transport.abort()
+        await client.until("broker.resumed")
+        after = await azure.talk(1)
+        await after.next_event("conversation.item.create", nth=2 + bool(text))
+        assert told(after) == [*told(talk), "Where is my boat?"]
+        assert "Bergen" in told(after)[-2]
+
+
+async def test_note_found_while_a_session_takes_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new session is told what happened, piece by piece; meanwhile the search ends."""
+    monkeypatch.setattr("token_broker.relay.resume.resumption._BURST_CHARS", 1)
+    monkeypatch.setattr("token_broker.relay.resume.resumption._BURST_PAUSE_S", 0.2)
+    monkeypatch.setattr("token_broker.relay.recalled.talk_memory._SEARCH_S", 15)
+    ends = asyncio.Event()
+
+    async def search(owner: Owner, query: str, *, limit: int = 5) -> list[Remembered]:
+        await ends.wait()
+        return [Remembered("My boat lies in Bergen.", "user", EARLIER)]
+
+    async with talking(tmp_path, recall="every_turn") as (azure, running, client):
+        monkeypatch.setattr(running.recall, "search", search)
+        talk = await azure.talk()
+        await talk.hear("item_u", "Where is my boat?")
+        await client.until("conversation.item.input_audio_transcription.completed")
+        talk.connection.transport.abort()
+        after = await azure.talk(1)
+        await after.next_event("conversation.item.create")
+        ends.set()
+        await after.next_event("conversation.item.create", nth=3)
+        assert told(after)[:2] == [ORDERS, "Where is my boat?"]
+        assert "Bergen" in told(after)[2]
 
 
 async def test_off_asks_nothing(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tests.relay.support.tool_talks import PATHS, ask, run_tool_talks, spoken
 from tests.relay.test_whole_talk import say
 from tests.simulator.support import silence, speech
 from tests.support.waiting import eventually
+from token_broker.memory.tool_claims import ClaimedCall
 
 by_path = pytest.mark.parametrize("path", PATHS)
 
@@ -119,13 +120,19 @@ async def test_user_who_speaks_meanwhile_is_heard_out(tmp_path: Path) -> None:
         assert not [event for event in events if event["type"] in {"error", "broker.error"}]
 
 
-async def test_client_that_leaves_meanwhile_ends_the_talk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["leaves", "blocked"])
+async def test_call_ends_with_its_talk(how: str, tmp_path: Path) -> None:
     async with run_tool_talks(tmp_path) as talks:
         async with talks.client() as client:
             await ask(client, "[call held {}]")
             await talks.server.called()
+            if how == "blocked":
+                talks.running.relay.end_where(lambda _principal, session_id: session_id == client.session_id)
+                assert await client.closed() == 4401
         await talks.running.quiet()
-        assert len(talks.server.calls) == 1
+        await until(lambda: list(talks.claims.found.values()) == [ClaimedCall("unknown")])
+        talks.server.release()
+        assert (len(talks.server.calls), talks.tool_answers()) == (1, 0)
 
 
 # --- the client's calls -----------------------------------------------------------------------------------------------

@@ -61,6 +61,15 @@ async def _closed(_writer: asyncio.StreamWriter) -> None:
     """Closes without a word: the tool may have run."""
 
 
+async def _drips(writer: asyncio.StreamWriter) -> None:
+    """One byte after the other: none of the waits is long, and all of them never end."""
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 600\r\n\r\n")
+    for _ in range(600):
+        writer.write(b"x")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
 async def test_payload_and_output(runner: HttpToolRunner, events: list[Event]) -> None:
     async with raw_server(answered('{"état" : "prêt"}'.encode())) as server:
         ann = agent(order_tool(server.url, bind={"customer": "principal"}))
@@ -99,6 +108,7 @@ async def test_payload_and_output(runner: HttpToolRunner, events: list[Event]) -
         pytest.param(answered(status=302), {}, ("error", "a redirect, which is not followed"), id="redirect"),
         pytest.param(_closed, {}, ("unknown", "It is unknown whether it took effect"), id="closed"),
         pytest.param(Held(), {"timeout_s": 0.4}, ("unknown", "did not answer in time. It is unknown"), id="hangs"),
+        pytest.param(_drips, {"timeout_s": 0.4}, ("unknown", "did not answer in time. It is unknown"), id="drips"),
     ],
 )
 async def test_answer_as_told(

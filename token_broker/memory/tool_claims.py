@@ -1,15 +1,22 @@
 """Calls of tools are made once, across reconnects and replicas: each is claimed in the store before it is made."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 from uuid import uuid4
 
 from token_broker.memory.drivers.database import Database
+from token_broker.memory.store_errors import StoreError, StoreRefusedError
+
+if TYPE_CHECKING:
+    from token_broker.memory.store.claim_rows import Claim, Finished
 
 __all__ = ["CallId", "CallState", "ClaimedCall", "ToolClaims"]
 
+T = TypeVar("T")
+R = TypeVar("R")
 CallState = Literal["running", "done", "unknown", "erased"]
 _STATES: tuple[CallState, ...] = ("running", "done", "unknown")  # by their numbers in the store
 
@@ -50,14 +57,14 @@ class ToolClaims:
         self._database = database
         self._margin_s = margin_s
         self._new_holder = new_holder
+        self._claims = _Together(self._claim)
+        self._outcomes = _Together(self._finish)
 
     async def claim(self, call: CallId, *, timeout_s: float) -> "str | ClaimedCall":
         """The holder's name where the call is ours to make; else what is known of it."""
-        from token_broker.memory.store.claim_rows import claim_call
-
         holder = self._new_holder()
-        work = partial(claim_call, key=call.key, holder=holder, lasts_us=self._lasts_us(timeout_s))
-        return holder if await self._database.write(work) else await self.find(call)
+        claimed = await self._claims.write((call.key, holder, self._lasts_us(timeout_s)))
+        return holder if claimed else await self.find(call)
 
     async def find(self, call: CallId) -> ClaimedCall:
         """What is known of a claimed call; `erased` where it is not there any more."""
@@ -76,9 +83,70 @@ class ToolClaims:
 
     async def finish(self, call: CallId, holder: str, output: str | None, *, ok: bool) -> None:
         """Notes what the model is told, so that whoever is told of the same call says the same; None: unknown."""
-        from token_broker.memory.store.claim_rows import finish_call
+        await self._outcomes.write((call.key, holder, output, ok))
 
-        await self._database.write(partial(finish_call, key=call.key, holder=holder, output=output, ok=ok))
+    async def _claim(self, batch: "Sequence[Claim]") -> list[bool]:
+        from token_broker.memory.store.claim_rows import claim_calls
+
+        return await self._database.write(partial(claim_calls, claims=batch))
+
+    async def _finish(self, batch: "Sequence[Finished]") -> list[None]:
+        from token_broker.memory.store.claim_rows import finish_calls
+
+        return await self._database.write(partial(finish_calls, outcomes=batch))
 
     def _lasts_us(self, timeout_s: float) -> int:
         return round((timeout_s + self._margin_s) * 1_000_000)
+
+
+class _Together(Generic[T, R]):
+    """Writes rows of several callers in one transaction: what comes while one is written goes into the next.
+
+    A row may be written twice: it has to be idempotent. One that spoils its transaction fails alone.
+    """
+
+    def __init__(self, write: Callable[[Sequence[T]], Awaitable[Sequence[R]]]) -> None:
+        self._write = write
+        self._lock = asyncio.Lock()
+        self._waiting: dict[asyncio.Future[R], T] = {}
+
+    async def write(self, row: T) -> R:
+        """What came of the row. Raises StoreError."""
+        done: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting[done] = row
+        try:
+            async with self._lock:
+                if not done.done():
+                    await self._write_waiting()
+        finally:
+            self._waiting.pop(done, None)
+        return done.result()
+
+    async def _write_waiting(self) -> None:
+        batch = dict(self._waiting)
+        try:
+            found = await self._write(list(batch.values()))
+        except StoreRefusedError as error:
+            if len(batch) == 1:
+                self._fail(batch, error)
+                return
+            for done, row in batch.items():
+                try:
+                    self._tell(done, *await self._write([row]))
+                except StoreError as each:
+                    self._fail([done], each)
+        except StoreError as error:
+            self._fail(batch, error)
+        else:
+            for done, told in zip(batch, found, strict=True):
+                self._tell(done, told)
+
+    def _tell(self, done: "asyncio.Future[R]", found: R) -> None:
+        if self._waiting.pop(done, None) is not None:  # else its caller has left
+            done.set_result(found)
+
+    def _fail(self, batch: "Iterable[asyncio.Future[R]]", error: StoreError) -> None:
+        for done in batch:
+            if self._waiting.pop(done, None) is not None:
+                done.set_exception(error)
+                done.exception()  # retrieved: its caller may leave before it looks

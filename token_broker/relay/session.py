@@ -45,7 +45,7 @@ from token_broker.relay.resume.ledger import ASK_ID, TalkLedger
 from token_broker.relay.resume.replay import NewSession, item_event, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.resumption import Resumption, TalkHooks
-from token_broker.relay.resume.steps import Ask, Step
+from token_broker.relay.resume.steps import Ask, Say, Step
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
@@ -509,6 +509,10 @@ class Talk:
             upstream.route.dialect, self._send_own, asked=frozenset(str(event.get("event_id")) for event in asked)
         )
         self._guard.begin()
+        told = {step.item.item_id for step in steps if isinstance(step, Say)}
+        for note in self._memory.notes():
+            if note.item_id not in told:  # a search has found it since the steps were made
+                self._tell_note(note)
 
     def _begin_gap(self) -> None:
         """No session carries the talk: nothing of the last one reaches it any more."""

@@ -38,6 +38,7 @@ _ATTEMPTS = 3
 _PAUSES_S = (0.1, 0.4)  # before the second attempt, and before the third
 _POLL_S = 0.2  # for the output of a call that another replica makes
 _NOTE_S = 10.0
+_NOTE_AFTER_S = 0.02  # the output goes to the talk first: a thread of the store's takes time from the event loop
 _CLOSE_S = 3.0
 _RECALLED = 5
 _FRAME_BYTES = 64  # of each: its speaker, its day, and the marks of JSON
@@ -320,6 +321,7 @@ class HttpToolRunner:
 
     def _note(self, call_id: CallId, holder: str, result: _Result) -> None:
         async def note(claims: Claims) -> None:
+            await asyncio.sleep(_NOTE_AFTER_S)
             try:
                 async with asyncio.timeout(_NOTE_S):
                     await claims.finish(call_id, holder, result.text if result.known else None, ok=result.ok)

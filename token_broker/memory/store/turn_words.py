@@ -63,11 +63,13 @@ def read_words(connection: Connection, session_ids: Sequence[str]) -> list[tuple
     driver: Any = connection.connection.cursor()  # SQLAlchemy would take longer for each session than SQLite does
     for key in session_ids:
         arrivals, lines, count = driver.execute(_READ_SQLITE, (bucket_of(key), key, left)).fetchone()
-        if count:
+        left -= count
+        if 0 < count <= _TURNS_A_CHUNK:  # most are: to take one apart costs a third of what it costs to read it
+            chunks.append((arrivals, lines))
+        elif count:
             keys, said = iter(arrivals.split(" ")), iter(lines.split("\n"))
             while part := list(islice(keys, _TURNS_A_CHUNK)):
                 chunks.append((" ".join(part), "\n".join(islice(said, _TURNS_A_CHUNK))))
-            left -= count
         if left <= 0:
             break
     return chunks

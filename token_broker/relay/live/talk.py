@@ -406,8 +406,8 @@ class LiveTalk:
     async def _run_builtin(self, name: str, arguments: str, call_id: str) -> ToolOutput:
         del call_id
         agent_id = (event_of(arguments) or {}).get("agent_id")
-        may = name == "handoff" and isinstance(agent_id, str) and agent_id in self._agent.handoff_ids
-        if may and (told := self._face.switching(agent_id)) is not None:
+        named = agent_id if isinstance(agent_id, str) and agent_id in self._agent.handoff_ids else None
+        if name == "handoff" and named is not None and (told := self._face.switching(named)) is not None:
             self._tell(told)  # a session of GPT-Live's keeps its instructions and voice: the page takes a new plan
             return HANDED_OVER
         if name != "end_talk":

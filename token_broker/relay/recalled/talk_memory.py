@@ -72,9 +72,10 @@ class TalkMemory:
 
     def notes(self) -> tuple[Item, ...]:
         """What another session of this talk has to be told again, before anything that was said."""
-        if self._first is None or self._agent().recall == "off":
+        if self._agent().recall == "off":
             return ()
-        return (self._first, *self._later)
+        first = () if self._first is None else (self._first,)
+        return (*first, *self._later)
 
     def listening(self, ingest: TurnIngest) -> TurnIngest:
         """The ingest, with an ear for what the user says."""
