@@ -87,6 +87,7 @@ _SLOW = (
     "tests/broker/test_entra.py::test_cold_burst_makes_one_credential_call",
     "tests/broker/test_failover_matrix.py",
     "tests/broker/test_fault_matrix.py",
+    "tests/broker/test_foundry_agents.py::test_each_agent_talks_or_is_told",
     "tests/broker/test_fuzz.py",
     "tests/broker/test_resource_faults.py",
     "tests/broker/test_resources.py::test_commands_switch_a_resource",
