@@ -33,8 +33,8 @@ setup() {
 # Both install where they may; else the tests say what to do.
 browser() {
     local missing=()
-    [ -n "${CHROMIUM:-}" ] || command -v chromium chromium-browser google-chrome >/dev/null \
-        || ls "$HOME"/.cache/ms-playwright/chromium* >/dev/null 2>&1 || missing+=(chromium)
+    [ -n "${CHROMIUM:-}" ] || command -v chromium-headless-shell chromium chromium-browser google-chrome >/dev/null \
+        || ls "$HOME"/.cache/ms-playwright/chromium* >/dev/null 2>&1 || missing+=(chromium-headless-shell)
     command -v node >/dev/null && command -v npm >/dev/null || missing+=(nodejs npm)
     install_packages "${missing[@]}"
 }

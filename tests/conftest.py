@@ -43,10 +43,19 @@ StartBroker = Callable[..., Awaitable[RunningBroker]]
 
 _BROWSER_GROUPS = {
     "sound": ("tests/web/test_talk.py", "tests/web/test_with_broker.py"),
-    "browser": ("tests/web/", "tests/clients/test_browser.py"),
+    "faults": (
+        "tests/web/test_devices.py",
+        "tests/web/test_failover.py",
+        "tests/web/test_first_words.py",
+        "tests/web/test_interruptions.py",
+        "tests/web/test_missing_apis.py",
+        "tests/web/test_starts_and_ends.py",
+        "tests/web/test_voice_live.py",
+    ),
+    "pages": ("tests/web/", "tests/clients/test_browser.py"),
 }
-"""Where tests drive a browser, by path: one at a time listens to how it sounds, and one does everything else. More on
-one machine starve each other's audio."""
+"""Where tests drive a browser, by path: one at a time listens to how it sounds, and two do everything else. More on one
+machine starve each other's audio; fewer are the last that a whole run waits for."""
 
 _ENGINE = re.compile(r"\[(firefox|webkit)\b")
 """The other engine than Chromium that a test is parametrised with: a group of its own, since it shares the browser."""
@@ -81,6 +90,7 @@ _SLOW = (
     "tests/broker/test_fuzz.py",
     "tests/broker/test_resource_faults.py",
     "tests/broker/test_resources.py::test_commands_switch_a_resource",
+    "tests/broker/test_signalled_ends.py::test_call_ends_as_on_the_proxy[expiry]",
     "tests/broker/test_transcription_model.py",
     "tests/clients/",
     "tests/docs/test_commands.py",

@@ -257,6 +257,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             sidebands=sidebands,
             shared=shared_events,
         )
+        calls.on_ended = watched.ended_at_azure
         stack.push_async_callback(watched.aclose)
         leases.start()
         drain.hand_overs.append(leases.hand_over)

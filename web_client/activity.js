@@ -43,6 +43,9 @@ export class ActivityWatch {
       case "speech_stopped":
         this.spoken();
         break;
+      case "waiting":
+        if (this.activity !== "speaking") this.#does("thinking");
+        break;
       case "response_started":
         this.#answer.latest = signal.responseId;
         this.isQuiet = false;

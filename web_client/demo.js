@@ -3,9 +3,7 @@
 import { Broker } from "./broker.js";
 import { EventList, fitViewport, signInAddress } from "./demo-page.js";
 import { Transcript } from "./demo-transcript.js";
-import { HealthPanel } from "./health.js";
 import { Meter } from "./meter.js";
-import { ResourceSwitch } from "./simulated.js";
 import { VoiceSession } from "./voice-session.js";
 
 /** @typedef {import("./voice-session.js").VoiceSessionEvents} Events */
@@ -66,7 +64,6 @@ const DOING = {
 
 const base = new URL(".", document.baseURI).href;
 const broker = new Broker(base);
-const resourceSwitch = new ResourceSwitch(base, /** @type {HTMLButtonElement} */ (find("break")));
 const meter = new Meter(/** @type {HTMLCanvasElement} */ (find("meter")));
 const talk = /** @type {HTMLButtonElement} */ (find("talk"));
 const hangup = /** @type {HTMLButtonElement} */ (find("hangup"));
@@ -87,6 +84,8 @@ let session = null;
 let muted = false;
 /** The resource that the talk used last, and why it left it; null while nothing is broken. @type {{resource: string | null, reason: string} | null} */
 let broken = null;
+/** Breaks a resource on request, where Azure is simulated. @type {import("./simulated.js").ResourceSwitch | null} */
+let resourceSwitch = null;
 /** Names of agents, by their ids. @type {Map<string, string>} */
 let names = new Map();
 /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -218,7 +217,7 @@ function showTransport({ transport, reason, resource }) {
 /** @param {string | null} resource */
 function showResource(resource) {
   find("resource").textContent = resource ?? "";
-  resourceSwitch.uses(resource);
+  resourceSwitch?.uses(resource);
 }
 
 /** @param {Events["resuming"]} resuming */
@@ -284,7 +283,14 @@ async function showAgents() {
   agent.replaceChildren(...[...names].map(([id, name]) => new Option(name, id)));
   const simulated = isLoopback(status?.endpoint);
   find("simulated").hidden = !simulated;
-  if (simulated) await resourceSwitch.show();
+  if (simulated) await showSwitch().catch(console.error);
+}
+
+async function showSwitch() {
+  const { ResourceSwitch } = await import("./simulated.js"); // nobody else's page needs it
+  resourceSwitch = new ResourceSwitch(base, /** @type {HTMLButtonElement} */ (find("break")));
+  resourceSwitch.uses(find("resource").textContent || null);
+  await resourceSwitch.show();
 }
 
 /**
@@ -306,7 +312,19 @@ function agentNames(agents) {
 }
 
 function setUpTabs() {
-  const health = new HealthPanel(broker);
+  /** Loaded when somebody looks at it. @type {Promise<import("./health.js").HealthPanel> | null} */
+  let health = null;
+  let isWanted = false;
+  const showHealth = async () => {
+    health ??= import("./health.js").then(({ HealthPanel }) => new HealthPanel(broker));
+    try {
+      (await health).setVisible(isWanted);
+    } catch {
+      health = null; // asked for again with the next look
+      find("health-notice").textContent = "This view could not be loaded. Look again in a moment.";
+      find("health-notice").hidden = false;
+    }
+  };
   const tabs = [find("tab-talk"), find("tab-health")];
   const select = (/** @type {number} */ chosen) => {
     tabs.forEach((tab, index) => {
@@ -314,7 +332,8 @@ function setUpTabs() {
       tab.tabIndex = index === chosen ? 0 : -1;
       find(String(tab.getAttribute("aria-controls"))).hidden = index !== chosen;
     });
-    health.setVisible(chosen === 1);
+    isWanted = chosen === 1;
+    if (isWanted || health) void showHealth();
     history.replaceState(null, "", chosen === 1 ? "#health" : location.pathname + location.search);
   };
   tabs.forEach((tab, index) => {
@@ -349,7 +368,8 @@ find("composer").addEventListener("submit", (event) => {
     session.sendText(text.value);
     text.value = "";
   } catch (error) {
-    showNotice("text_too_long", error instanceof Error ? error.message : String(error)); // the text stays
+    const { code = "page_fault", message } = /** @type {Error & {code?: string}} */ (error);
+    showNotice(code, message); // the text stays
   }
 });
 stop.addEventListener("click", () => session?.interrupt());

@@ -3,6 +3,8 @@
  * the broker's own events. Pure: a parsed server event in, a `Signal` out, or null for an event that the client ignores.
  */
 
+import { appendFrame } from "./audio/pcm.js";
+
 /**
  * @typedef {{kind: "ready", dialect: string | null, upstream: string | null, resource: string | null}
  *   | {kind: "resuming", reason: string, retryAfterMs: number | null}
@@ -14,6 +16,7 @@
  *   | {kind: "item", itemId: string, previousItemId: string | null, role: "user" | "assistant"}
  *   | {kind: "speech_started"}
  *   | {kind: "speech_stopped"}
+ *   | {kind: "waiting"}
  *   | {kind: "response_started", responseId: string}
  *   | {kind: "response_done", responseId: string, status: string}
  *   | {kind: "audio", responseId: string, itemId: string, contentIndex: number, base64: string}
@@ -31,10 +34,18 @@
  *   | {kind: "error", code: string, message: string, retryable: boolean}} Signal
  *   `transcript_delta` appends to a transcript, `transcript_done` is the whole of it. `playback_*` tells of the sound that
  *   is played: over WebRTC Azure's events say so, over a WebSocket the playback worklet does. Between `resuming` and
- *   `resumed` the proxy connects the talk to Azure again; what is sent meanwhile is not lost.
+ *   `resumed` the proxy connects the talk to Azure again; what is sent meanwhile is not lost. `waiting`: the user has said
+ *   something, as far as one can tell, and waits for an answer.
  *
  * @typedef {"user" | "assistant"} Speaker
  * @typedef {Record<string, any>} ServerEvent  Untrusted JSON: every field is checked where it is read.
+ *
+ * @typedef {object} Dialect  How a connection's events are written.
+ * @property {(frame: unknown, onEvent: ((event: object) => void) | undefined, take: (signal: Signal) => void) => void} read
+ *   Gives `take` what a frame means, and `onEvent` the event as it came.
+ * @property {(event: object) => object | null} write  An event of the Realtime API's as this connection takes it.
+ * @property {(pcm: Int16Array) => string} append  The frame that carries a piece of the user's sound.
+ * @property {() => void} close  Nothing is given to `take` any more.
  */
 
 /** @type {Record<string, (event: ServerEvent) => Signal | null>} */
@@ -137,6 +148,17 @@ export function readFrame(frame, onEvent) {
   if (typeof event === "object" && event !== null) onEvent?.(event);
   return readEvent(event);
 }
+
+/** The Realtime API's own. @type {Dialect} */
+export const REALTIME = {
+  read: (frame, onEvent, take) => {
+    const signal = readFrame(frame, onEvent);
+    if (signal) take(signal);
+  },
+  write: (event) => event,
+  append: appendFrame,
+  close: () => {},
+};
 
 /**
  * The events that add a typed message and ask for an answer.

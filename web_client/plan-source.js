@@ -36,7 +36,7 @@ export class PlanSource {
    * @throws {BrokerError}
    */
   async next(signal) {
-    const { userId, transports } = this.#options;
+    const { userId, transports, microphone = true } = this.#options;
     const { sessionId, sessionToken } = this;
     const request = { agentId: this.wantedAgentId ?? this.agentId, sessionId, sessionToken, userId };
     let body;
@@ -49,7 +49,7 @@ export class PlanSource {
       this.wantedAgentId = undefined;
       body = await this.#broker.requestPlan({ ...request, agentId: this.agentId }, signal);
     }
-    const plan = readPlan(body, performance.now(), transports);
+    const plan = readPlan(body, performance.now(), transports, microphone);
     if (!plan) {
       const message = "The voice service offers no way to connect that this page can use.";
       throw new BrokerError("no_way", message, { retryable: isDegraded(body) });

@@ -9,7 +9,7 @@
  * @property {string | null} token        for the Authorization header
  * @property {string[]} protocols         for the WebSocket handshake
  * @property {number} expiresInS          counted from the plan's arrival
- * @property {string} dialect             whose events it carries: `ga` or `preview`
+ * @property {string} dialect             whose events it carries: `ga`, `preview` or `live`
  * @property {string | null} resource     the Azure resource that it leads to, where the plan names one
  *
  * @typedef {object} Plan
@@ -39,13 +39,15 @@ const LONG_LIVED = [/^[0-9a-f]{32}$/i, /^[A-Za-z0-9]{84}$/, /^sk-/, /^eyJ[\w-]+\
  * @param {any} body the answer's JSON
  * @param {number} nowMs on a monotonic clock
  * @param {readonly string[] | null} [wanted] the transports that may be used; null is all
+ * @param {boolean} [speaks]  false: the user types, which GPT-Live takes over the proxy alone
  * @returns {Plan | null} null where there is nothing to connect to, unless the plan says that Azure is down
  */
-export function readPlan(body, nowMs, wanted = null) {
+export function readPlan(body, nowMs, wanted = null, speaks = true) {
   if (!isText(body?.session_id) || !isText(body.session_token) || !Array.isArray(body.connections)) return null;
   const connections = body.connections
     .map(readConnection)
-    .filter((/** @type {Connection | null} */ connection) => connection && (!wanted || wanted.includes(connection.transport)));
+    .filter((/** @type {Connection | null} */ connection) => connection && (!wanted || wanted.includes(connection.transport)))
+    .filter((/** @type {Connection} */ { dialect, transport }) => speaks || dialect !== "live" || transport === "websocket_proxy");
   const outlook = body.outlook === "poor" ? "poor" : "good";
   if (connections.length === 0 && outlook === "good") return null;
   return {

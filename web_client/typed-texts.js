@@ -15,6 +15,8 @@ export const MAX_TEXT_BYTES = 60_000;
 
 /** Azure's refusal of a question while an answer runs. */
 const ANSWERING = "conversation_already_has_active_response";
+/** The broker's refusal of a text for an agent that can't read. */
+const NOT_TAKEN = "text_not_taken";
 /** After so long Azure has ended an answer that was cancelled, or whose transcript is complete. */
 const ENDING_MS = 400;
 /** After so long without an answer, a text is asked about here although the broker should have done that. */
@@ -131,6 +133,7 @@ export class TypedTexts {
         this.#ask();
         break;
       case "error":
+        if (signal.code === NOT_TAKEN) this.end(); // which the error has told
         if (signal.code !== ANSWERING) break;
         this.#answering = true; // its `response_done` will come
         this.#waits = true;

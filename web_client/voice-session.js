@@ -10,6 +10,7 @@
 
 import { ActivityWatch } from "./activity.js";
 import { AudioEngine, listDevices } from "./audio/audio-engine.js";
+import { within } from "./bounded.js";
 import { Broker } from "./broker.js";
 import { approvalEvent, imageEvent, pushToTalkEvent } from "./events.js";
 import { errorWithCode, pageFault, planFailed, tooOld } from "./failures.js";
@@ -52,6 +53,8 @@ const AROUND_IMAGE_BYTES = 1_000;
 const SOCKET_IMAGE_BYTES = 2_000_000;
 /** Without a pause, the session moves on so long after `session_expiring`, which the proxy says a minute before the end. */
 const MOVE_BEFORE_END_MS = 45_000;
+/** The broker that made the plan has the modules as well; so long it may take to send one. */
+const LOADING_MS = 10_000;
 /** A socket that was away for longer is not trusted, unless something came over it meanwhile. */
 const TRUSTED_AWAY_MS = 5_000;
 
@@ -258,7 +261,7 @@ export class VoiceSession extends EventTarget {
    * option `whileAnswering` is `queue`. A text whose answer a lost connection took away is asked about again.
    * @param {string} text at most 60,000 bytes of UTF-8
    * @throws {DOMException} InvalidStateError where the talk is not live
-   * @throws {Error} with the code `text_too_long`
+   * @throws {Error} with the code `text_too_long`, or `text_not_taken` where the agent can't read
    */
   sendText(text) {
     if (this.#machine.name !== "live" || !this.#transport) {
@@ -266,6 +269,7 @@ export class VoiceSession extends EventTarget {
     }
     const words = wellFormed(text).trim();
     if (words === "") return;
+    if (this.#transport.noText) throw errorWithCode("text_not_taken", "In this call the agent can't read. Say it instead.");
     if (new TextEncoder().encode(JSON.stringify(words)).length > MAX_TEXT_BYTES) {
       throw errorWithCode("text_too_long", "The text is too long. Send at most 60,000 bytes at once.");
     }
@@ -348,11 +352,12 @@ export class VoiceSession extends EventTarget {
    * Shows the model an image. It asks for no answer: send a text with the question, or ask aloud.
    * @param {Blob} image made smaller where the connection takes no more
    * @throws {DOMException} InvalidStateError where the talk is not live
-   * @throws {Error} with the code `image_unreadable`
+   * @throws {Error} with the code `image_unreadable`, or `image_not_taken` where the agent can't look at images
    */
   async sendImage(image) {
     const transport = this.#transport;
     if (this.#machine.name !== "live" || !transport) throw new DOMException("The talk is not live.", "InvalidStateError");
+    if (transport.noImages) throw errorWithCode("image_not_taken", "This agent can't look at images.");
     const { shrunkImage } = await import("./images.js"); // few talks need it
     const channelBytes = Math.min(DATA_CHANNEL_IMAGE_BYTES, (transport.largestMessageBytes ?? Infinity) - AROUND_IMAGE_BYTES);
     const url = await shrunkImage(image, transport.reportsTurns ? channelBytes : SOCKET_IMAGE_BYTES);
@@ -470,6 +475,7 @@ export class VoiceSession extends EventTarget {
     await this.#recorder.settled(); // the broker puts the turns into the next connection's instructions
     signal.throwIfAborted();
     const plan = await this.#plans.next(signal);
+    loadTransports().then(({ loadFor }) => loadFor(plan.connections)).catch(ignore); // `#open` tells of it
     this.#reporter?.about(plan.sessionId, plan.sessionToken);
     return plan;
   }
@@ -485,27 +491,27 @@ export class VoiceSession extends EventTarget {
     this.#announce(connection.transport, "progress" in this.#machine ? this.#machine.progress.reason : "");
     /** @type {Transport | null} */
     let transport = null;
+    const making = transportFor({
+      connection,
+      audio: talk.engine.audio,
+      request: (url, init) => this.#broker.request(url, init),
+      onSignal: (signal) => this.#handle(signal),
+      onEvent: (event) => {
+        this.#heardAtMs = performance.now();
+        if (this.#hearsEvents) this.#emit("event", event);
+      },
+      onDropped: (reason) => this.#dropped(reason),
+    });
     try {
-      const { transportFor } = await loadTransports();
-      signal.throwIfAborted();
-      transport = transportFor({
-        connection,
-        audio: talk.engine.audio,
-        request: (url, init) => this.#broker.request(url, init),
-        onSignal: (signal) => this.#handle(signal),
-        onEvent: (event) => {
-          this.#heardAtMs = performance.now();
-          if (this.#hearsEvents) this.#emit("event", event);
-        },
-        onDropped: (reason) => this.#dropped(reason),
-      });
+      transport = await within(making, LOADING_MS, signal);
       this.#transport = transport;
       await talk.engine.audio.resume();
       if (!isEphemeral(connection)) throw this.#notEphemeral();
       await transport.open(signal);
       signal.throwIfAborted();
     } catch (error) {
-      transport?.close();
+      if (transport) transport.close();
+      else making.then((late) => late.close(), ignore);
       if (signal.aborted) return;
       this.#reporter?.failed(connection.transport, error instanceof ConnectionFailure ? error.failure.code : "other");
       this.#dispatch({ type: "failed", failure: error instanceof ConnectionFailure ? error.failure : pageFault(error) });
@@ -529,7 +535,8 @@ export class VoiceSession extends EventTarget {
     this.#dispatch({ type: "opened" });
     this.#meetAgent();
     if (this.#options.pushToTalk) transport.send(pushToTalkEvent(connection.dialect));
-    this.#texts.reconnected();
+    if (!transport.noText) this.#texts.reconnected();
+    else if (this.#texts.end().length > 0) this.#textsLost();
     this.#connecting?.resolve();
     this.#connecting = null;
     this.#lookForOtherTabs(talk);
@@ -725,9 +732,9 @@ export class VoiceSession extends EventTarget {
     if (signal.kind === "playback_stopped") this.#replacement.pause();
   }
 
-  /** @param {number} turnMs how long the user waited for the answer's first sound. The proxy measures by itself */
+  /** @param {number} turnMs how long the user waited for the answer's first sound. What the broker measures is not counted twice */
   #answered(turnMs) {
-    if (this.#transport?.switchesAgents) return;
+    if (this.#transport?.switchesAgents || this.#transport?.isMeasured) return;
     this.#reporter?.turn(turnMs);
     this.#emit("latency", { turnMs, from: this.#options.pushToTalk ? "commit" : "speech_stopped" });
   }
@@ -790,6 +797,11 @@ export class VoiceSession extends EventTarget {
 /** The transports, which no page needs before its first talk. */
 function loadTransports() {
   return import("./transports/all-transports.js");
+}
+
+/** @param {import("./transports/transport.js").TransportContext} context */
+async function transportFor(context) {
+  return (await loadTransports()).transportFor(context);
 }
 
 /** @param {string} url */

@@ -359,9 +359,11 @@ function isAtEnd(lines) {
   return lines.scrollHeight - lines.scrollTop - lines.clientHeight < 24;
 }
 
-/** @param {Event} event */
+/** @param {Event} event  of this document, or of another one that the element was moved to, with classes of its own */
 function isPress(event) {
-  return !(event instanceof KeyboardEvent) || ((event.key === " " || event.key === "Enter") && !event.repeat);
+  if (!("key" in event)) return true;
+  const { key, repeat } = /** @type {KeyboardEvent} */ (event);
+  return (key === " " || key === "Enter") && !repeat;
 }
 
 /**

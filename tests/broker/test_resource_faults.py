@@ -21,6 +21,7 @@ from tests.support.broker import RunningBroker, run_broker
 from tests.support.machine import retry_if_host_busy
 from tests.support.offers import OFFER
 from tests.support.resources import settings_of, simulator
+from tests.support.signalling import signalling_page
 from tests.support.sockets import refused_port
 from token_broker.security.tokens import ANONYMOUS, Owner
 from token_broker.settings import Settings
@@ -77,8 +78,19 @@ async def compat(broker: RunningBroker) -> Taken:
     return await talk(broker, "/v1/realtime?model=x", f"openai-insecure-api-key.{session_token(broker)}")
 
 
+async def signalled(broker: RunningBroker) -> Taken:
+    ticket = broker.signer.ticket(OWNER, agent_id="elena", ttl_s=60)
+    url = f"ws{broker.base_url.removeprefix('http')}/api/v1/voice/voicelive/{SESSION}?media=webrtc"
+    async with signalling_page(url, ["realtime", f"ticket.{ticket}"]) as page:
+        try:
+            await page.until("broker.ready")
+        except ConnectionClosed:
+            return Taken(None, str(page.socket.close_code))
+        return connected(broker)
+
+
 WAYS: dict[str, Callable[[RunningBroker], Awaitable[Taken]]] = {
-    "mint": mint, "sdp": sdp, "proxy": proxy, "compat": compat,
+    "mint": mint, "sdp": sdp, "proxy": proxy, "compat": compat, "signalled": signalled,
 }  # fmt: skip
 
 
@@ -96,7 +108,11 @@ async def talk(broker: RunningBroker, path: str, credential: str) -> Taken:
                 pass  # compatible endpoints tell why they close
         except ConnectionClosed:
             return Taken(None, str(socket.close_code))
-        upstreams = broker.relay.snapshot().upstreams
+        return connected(broker)
+
+
+def connected(broker: RunningBroker) -> Taken:
+    upstreams = broker.relay.snapshot().upstreams
     (found,) = [each.resource for each in upstreams if each.last_outcome == "connected"]
     return Taken(found)
 
@@ -107,7 +123,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch, calls_without_media: None) -> 
     monkeypatch.setattr("token_broker.api.offers._OFFER_SHARE_S", 0.5)
 
 
-def short_settings(folder: Path, endpoints: dict[str, str]) -> Settings:
+def short_settings(folder: Path, endpoints: dict[str, str], way: str) -> Settings:
     return settings_of(
         folder,
         endpoints,
@@ -116,6 +132,7 @@ def short_settings(folder: Path, endpoints: dict[str, str]) -> Settings:
         token_budget_s=4,  # a busy machine has 2 s more to tell its client
         proxy_connect_timeout_s=4,
         retry_attempts=1,
+        voice_live_webrtc="on" if way == "signalled" else "off",
     )
 
 
@@ -146,7 +163,7 @@ async def test_fault_costs_no_talk(fault: str, extent: str, tmp_path: Path) -> N
         async def outcome(way: str) -> tuple[Taken, float]:
             (tmp_path / way).mkdir(exist_ok=True)
             # A broker that knows nothing yet of the fault.
-            async with run_broker(short_settings(tmp_path / way, endpoints)) as broker:
+            async with run_broker(short_settings(tmp_path / way, endpoints, way)) as broker:
                 began_s = time.monotonic()
                 return await WAYS[way](broker), time.monotonic() - began_s
 
@@ -158,3 +175,7 @@ async def test_fault_costs_no_talk(fault: str, extent: str, tmp_path: Path) -> N
                 assert found.resource is None, (way, found)
                 assert found.told in TOLD, (way, found)
             assert took_s < PROMISED_S, way
+        # What makes a call is asked of one resource after another, of each once.
+        for name in set(azures) & set(faulty) if fault not in {"refused", "dns"} else ():
+            asked = [each.path for each in azures[name].requests].count("/voice-live/realtime/calls")
+            assert asked == 1, name

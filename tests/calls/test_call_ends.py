@@ -5,30 +5,42 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from aiohttp import web
+from pydantic import SecretStr
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
 
+from strategies.credentials import Credentials
+from strategies.errors import MintError
 from tests.calls.test_relayed_calls import caller, calls_azure, settled
-from tests.calls.test_sideband import call, listen
-from tests.relay.support.azure import AzureTalk
-from tests.relay.support.broker import Running, broker
+from tests.calls.test_sideband import call, listen, no_such_call, tell_and_end
+from tests.relay.support.azure import AzureTalk, scripted_azure
+from tests.relay.support.broker import KEY, Running, broker
 from tests.support.waiting import eventually
-from token_broker.calls.call_row import DELIVERED, CallRow, TakenCall
+from tests.usage.support import Hands, tokens
+from token_broker.calls.call_row import DELIVERED, MADE, CallRow, TakenCall
+from token_broker.calls.running_calls import Calls
 from token_broker.relay.watchdog import BUDGET_USED
+from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import Owner
+from token_broker.server.drain import GOING_AWAY
 from token_broker.sessions.plans import session_spec
 from token_broker.usage.budgets import EndTalk
+from token_broker.usage.ledger import UsageLedger
 from token_broker.usage.talk_usage import TalkUsage
 from token_broker.web.requests import uuid7
 
 
-def ends_of(running: Running) -> list[str]:
-    """The reasons for which calls are hung up; each is over at once."""
+def ends_of(running: Running, *, went_on: bool = True) -> list[str]:
+    """The reasons for which calls are hung up; each is over at once, or has been before."""
     reasons: list[str] = []
 
     def hang_up(endpoint: str, call_id: str, owner: Owner, *, why: str) -> None:
         reasons.append(why)
         running.limits.end(call_id)
+        running.calls.ended_at_azure(call_id, went_on)
 
     running.calls._hang_up = hang_up
     return reasons
@@ -208,3 +220,216 @@ async def test_call_that_a_page_made_is_ended(tmp_path: Path) -> None:
         assert await relay.claims.settle(row, verified=True)
         relay.watched.watch(owner, agent, spec=spec, **about)
         await settled(browser, azure, "rtc_page")
+
+
+# --- what was used, to the moment of the end
+
+
+def ledger_of(running: Running, hands: Hands) -> UsageLedger:
+    ledger = running.calls._ledger = UsageLedger(None, clock=hands.clock)
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("refusals", "seconds"),
+    [
+        ([404, 404, 404], 10),  # Azure has ended the call, and with it the sideband
+        ([503, 404, 404, 404], 10),
+        ([404, 503], 30),  # it goes on, as far as anybody knows, and is hung up then
+    ],
+)
+async def test_call_is_counted_until_its_sideband_broke(
+    monkeypatch: pytest.MonkeyPatch, refusals: list[int], seconds: int
+) -> None:
+    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.01,))
+
+    def refuse(_: Request) -> Response | None:
+        if not azure.talks:
+            return None
+        hands.move(10)
+        status = refusals.pop(0)
+        if not refusals and status == 503:
+            running.limits.end("rtc_1")
+        return Response(status, "", Headers(), b"")
+
+    async def script(talk: AzureTalk) -> None:
+        await talk.hear("item_1", "Hello?")
+        await running.ingest.reach(1)
+        hands.move(10)
+        await talk.connection.close()
+
+    hands = Hands()
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        azure.refuse = refuse
+        ledger = ledger_of(running, hands)
+        listen(running, azure)
+        await running.quiet()
+        (usage,) = ledger._closed
+        assert (usage.rows[0].live_us, refusals) == (seconds * 1_000_000, [])
+        assert usage.values(usage.rows[0])["complete"] is (seconds == 10)
+
+
+def page_hangs_up(running: Running) -> None:
+    running.limits.end("rtc_1")
+    running.calls.hung_up("rtc_1")
+
+
+def limit_hangs_up(running: Running) -> None:
+    running.calls.end_where(lambda _principal, _session: True)
+
+
+def broker_goes_away(running: Running) -> None:
+    (listener,) = running.drain.talks
+    listener.end(GOING_AWAY)
+
+
+@pytest.mark.parametrize("hang_up", [page_hangs_up, limit_hangs_up, broker_goes_away])
+async def test_answer_that_ended_before_the_hang_up_is_counted(
+    hang_up: Callable[[Running], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is on the way as the call is hung up. Time is counted until the hang-up, and no tool is run any more."""
+    monkeypatch.setattr("token_broker.calls.call_end._LAST_EVENTS_S", 30)
+
+    async def script(talk: AzureTalk) -> None:
+        await talk.hear("item_1", "Hello?")
+        await running.ingest.reach(1)
+        hands.move(10)
+        hang_up(running)
+        await asyncio.sleep(0.1)
+        hands.move(10)
+        call = {"type": "function_call", "id": "i", "call_id": "c", "name": "end_talk", "arguments": "{}"}
+        await talk.send({"type": "response.output_item.done", "response_id": "resp_1", "item": call})
+        await talk.say("item_a", "Good evening.", response_id="resp_1")
+        await running.ingest.reach(2)
+        assert running.calls.owner_of("rtc_1") is None, "nobody can attach it any more"
+
+    hands = Hands()
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        ledger, ends = ledger_of(running, hands), ends_of(running)
+        listen(running, azure)
+        await running.quiet()
+        (usage,) = ledger._closed
+        row = usage.values(usage.rows[0])
+        assert (row["live_ms"], row["output_tokens"], row["tools_run"], row["complete"]) == (10_000, 20, 0, True)
+        assert len(ends) == (hang_up is not page_hangs_up), "once"
+        assert len(azure.talks) == 1
+
+
+@pytest.mark.parametrize(
+    ("about", "is_free", "hung_up"),
+    [
+        ({"was_heard": True, "age_s": 12.0, "unheard_s": 8.0, "lost_s": 6.0}, True, []),
+        ({"age_s": 31.0}, True, ["its client never connected"]),  # it may not have been heard, and it may be there
+        ({"age_s": 12.0}, False, []),
+    ],
+)
+async def test_taken_call_that_is_over_frees_its_place(
+    monkeypatch: pytest.MonkeyPatch, about: dict[str, Any], *, is_free: bool, hung_up: list[str]
+) -> None:
+    """It ended after its holder was killed: Azure does not know it any more, and not "not yet"."""
+    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.01,))
+    hands = Hands()
+    async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
+        azure.refuse = no_such_call
+        ledger, ends = ledger_of(running, hands), ends_of(running)
+        name = {"endpoint": azure.url, "call_id": "rtc_1", "resource": "default", "transport": "webrtc_relay"}
+        owner = Owner(uuid7(), "anonymous", 1, talk_id=uuid7())
+        row = CallRow(key="key", owner=owner, agent_id="elena", limit_key="anonymous", lasts_s=600, **name)
+        running.calls.taken(TakenCall(row, DELIVERED, 1, None, **about))
+
+        async def asked_often() -> bool:
+            return len(azure.handshakes) >= 5 or not running.limits.active
+
+        await eventually(asked_often)
+        assert (not running.limits.active, ends) == (is_free, hung_up)
+        running.limits.end("rtc_1")
+        await running.quiet()
+        (usage,) = ledger._closed
+        assert usage.rows[0].live_us == (2_000_000 if "unheard_s" in about else None), "until its holder was lost"
+
+
+@pytest.mark.parametrize(("went_on", "seconds"), [(True, 8), (False, 2)])
+async def test_taken_call_whose_end_was_wanted_has_its_row(*, went_on: bool, seconds: int) -> None:
+    """Its holder died as it hung up. It went on, or Azure had done it already: then nobody knows since when."""
+    async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
+        azure.refuse = no_such_call
+        ledger, ends = ledger_of(running, Hands()), ends_of(running, went_on=went_on)
+        name = {"endpoint": azure.url, "call_id": "rtc_1", "resource": "default", "transport": "webrtc_relay"}
+        owner = Owner(uuid7(), "anonymous", 1, talk_id=uuid7())
+        row = CallRow(key="key", owner=owner, agent_id="elena", limit_key="anonymous", lasts_s=600, **name)
+        running.calls.taken(TakenCall(row, DELIVERED, 1, "idle", age_s=20.0, was_heard=True, unheard_s=8.0, lost_s=6.0))
+
+        async def is_closed() -> bool:
+            return bool(ledger._closed)
+
+        await eventually(is_closed)
+        await running.quiet()
+        values = ledger._closed[0].values(ledger._closed[0].rows[0])
+        assert (values["live_ms"], values["ended"], values["complete"]) == (seconds * 1000, "idle", False)
+        assert len(ends) == 1
+
+
+async def test_undelivered_call_is_hung_up_unheard() -> None:
+    """Its replica died between Azure's headers and its client's answer."""
+    async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
+        ends = ends_of(running)
+        about = {"endpoint": azure.url, "call_id": "rtc_1", "resource": "default", "transport": "webrtc_relay"}
+        owner = Owner(uuid7(), "anonymous", 1)
+        row = CallRow(key="key", owner=owner, agent_id="elena", limit_key="anonymous", lasts_s=600, **about)
+        running.calls.taken(TakenCall(row, MADE, 1, None))
+        assert ends == ["its client never had its answer"]
+        await running.quiet()
+        assert azure.handshakes == []
+
+
+async def test_answer_counts_once_and_outside_the_conversation_too() -> None:
+    async def script(talk: AzureTalk) -> None:
+        outside: dict[str, Any] = {"id": "resp_o", "conversation_id": None, "status": "completed", "output": []}
+        await talk.send({"type": "response.created", "response": outside})
+        for _ in range(2):
+            await talk.send({"type": "response.done", "response": {**outside, "usage": tokens()}})
+        await talk.hear("item_1", "Hello?")
+
+    async with call(script) as azure, broker(azure.url) as running:
+        ledger = ledger_of(running, Hands())
+        listen(running, azure)
+        await running.quiet()
+        (usage,) = ledger._closed
+        assert (usage.rows[0].responses, usage.rows[0].counts["output_tokens"]) == (1, 22)
+        assert running.ingest.said == [("user", "Hello?")], "it is no turn"
+
+
+async def test_call_is_ended_at_its_own_host() -> None:
+    """Another resource knows no such call, and its 404 would say that it is over; five refusals are no end."""
+    async with calls_azure() as one, calls_azure() as other, httpx.AsyncClient() as http:
+        key, limits = Credentials(key=SecretStr(KEY), entra=None), SessionLimits(per_key=0, total=0)
+
+        async def goes_on(_endpoint: str, _call_id: str) -> bool:
+            return False
+
+        at = {one.url: key, other.url: key}
+        calls = Calls(http, at, limits, max_talk_s=60, hang_up_timeout_s=30, goes_on=goes_on)
+        limits.hold("anonymous", "rtc_1", for_s=60)
+        one.hang_up_status, other.hang_up_status = 404, 500
+        for _ in range(5):
+            with pytest.raises(MintError):
+                await calls.hang_up(other.url, "rtc_1")
+        assert limits.keeps("rtc_1")
+        other.hang_up_status = 200
+        await calls.hang_up(other.url, "rtc_1")
+        assert not limits.active
+        assert (one.hung_up, other.hung_up) == ([], [("rtc_1", KEY)] * 6)
+        await calls.aclose()
+
+
+async def test_taken_call_that_was_hung_up_here_frees_its_place(tmp_path: Path) -> None:
+    """Its page hung up at this replica; its holder died before it saw that."""
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        relay = browser.state["calls"]
+        location = (await browser.offer(session := uuid7())).headers["location"]
+        assert (await browser.hang_up(location, session)).status_code == 204
+        about = {"endpoint": azure.url, "call_id": "rtc_abc", "resource": "default", "transport": "webrtc_relay"}
+        owner, agent = Owner(session, "anonymous", 1), next(iter(relay.minting.agents.values()))
+        row = CallRow(key="key", owner=owner, agent_id=agent.id, limit_key="anonymous", lasts_s=60, **about)
+        relay.watched.taken(TakenCall(row, DELIVERED, 1, "hung_up"))
+        await settled(browser, azure, "rtc_abc")

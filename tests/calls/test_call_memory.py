@@ -11,6 +11,7 @@ import pytest
 from tests.calls.test_sideband_tools import listened
 from tests.relay.support.azure import AzureTalk, ScriptedAzure, scripted_azure
 from tests.relay.support.broker import Running, build, make_settings, serving
+from token_broker.calls.call_row import DELIVERED, CallRow, TakenCall
 from token_broker.memory.types import Remembered
 from token_broker.security.tokens import Owner
 from token_broker.sessions.agents import load_agents
@@ -31,7 +32,7 @@ greeting = "Hello."
 
 @contextlib.asynccontextmanager
 async def a_call(
-    folder: Path, *, recall: str = "start", found: tuple[str, ...] = (), lasts_s: float | None = None
+    folder: Path, *, recall: str = "start", found: tuple[str, ...] = (), is_taken: bool = False
 ) -> AsyncIterator[tuple[ScriptedAzure, Running]]:
     file = folder / "agents.toml"
     file.write_text(AGENTS + f'recall = "{recall}"\n')
@@ -45,8 +46,12 @@ async def a_call(
             lease.keep("rtc_1", for_s=60)
             agent, owner = running.agents["elena"], Owner(uuid7(), "anonymous", 5)
             spec = session_spec(agent, running.settings, recalled="")
-            about: dict[str, Any] = {"spec": spec, "resource": "default", "lasts_s": lasts_s}
-            running.calls.watch(owner, agent, endpoint=azure.url, call_id="rtc_1", **about)
+            about: dict[str, Any] = {"endpoint": azure.url, "call_id": "rtc_1", "resource": "default"}
+            row = CallRow(
+                key="key", owner=owner, agent_id="elena", limit_key="", transport="webrtc", lasts_s=60, **about
+            )
+            taken = TakenCall(row, DELIVERED, 1, None) if is_taken else None
+            running.calls.watch(owner, agent, spec=spec, taken=taken, **about)
             yield azure, running
             running.limits.end("rtc_1")
 
@@ -70,10 +75,10 @@ async def test_recalled_orders_are_data(tmp_path: Path) -> None:
         assert not kinds(again, "conversation.item.create"), "the call knows it"
 
 
-@pytest.mark.parametrize(("recall", "lasts_s"), [("off", None), ("start", 60.0)])
-async def test_call_is_told_nothing(tmp_path: Path, recall: str, lasts_s: float | None) -> None:
+@pytest.mark.parametrize(("recall", "is_taken"), [("off", False), ("start", True)])
+async def test_call_is_told_nothing(tmp_path: Path, recall: str, *, is_taken: bool) -> None:
     """Its agent recalls nothing, or another process has told it."""
-    async with a_call(tmp_path, recall=recall, lasts_s=lasts_s) as (azure, running):
+    async with a_call(tmp_path, recall=recall, is_taken=is_taken) as (azure, running):
         talk = await azure.talk()
         await talk.next_event("session.update")
         assert running.recall.asked == 0

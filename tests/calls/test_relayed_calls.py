@@ -435,6 +435,49 @@ async def test_unusable_answer_hangs_up_and_frees_place(fault: Handler, status: 
         await settled(browser, azure, "rtc_cut")
 
 
+async def test_call_is_known_with_azures_headers(tmp_path: Path) -> None:
+    """Should the broker die before the answer's body has come, another one hangs the call up by its row."""
+    cut = asyncio.Event()
+
+    async def named_alone(request: web.Request) -> web.StreamResponse:
+        headers = {"Location": "/v1/realtime/calls/rtc_cut", "Content-Length": "500"}
+        response = web.StreamResponse(status=201, headers=headers)
+        await response.prepare(request)
+        await cut.wait()
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        azure.take_offer = named_alone
+        session = uuid7()
+        offering = asyncio.create_task(browser.offer(session))
+
+        async def is_stored() -> bool:
+            owner, claims = Owner(session, "anonymous", 1), browser.state["calls"].claims
+            return bool(await claims.endpoint_of("rtc_cut", owner) == azure.url)
+
+        await eventually(is_stored)
+        assert not offering.done()
+        cut.set()
+        assert (await offering).status_code == 502
+        await settled(browser, azure, "rtc_cut")
+
+
+async def test_answer_waits_for_no_sideband(tmp_path: Path) -> None:
+    joining, let = asyncio.Event(), asyncio.Event()
+
+    async def join(_: web.Request) -> web.StreamResponse:
+        joining.set()
+        await let.wait()
+        return web.Response(status=404)
+
+    async with calls_azure(join) as azure, caller(azure, tmp_path) as browser:
+        assert (await browser.offer(uuid7())).status_code == 201
+        await asyncio.wait_for(joining.wait(), 15)
+        let.set()
+
+
 async def refused_and_named(request: web.Request) -> web.StreamResponse:
     return web.json_response({}, status=400, headers={"Location": "/v1/realtime/calls/rtc_other"})
 

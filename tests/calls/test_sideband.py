@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.datastructures import Headers
@@ -34,24 +35,31 @@ guardrail = { url = "https://guard.example.com/check" }
 """
 
 
-def listen(running: Running, azure: ScriptedAzure, *, talk_id: str = "") -> str:
+def listen(
+    running: Running,
+    azure: ScriptedAzure,
+    *,
+    talk_id: str = "",
+    call_id: str = "rtc_1",
+    agent_id: str = "elena",
+    session_id: str = "",
+) -> str:
     """Starts to listen to a call whose place is kept; returns its session."""
-    agent = running.agents.get("elena")
+    agent = running.agents.get(agent_id)
     assert agent is not None
-    session_id = uuid7()
+    session_id = session_id or uuid7()
     lease = running.limits.acquire("anonymous")
     assert lease is not None
-    lease.keep("rtc_1", for_s=60)
+    lease.keep(call_id, for_s=60)
     admitted = AdmittedClient(Owner(session_id, "anonymous", 5, talk_id=talk_id), agent, "anonymous", None, 0)
     running.relay._level.begin(admitted.owner)
-    running.calls.watch(
-        admitted.owner, admitted.agent, endpoint=azure.url, call_id="rtc_1", spec=spec_of(running), resource="default"
-    )
+    about: dict[str, Any] = {"endpoint": azure.url, "call_id": call_id, "resource": "default"}
+    running.calls.watch(admitted.owner, admitted.agent, spec=spec_of(running, agent_id), **about)
     return session_id
 
 
-def spec_of(running: Running) -> SessionSpec:
-    agent = running.agents.get("elena")
+def spec_of(running: Running, agent_id: str = "elena") -> SessionSpec:
+    agent = running.agents.get(agent_id)
     assert agent is not None
     return session_spec(agent, running.settings, recalled="They like tea.")
 
@@ -577,6 +585,48 @@ async def test_repeated_change_is_restored_again() -> None:
         await running.ingest.reach(1)
         await running.quiet()
         assert len(azure.talks[0].received) == 4
+
+
+async def test_older_calls_late_events_touch_it_alone() -> None:
+    """The page was reloaded, with another agent: what comes of the older call later says nothing of the newer one."""
+    newer, told = asyncio.Event(), asyncio.Event()
+    ended: list[tuple[str, str]] = []
+
+    async def script(talk: AzureTalk) -> None:
+        if talk.path.endswith("rtc_1"):
+            await talk.hear("item_1", "First.")
+            await newer.wait()
+            await talk.send({"type": "response.created", "response": {"id": "resp_1"}})
+            await talk.send({"type": "response.done", "response": {"id": "resp_1", "status": "failed"}})
+            azure.refuse = lambda request: no_such_call(request) if "rtc_1" in request.path else None
+            return
+        talk.arrived(await talk.connection.recv())
+        newer.set()
+        await told.wait()
+        await talk.hear("item_2", "Second.")
+        await talk.connection.wait_closed()
+
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        running.calls._hang_up = lambda _endpoint, call_id, _owner, *, why: ended.append((call_id, why))
+        session_id = listen(running, azure, talk_id="talk_1")
+        await running.ingest.reach(1)
+        older = running.calls.streams.of(session_id, "rtc_1")
+        listen(running, azure, talk_id="talk_1", call_id="rtc_2", agent_id="marcus", session_id=session_id)
+        page = running.calls.streams.of(session_id, "rtc_2")
+        async with asyncio.timeout(15):
+            while not older.is_closed:  # noqa: ASYNC110  # no event tells of it
+                await asyncio.sleep(0.01)
+        running.calls.hung_up("rtc_1")  # its DELETE is late
+        assert [event["code"] for _, event in older.since(0) if event["type"] == "broker.error"] == ["answer_failed"]
+        assert [event["type"] for _, event in page.since(0)] == ["broker.attached"]
+        assert running.limits.keeps("rtc_2")
+        told.set()
+        await running.ingest.reach(2)
+        assert ended == [("rtc_1", "a newer call of its talk has replaced it")]
+        (update,) = azure.talks[1].received
+        assert update["session"]["instructions"] == spec_of(running, "marcus").instructions
+        running.limits.end("rtc_2")
+        await running.quiet()
 
 
 async def test_call_never_known_is_hung_up(monkeypatch: pytest.MonkeyPatch) -> None:

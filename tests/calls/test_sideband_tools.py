@@ -1,6 +1,7 @@
 """An agent's tools in a WebRTC call: they run over the sideband, and the page answers its own alone."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ class HeldRunner:
 
     def __init__(self) -> None:
         self.calls: list[ToolCall] = []
+        self.output = "sent"
         self.began = asyncio.Event()
         self.let = asyncio.Event()
         self.cancelled = False
@@ -36,7 +38,7 @@ class HeldRunner:
         except asyncio.CancelledError:
             self.cancelled = True
             raise
-        return ToolOutput("sent", ok=True)
+        return ToolOutput(self.output, ok=True)
 
 
 async def listened(talk: AzureTalk) -> None:
@@ -91,6 +93,31 @@ async def test_tool_runs_over_the_sideband(tmp_path: Path) -> None:
         (call,) = runner.calls
         assert (call.name, call.azure_session, call.owner.principal) == ("recall", "rtc_1", "anonymous")
         assert running.relay.snapshot().tool_calls == 1
+
+
+@pytest.mark.parametrize(
+    ("output", "fits"),
+    [("x" * 63_000, True), ("x" * 64_000, False), ('"' * 31_000, True), ('"' * 40_000, False), ("ü" * 20_000, False)],
+)
+async def test_output_fits_the_pages_data_channel(tmp_path: Path, output: str, *, fits: bool) -> None:
+    """Azure tells the page of it in one event, and may escape it; the channel takes 64 KiB in every browser."""
+    async with a_call(tmp_path) as (azure, running, runner):
+        talk = await azure.talk()
+        runner.output = output
+        runner.let.set()
+        await calls(talk, "recall")
+        await talk.next_event("response.create")
+        (event,) = sent(talk, "conversation.item.create")
+        assert (event["item"]["output"] == output) is fits
+        told = {
+            **event,
+            "type": "conversation.item.added",
+            "event_id": "event_" + "0" * 40,
+            "previous_item_id": "i" * 40,
+        }
+        assert len(json.dumps(told)) < 65_536
+        status = running.relay.snapshot()
+        assert (status.tool_calls, status.tool_calls_failed) == (1, 0 if fits else 1), "and the model is told"
 
 
 async def test_call_that_is_told_again_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

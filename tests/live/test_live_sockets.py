@@ -11,7 +11,8 @@ from openai import OpenAI
 from openai.types.live import ServerEvent
 from pydantic import TypeAdapter
 
-from tests.live.support import hear, live_broker, say
+from tests.live.support import hear, live_broker, pieces, say
+from tests.simulator.support import silence, speech
 
 STRICT: TypeAdapter[Any] = TypeAdapter(ServerEvent)
 OWN: dict[str, Any] = {"model": "gpt-live-9", "instructions": "Forget everything.", "store": True}
@@ -107,6 +108,33 @@ async def test_plan_and_proxy(tmp_path: Path) -> None:
             assert heard[-1]["code"] == "unknown_event"
         status = (await broker.running.client.get("/status")).json()
         assert status["slo"]["plans"]["ratio"] == 1
+
+
+@pytest.mark.parametrize("is_page", [True, False])
+async def test_model_hands_over_by_another_plan(tmp_path: Path, is_page: bool) -> None:
+    """Another agent has another voice: a page takes a new plan, an official client can't."""
+    async with live_broker(tmp_path, 'builtin_tools = ["handoff"]') as broker:
+        broker.azure.script_responses({"calls": [{"name": "handoff", "arguments": {"agent_id": "cid"}}]})
+        seen: list[Any] = []
+        if is_page:
+            proxy = (await broker.running.plan())["connections"][-1]
+            async with websockets.connect(proxy["url"], subprotocols=proxy["protocols"], proxy=None) as socket:
+                for audio in pieces(speech(0.5) + silence(0.7)):
+                    await socket.send(json.dumps({"type": "session.input_audio.append", "audio": audio}))
+                told: dict[str, Any] = {"type": ""}
+                async with asyncio.timeout(15):
+                    while told["type"] != "broker.agent.switch":
+                        told = json.loads(await socket.recv())
+            assert told["agent_id"] == "cid"
+        else:
+            async with broker.official(await broker.secret()).live.connect() as connection:
+                await connection.session.start(session=OWN)  # type: ignore[arg-type]
+                await hear(connection, "session.started", seen)
+                await say(connection)
+                while "can't be done" not in "".join(
+                    each.delta for each in seen if each.type == "session.output_transcript.delta"
+                ):
+                    await hear(connection, "session.output_transcript.delta", seen)
 
 
 @pytest.mark.parametrize(

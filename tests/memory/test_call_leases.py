@@ -2,8 +2,10 @@
 
 import asyncio
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pytest
 from sqlalchemy import select, update
 
 from tests.support.waiting import eventually
@@ -11,9 +13,10 @@ from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRo
 from token_broker.calls.lease_statements import release_calls
 from token_broker.calls.leases import _EVERY_S, CallLeases
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.store.tables import calls
+from token_broker.memory.store.tables import calls, usage
 from token_broker.memory.store_errors import StoreUnreachableError
 from token_broker.security.tokens import Narrowing, Owner
+from token_broker.usage.ledger import UsageLedger
 
 OWNER = Owner("session-1", "alice", 7, "Alice", "talk-1")
 LEASE_US = 6_000_000
@@ -93,6 +96,7 @@ async def age(database: Database, seconds: float) -> None:
         lease_until_us=calls.c.lease_until_us - us,
         created_at_us=calls.c.created_at_us - us,
         expires_at_us=calls.c.expires_at_us - us,
+        over_at_us=calls.c.over_at_us - us,
     )
     await database.write(lambda connection: connection.execute(older).rowcount)
 
@@ -242,12 +246,61 @@ async def test_end_is_wanted_at_any_replica(database: Database) -> None:
     await one.leases.refresh()
     await one.leases.refresh()
     assert [found.ending for found in one.watcher.wanted] == ["hung_up"], "told once"
-    other.leases.over(row.name)
-    await other.leases.refresh()
+    one.leases.over(row.name)
+    await one.leases.refresh()
     assert (await rows(database))["key-1"][0] == ENDED
     await age(database, 60)
     await other.leases.refresh()
     assert other.watcher.took == []
+
+
+async def test_hung_up_elsewhere_counts_until_then(database: Database) -> None:
+    """Its holder has died, and notes nothing: who takes the call knows when it was hung up."""
+    one, other = await two(database)
+    row = call_row()
+    await one.holds(row)
+    await age(database, 4)
+    other.leases.over(row.name)
+    await other.leases.refresh()
+    assert (await rows(database))["key-1"] == (DELIVERED, "one", 0, "hung_up")
+    await age(database, 8)
+    await other.leases.refresh()
+    (found,) = other.watcher.took
+    assert found.ending == "hung_up"
+    assert 8 <= found.lost_s < 12 <= found.age_s
+
+
+@pytest.mark.parametrize(
+    ("heard", "others", "expected"),
+    [(None, 0, (False, None)), (False, 0, (False, None)), (True, 0, (True, 2.0)), (True, 1, (False, 2.0))],
+)
+async def test_taker_knows_what_the_dead_replica_heard(
+    database: Database, heard: bool | None, others: int, expected: tuple[bool, float | None]
+) -> None:
+    """A talk that was heard is the call that was heard, unless the talk had others."""
+    one, other = await two(database)
+    row = call_row()
+    await one.holds(row)
+    for number in range(others):
+        await one.holds(call_row(2 + number))
+        one.leases.over(call_row(2 + number).name)
+    ledger = UsageLedger(database)
+    if heard is not None:
+        talk = ledger.open(OWNER, agent_id="elena", transport="compat", dialect="ga", seen=True)
+        talk.expect("one", "ga")
+        if heard:
+            talk.went_live("one", "ga", by="rtc_1")
+        await ledger.flush()
+    await one.leases.refresh()
+    await age(database, 10)
+    earlier = update(usage).values(updated_at_us=usage.c.updated_at_us - 2_000_000)
+    await database.write(lambda connection: connection.execute(earlier).rowcount)
+    await other.leases.refresh()
+    (found,) = other.watcher.took
+    assert found.was_heard is expected[0]
+    assert (found.unheard_s is None) is (expected[1] is None)
+    assert found.unheard_s is None or 2 <= found.unheard_s < found.lost_s
+    assert 10 <= found.lost_s <= found.age_s
 
 
 async def test_older_calls_of_a_talk_are_replaced(database: Database) -> None:
@@ -270,6 +323,33 @@ class SilentAtTimes:
         if self.is_silent:
             raise StoreUnreachableError("silence")
         return await self._database.write(work, **options)  # type: ignore[arg-type]
+
+
+class CallsMeanwhile:
+    """A store at which something happens while leases are renewed."""
+
+    def __init__(self, database: Database, meanwhile: Callable[[], None]) -> None:
+        self.dialect, self._database, self._meanwhile = database.dialect, database, meanwhile
+
+    async def write(self, work: object, **options: object) -> object:
+        found: object = await self._database.write(work, **options)  # type: ignore[arg-type]
+        self._meanwhile()
+        return found
+
+
+async def test_call_that_comes_while_leases_are_renewed_stays(database: Database) -> None:
+    """A page's call is stored before it is held, so the answer to an earlier question says nothing of it."""
+    one, other = await two(database)
+    row = call_row()
+    await other.holds(row)
+    await database.write(lambda connection: connection.execute(update(calls).values(holder="one")).rowcount)
+    meanwhile = CallsMeanwhile(database, lambda: one.leases.adopt(row))
+    one.leases._database = meanwhile  # type: ignore[assignment]
+    await one.leases.refresh()
+    assert (one.watcher.lost_calls, one.leases.holds(row.name)) == ([], True)
+    one.leases._database = database
+    await one.leases.refresh()
+    assert one.watcher.lost_calls == []
 
 
 async def test_silent_store_leaves_calls_with_their_process(database: Database) -> None:

@@ -4,15 +4,16 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import Connection, and_, func, select, update
 
 from tests.memory.test_call_leases import OWNER, Replica, age, call_row
 from tests.support.waiting import eventually
 from token_broker.calls.attach_claims import AttachClaims
-from token_broker.calls.call_row import CallRow
+from token_broker.calls.call_row import DELIVERED, CallRow
 from token_broker.calls.followed_calls import SharedEvents
 from token_broker.calls.page_events import ATTACHED, CallStreams, PageEvents
 from token_broker.memory.drivers.database import Database
@@ -51,6 +52,10 @@ async def test_attached_call_is_known_everywhere(database: Database) -> None:
     assert await there.claim(foreign) == "foreign"
     assert await there.endpoint_of(row.call_id, OWNER) == row.endpoint
     assert await there.endpoint_of(row.call_id, OTHER_OWNER) is None
+    other.leases.over(row.name)  # it was hung up there
+    await other.leases.refresh()
+    assert await here.claim(row) == "refused"
+    assert await here.endpoint_of(row.call_id, OWNER) == row.endpoint, "and may be once more"
     one.leases.over(row.name)
     await one.leases.refresh()
     assert await there.claim(row) == await there.claim(named(row, Owner("session-3", "carl", 1))) == "refused"
@@ -68,6 +73,29 @@ async def test_refused_attach_is_refused_everywhere(database: Database) -> None:
     assert await here.claim(row) == "claimed"
     assert not await there.settle(row, verified=True), "it comes late"
     assert await here.settle(row, verified=True)
+
+
+async def test_attaches_at_once_settle_to_one_holder(database: Database) -> None:
+    """Sessions at several replicas name one call, and nothing tells whose it is (`BROKER_ATTACH_CHECK=off`)."""
+    replicas = [Replica(database, f"replica {number}") for number in range(4)]
+    claims = [claims_of(each, database, f"replica {number}") for number, each in enumerate(replicas)]
+    for attempt in range(3):
+        called = call_row(attempt)
+        owners = [Owner(f"session-{attempt}-{number}", "bob", 1) for number in range(4)]
+        rows = [dataclasses.replace(named(called, owner), key=f"{attempt} {owner.session_id}") for owner in owners]
+        found = [await each.claim(row) for each, row in zip(claims, rows, strict=True)]
+        assert found == ["claimed"] * 4
+        settling = [each.settle(row, verified=True) for each, row in zip(claims, rows, strict=True)]
+        is_held = await asyncio.gather(*settling)
+        assert sum(is_held) == 1
+        assert [each.leases.holds(called.name) for each in replicas] == is_held
+        stored = await database.read(partial(find_held, call_id=called.call_id))
+        assert stored == [row.key for row, held in zip(rows, is_held, strict=True) if held]
+
+
+def find_held(connection: Connection, call_id: str) -> list[str]:
+    is_held = and_(calls.c.call_id == call_id, calls.c.state == DELIVERED)
+    return list(connection.scalars(select(calls.c.call_key).where(is_held)))
 
 
 async def test_silent_store_attaches_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from tests.relay.support.azure import ScriptedAzure, answer
 from tests.relay.support.broker import KEY, Client, Running, broker
 from tests.relay.support.media_azure import ANSWER, CREATE, MEDIA, ControlSocket, calling, control_azure
 from tests.support.offers import OFFER
+from token_broker.observability.events import Event, TalkEnded
 from token_broker.relay.admission import BLOCKED
+from token_broker.relay.media.media_talk import MediaTalk
+from token_broker.relay.watchdog import BUDGET_USED
 from token_broker.security.tokens import Narrowing, Owner
 from token_broker.sessions.agents import load_agents
 from token_broker.tools.runner import ToolCall, ToolOutput
@@ -375,6 +379,22 @@ async def test_silence_ends_the_talk() -> None:
         assert await client.closed() == 1000
 
 
+async def test_budget_ends_after_the_words() -> None:
+    """Their sound is the page's alone: for how long they are spoken is reckoned."""
+    async with calling() as (azure, running, client):
+        about = {"response_id": "resp_1", "item_id": "item_a", "output_index": 0, "content_index": 0}
+        words = "It is at home, on the table, as far as I know."
+        await azure.talks[0].send({"type": "response.audio_transcript.done", **about, "transcript": words})
+        await client.until("response.audio_transcript.done")
+        (talk,) = running.relay._talks
+        assert isinstance(talk, MediaTalk)
+        assert talk._upstream is not None
+        talk._watchdog.end_softly(15.0, when_quiet=True)
+        now_s = asyncio.get_running_loop().time()
+        endings = [talk._watchdog.overdue(at_s, talk._snapshot(talk._upstream, at_s)) for at_s in (now_s, now_s + 14)]
+        assert endings == [None, BUDGET_USED]
+
+
 async def test_no_offer_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_broker.relay.media.media_talk._OFFER_S", 0.2)
     async with (
@@ -386,19 +406,23 @@ async def test_no_offer_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_usage_is_unknown_not_zero() -> None:
-    ledger = UsageLedger(None)
-    async with calling(ledger=ledger) as (azure, running, client):
+    ledger, seen = UsageLedger(None), list[Event]()
+    async with calling(ledger=ledger, observe=seen.append) as (azure, running, client):
         (usage,) = ledger._open.values()
         about = {"response_id": "resp_1", "item_id": "item_a", "output_index": 0, "content_index": 0}
         await azure.talks[0].send({"type": "response.audio_transcript.done", **about, "transcript": "Hello."})
         await client.until("response.audio_transcript.done")
-        await client.socket.close()
-        await running.quiet()
+        with structlog.testing.capture_logs() as logs:
+            await client.socket.close()
+            await running.quiet()
         values = usage.values(usage.rows[0])
         assert (values["transport"], values["dialect"], values["seen"]) == ("webrtc_websocket", "preview", True)
         assert (values["responses"], values["unmeasured"], values["output_tokens"]) == (1, 1, None)
         assert values["complete"] is False
         assert values["ended"] == "hung_up"
+        assert [each["usage"] for each in logs if each["event"] == "talk_ended"] == [None]
+        (ended,) = [event for event in seen if isinstance(event, TalkEnded)]
+        assert (ended.input_tokens, ended.output_tokens) == (None, None)
 
 
 @pytest.mark.parametrize(

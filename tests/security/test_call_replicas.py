@@ -18,8 +18,10 @@ from tests.calls.test_relayed_calls import ANSWER, CallsAzure, calls_azure
 from tests.support.broker import BrokerProcess, environment, plain_client, run_process
 from tests.support.databases import PostgresServer
 from tests.support.offers import OFFER
+from tests.support.signalling import signalling_page
 from tests.support.waiting import eventually
 from token_broker.security.tokens import MintedSession, Owner, TokenSigner
+from token_broker.simulator import SimulatorConfig, serve
 from token_broker.web.requests import uuid7
 
 WITHIN_S = 30  # 10 s, and the machine's load
@@ -237,3 +239,66 @@ async def test_call_is_attached_once_over_both(two: Two) -> None:
         assert (await there.delete(path, headers=headers(session_id))).status_code == 204
         assert two.live.hung_up == {"rtc_0"}
         assert two.live.joins == 1
+
+
+async def test_signalled_call_of_a_killed_replica(postgres: PostgresServer, tmp_path: Path) -> None:
+    """Its control socket dies with the replica, and the call with that; the page goes on at the other one."""
+    async with postgres.lend() as url, serve(SimulatorConfig()) as azure, contextlib.AsyncExitStack() as stack:
+        env = environment(
+            tmp_path,
+            azure.base_url,
+            BROKER_DATABASE_URL=url,
+            BROKER_SIGNING_KEY="k" * 40,
+            BROKER_AUTH="none",
+            BROKER_MAX_SESSIONS_PER_PRINCIPAL="1",
+            BROKER_TOKEN_STRATEGIES="voice_live_webrtc,websocket_proxy",
+            AZURE_VOICELIVE_WEBRTC="on",
+        )
+        one, other = [await stack.enter_async_context(run_process("serve", env, tmp_path)) for _ in range(2)]
+        here, there = [await stack.enter_async_context(plain_client(each.base_url)) for each in (one, other)]
+
+        async def turns() -> list[dict[str, Any]]:
+            answer = await there.get(f"/api/v1/memory/sessions/{plan['session_id']}/turns", headers=mine)
+            found: list[dict[str, Any]] = answer.json()["turns"]
+            return found
+
+        async def used() -> dict[str, Any]:
+            """One talk, whichever replica had it."""
+            found: list[dict[str, Any]] = (await there.get("/api/v1/usage", headers=mine)).json()["usage"]
+            return found[0] if found else {"responses": 0}
+
+        async def are_kept(count: int) -> bool:
+            return len(await turns()) == count and (await used())["responses"] == count // 2
+
+        async def given_back() -> bool:
+            return "token_broker_open_talks 0.0" in (await there.get("/metrics")).text
+
+        plan = (await here.post("/realtime/token", json={})).json()
+        mine = {"Authorization": f"Bearer {plan['session_token']}"}
+        first = plan["connections"][0]
+        assert first["transport"] == "webrtc_websocket"
+        async with signalling_page(first["url"], first["protocols"]) as page:
+            await page.until("broker.ready")
+            await page.ask("First?")
+            await eventually(lambda: are_kept(2))
+            one.process.send_signal(signal.SIGKILL)
+            await one.process.wait()
+            assert await page.closed() == 1006
+        await azure.until_calls(0)
+        again = await there.post(
+            "/realtime/token",
+            json={"session_id": plan["session_id"]},
+            headers={"X-Session-Token": plan["session_token"]},
+        )
+        second = again.json()["connections"][0]
+        assert second["transport"] == "webrtc_websocket"
+        async with signalling_page(second["url"], second["protocols"]) as page:
+            await page.until("broker.ready")
+            await page.ask("Second?")
+        await azure.until_calls(0)
+        await eventually(lambda: are_kept(4))
+        assert [each["content"] for each in await turns() if each["role"] == "user"] == ["First?", "Second?"]
+        await eventually(given_back)
+        told = await used()
+        assert (told["seen"], told["complete"], told["unmeasured"]) == (True, False, 2)
+        assert (told["input_tokens"], told["output_tokens"]) == (None, None)

@@ -127,6 +127,13 @@ async def test_backend_delegation_by_official_client(azure: RunningSimulator, of
         await _hear(connection, "session.usage.updated", seen)
         spoken = "".join(e.delta for e in seen if e.type == "session.output_transcript.delta")
         assert spoken.endswith("the function gave: 12 degrees")
+        typed: Any = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Good morning"}]}
+        await connection.response.item.create(item=typed)
+        await connection.response.create()
+        seen.clear()
+        await _hear(connection, "session.usage.updated", seen)
+        spoken = "".join(e.delta for e in seen if e.type == "session.output_transcript.delta")
+        assert spoken.endswith("you wrote: Good morning")
 
 
 @asynccontextmanager

@@ -69,3 +69,8 @@ async def run_server(server: uvicorn.Server, *, port: int = 0) -> AsyncIterator[
             if isinstance(server, EmbeddedServer):
                 server.stop()
             await serving
+            # A browser connects in advance: what it opened while the other connections were closed is still open.
+            await asyncio.sleep(0)
+            for connection in list(server.server_state.connections):
+                connection.shutdown()
+            await asyncio.sleep(0)

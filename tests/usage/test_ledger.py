@@ -241,6 +241,86 @@ async def test_moved_calls_time_counts_once(database: Database) -> None:
     assert leaving.spent(DAY)[0] + taken.spent(DAY)[0] == 25_000
 
 
+def test_time_without_a_sideband_counts_once_it_is_heard_again() -> None:
+    """It broke, and was joined again: the call went on. It broke, and Azure knows the call no more: it ended then."""
+    hands = Hands(before_s=14)
+    talk = call_on(UsageLedger(None, clock=hands.clock))
+    talk.went_live("one", "ga", by="rtc_1")
+    hands.move(10)
+    talk.out_of_sight("rtc_1")
+    hands.move(5)
+    talk.look()
+    assert [row.live_us for row in talk.rows] == [10_000_000]
+    assert talk.spent(DAY)[0] == 15_000, "unknown is not free"
+    talk.went_live("one", "ga", by="rtc_1")
+    talk.look()
+    assert [row.live_us for row in talk.rows] == [14_000_000, 1_000_000]
+    hands.move(5)
+    talk.out_of_sight("rtc_1")
+    hands.move(4)
+    tell(talk, done("r1"))
+    assert talk.spent(DAY + 1)[0] == 6000
+    talk.look()
+    assert talk.spent(DAY + 1)[0] == 10_000
+    talk.end("lost", by="rtc_1")
+    assert [row.live_us for row in talk.rows] == [14_000_000, 6_000_000]
+    assert (talk.rows[1].responses, talk.spent(DAY + 1)[0]) == (1, 6000)
+
+
+def test_hung_up_without_a_sideband_counts_to_the_end() -> None:
+    hands = Hands()
+    talk = call_on(UsageLedger(None, clock=hands.clock))
+    talk.went_live("one", "ga", by="rtc_1")
+    hands.move(10)
+    talk.out_of_sight("rtc_1")
+    hands.move(30)
+    talk.went_on("rtc_1")
+    talk.end("hung_up", by="rtc_1")
+    assert talk.rows[0].live_us == 40_000_000
+
+
+def test_newer_call_goes_on_without_the_older() -> None:
+    """The page was reloaded: one talk, whose older call breaks off before or after the newer one is heard."""
+    hands = Hands()
+    ledger = UsageLedger(None, clock=hands.clock)
+    talk, again = call_on(ledger), call_on(ledger)
+    assert talk is again
+    talk.went_live("one", "ga", by="rtc_1")
+    hands.move(10)
+    talk.out_of_sight("rtc_1")
+    hands.move(3)
+    talk.went_live("one", "ga", by="rtc_2")
+    hands.move(10)
+    talk.end("lost", by="rtc_1")
+    hands.move(10)
+    talk.out_of_sight("rtc_2")
+    hands.move(2)
+    talk.end("hung_up", by="rtc_2")
+    assert talk.rows[0].live_us == 30_000_000
+
+
+@pytest.mark.parametrize(("joined", "live_ms"), [(True, 31_000), (False, 21_000)])
+async def test_call_that_ended_unheard_is_not_counted_on(database: Database, *, joined: bool, live_ms: int) -> None:
+    """Its holder was killed six seconds after it last wrote, and was missed four seconds later."""
+    hands = Hands()
+    ledgers = [UsageLedger(database, clock=hands.clock) for _ in range(2)]
+    killed = call_on(ledgers[0])
+    killed.went_live("one", "ga", by="rtc_1")
+    hands.move(15)
+    await ledgers[0].flush()
+    hands.move(10)
+    taken = call_on(ledgers[1])
+    taken.went_live("one", "ga", by="rtc_1", unheard_s=10.0, lost_s=4.0)
+    hands.move(4)
+    if joined:
+        taken.went_live("one", "ga", by="rtc_1")
+    hands.move(2)
+    taken.end("lost", by="rtc_1")
+    await ledgers[1].flush()
+    (row,) = await read(database)
+    assert (row["live_ms"], row["complete"]) == (live_ms, 0)
+
+
 async def test_nothing_is_written_of_calls_that_were_lost(database: Database) -> None:
     """A process that was stopped for a while writes nothing of a call before it knows whether it still holds it."""
     hands = Hands()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from aioice import ice
 
 from tests.conftest import group_of
 from tests.web.support.bundlers import build_page, packed_client
@@ -27,11 +28,18 @@ PAUSE_S = 2.2
 @pytest.fixture(autouse=True)
 def _in_one_process(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
     """Fails where a group's tests run in several processes: several browsers would starve each other's audio."""
-    if request.config.getoption("loadgroup", default=False):
+    if worker_id != "master":
         note = tmp_path_factory.getbasetemp().parent / f"process-of-{group_of(request.node.nodeid)}"
         with contextlib.suppress(FileExistsError), note.open("x") as first:
             first.write(worker_id)
         assert note.read_text() == worker_id
+
+
+@pytest.fixture(autouse=True)
+def _own_mdns() -> Iterator[None]:
+    """aioice keeps a socket and a lock for as long as the thread lives, but a test's event loop ends with the test."""
+    yield
+    vars(ice._mdns).clear()
 
 
 @pytest.fixture(scope="session")

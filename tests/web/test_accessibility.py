@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from tests.support.machine import retry_if_host_busy
 from tests.support.node import installed_modules
 from tests.web.support.chromium import Browser, Page
 from tests.web.support.fake_broker import PROXY, FakeBroker, run_fake
+from tests.web.support.status import HEALTH
 
 # The prompt stays open until somebody calls `__allow`; then it is as if it had been answered before.
 _PROMPT = """
@@ -17,8 +18,9 @@ _PROMPT = """
   const real = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
   let allowed = false;
   navigator.permissions.query = async () => ({ state: allowed ? "granted" : "prompt" });
-  navigator.mediaDevices.getUserMedia = (wish) => allowed ? real(wish) : new Promise((yes) => {
-    window.__allow = () => { allowed = true; yes(real(wish)); };
+  const get = async (wish) => (window.__stream = await real(wish));
+  navigator.mediaDevices.getUserMedia = (wish) => allowed ? get(wish) : new Promise((yes) => {
+    window.__allow = () => { allowed = true; yes(get(wish)); };
   });
   const realFetch = window.fetch;
   window.fetch = (url, init) =>
@@ -55,16 +57,20 @@ class Surface:
     text: str
     doing: str
     error: str
+    unheard: str = field(kw_only=True)
+    """What it says while the microphone is in use elsewhere."""
 
 
 DEMO = Surface(
-    *(f"document.getElementById('{name}')" for name in ("talk", "hangup", "mute", "text", "doing", "notice"))
+    *(f"document.getElementById('{name}')" for name in ("talk", "hangup", "mute", "text", "doing", "notice")),
+    unheard="The microphone is in use elsewhere",
 )
 ELEMENT = Surface(
     *(
         f"document.querySelector('voice-talk').shadowRoot.querySelector('[part={name}]')"
         for name in ("talk", "hang-up", "mute", "text", "status", "error")
-    )
+    ),
+    unheard="Microphone in use elsewhere",
 )
 
 
@@ -107,6 +113,11 @@ async def _visit_states(
     await press(surface.hang_up)
     await press(surface.talk)
     await doing("Listening")
+    track = "__stream.getAudioTracks()[0]"
+    await page.run(f"{track}.dispatchEvent(new Event('mute'))")  # a phone call has it
+    await doing(surface.unheard)
+    await page.run(f"{track}.dispatchEvent(new Event('unmute'))")
+    await page.wait_for(f"{surface.doing}.textContent.trim() === 'Listening'")
     await tell("input_audio_buffer.speech_started", audio_start_ms=0)
     await tell("input_audio_buffer.speech_stopped", item_id="item_1")
     await doing("Thinking")
@@ -141,7 +152,7 @@ async def _load(page: Page, url: str) -> None:
 @retry_if_host_busy(tries=2)
 async def test_demo_page_is_accessible(quiet_browser: Browser) -> None:
     signs: list[str] = []
-    async with run_fake(transports=(PROXY,)) as server, quiet_browser.page() as page:
+    async with run_fake(transports=(PROXY,), health=HEALTH) as server, quiet_browser.page() as page:
         await _load(page, server.base_url)
         await page.wait_for("document.querySelector('[data-testid=agent]').options.length > 0")
         await page.run("document.querySelector('details').open = true")
@@ -162,6 +173,9 @@ async def test_demo_page_is_accessible(quiet_browser: Browser) -> None:
         assert "The agent shows a card." in notes
         # Nothing is announced of what is heard anyway, until somebody asks.
         assert await page.run("document.getElementById('captions').childElementCount") == 0
+        await page.run("document.getElementById('tab-health').click()")
+        await page.wait_for("document.querySelectorAll('#strategies > li').length === 3")
+        await _look(page, "health")
 
 
 @retry_if_host_busy(tries=2)
@@ -185,9 +199,26 @@ async def test_element_is_accessible(quiet_browser: Browser) -> None:
 
 @retry_if_host_busy(tries=2)
 async def test_keyboard_reaches_and_stops_everything(quiet_browser: Browser) -> None:
+    focused = "document.activeElement.id"
     async with run_fake(transports=(PROXY,)) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
-        await page.click("talk")
+        await page.run("document.getElementById('tab-talk').focus()")
+        await page.press("ArrowRight")
+        assert await page.run(f"[{focused}, document.getElementById('panel-talk').hidden]") == ["tab-health", True]
+        await page.press("ArrowLeft")
+        assert await page.run(f"[{focused}, document.getElementById('panel-talk').hidden]") == ["tab-talk", False]
+        for _ in range(8):
+            await page.press("Tab")
+            if await page.run(focused) == "talk":
+                break
+        assert await page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        await page.press("Enter")
+        await page.wait_for_text("state", "live")
+        assert await page.run(focused) == "hangup"  # the focus goes where the button went
+        await page.press("Enter")
+        await page.wait_for_text("state", "ended")
+        assert await page.run(focused) == "talk"
+        await page.press("Enter")
         await page.wait_for_text("state", "live")
         await page.run("document.body.focus(), document.getElementById('announce').click()")
         reached = set()
@@ -208,6 +239,65 @@ async def test_keyboard_reaches_and_stops_everything(quiet_browser: Browser) -> 
         await server.sockets[-1].close(4403)
         await page.wait_for_text("state", "failed")
         assert await page.run("document.activeElement.id") == "talk"
+
+
+@retry_if_host_busy(tries=2)
+async def test_keyboard_alone_holds_a_talk_in_the_element(quiet_browser: Browser) -> None:
+    focused = "document.querySelector('voice-talk').shadowRoot.activeElement?.part.value"
+    state = "document.querySelector('voice-talk').session?.state"
+
+    async with run_fake(transports=(PROXY,)) as server, quiet_browser.page() as page:
+
+        async def tab_to(part: str) -> None:
+            for _ in range(6):
+                if await page.run(focused) == part:
+                    return
+                await page.press("Tab")
+            raise AssertionError(f"Tab does not lead to {part}")
+
+        server.extra_page = (
+            "<!doctype html><html lang=en><title>Page</title>"
+            '<script type="module" src="/client/voice-talk.js"></script><voice-talk></voice-talk>'
+        )
+        await page.goto(f"{server.base_url}/extra")
+        await page.wait_for("document.querySelector('voice-talk')?.talk")
+        await tab_to("talk")
+        assert await page.run(
+            "getComputedStyle(document.querySelector('voice-talk').shadowRoot.activeElement).outlineStyle"
+        ) == "solid"  # fmt: skip
+        await page.press("Enter")
+        await page.wait_for(f"{state} === 'live'")
+        assert await page.run(focused) == "hang-up"
+        await tab_to("mute")
+        await page.press(" ")
+        muted = "document.querySelector('voice-talk').shadowRoot.activeElement.ariaPressed"
+        assert await page.run(muted) == "true"
+        await page.press(" ")
+        assert await page.run(muted) == "false"
+        await tab_to("text")
+        await page.call("Input.insertText", text="Hello")
+        await page.press("Enter")
+        said = "document.querySelector('voice-talk').shadowRoot.querySelector('[part=transcript]').innerText"
+        await page.wait_for(f"{said}.endsWith('Agent: You wrote to me.')")
+        await page.run("document.querySelector('voice-talk').hangUp()")
+        await page.wait_for(f"{state} === 'ended'")
+        # With push to talk the button is held by the space bar; leaving it lets it go.
+        await page.run("document.querySelector('voice-talk').setAttribute('push-to-talk', '')")
+        await page.run("document.querySelector('voice-talk').shadowRoot.querySelector('[part=talk]').focus()")
+        await page.press("Enter")
+        await page.wait_for(f"{state} === 'live'")
+        await tab_to("hold")
+        sent = server.partners[-1].from_client
+        held = {"key": " ", "code": "Space", "windowsVirtualKeyCode": 32}
+        await page.call("Input.dispatchKeyEvent", type="keyDown", **held)
+        await page.run("new Promise((done) => setTimeout(done, 300))")  # a shorter press is a slip
+        await page.call("Input.dispatchKeyEvent", type="keyUp", **held)
+        await server.until(lambda: any(event["type"] == "input_audio_buffer.commit" for event in sent))
+        await page.call("Input.dispatchKeyEvent", type="keyDown", **held)
+        await page.run("new Promise((done) => setTimeout(done, 300))")
+        await page.press("Tab")
+        await server.until(lambda: sum(event["type"] == "input_audio_buffer.commit" for event in sent) == 2)
+        await page.run("document.querySelector('voice-talk').hangUp()")
 
 
 async def test_text_box_stays_reachable_on_phones(quiet_browser: Browser) -> None:

@@ -18,6 +18,14 @@ window.begin = async (options) => {
   const context = new AudioContext();
   const microphone = new MediaStreamAudioDestinationNode(context);
   navigator.mediaDevices.getUserMedia = async () => microphone.stream.clone();
+  const ear = new AudioContext();
+  const heard = new AnalyserNode(ear, { fftSize: 2048 });
+  ear.createMediaStreamSource(microphone.stream.clone()).connect(heard);
+  const isQuiet = () => {
+    const samples = new Float32Array(heard.fftSize);
+    heard.getFloatTimeDomainData(samples);
+    return samples.every((sample) => Math.abs(sample) < 0.01);
+  };
   window.say = async (...numbers) => {
     for (const number of numbers) {
       const tone = new OscillatorNode(context, { frequency: 400 + 300 * number });
@@ -26,18 +34,15 @@ window.begin = async (options) => {
       tone.stop(context.currentTime + 0.3);
       await new Promise((done) => (tone.onended = done));
       tone.disconnect();
-      // On a busy machine the page hears a tone after its end.
-      do await new Promise((done) => setTimeout(done, 120));
-      while (window.loudness > 0.01);
+      await new Promise((done) => setTimeout(done, 120));
     }
+    do await new Promise((done) => setTimeout(done, 200)); // on a busy machine a page hears a tone after its end
+    while (!isQuiet());
   };
   const session = (window.session = new VoiceSession({ brokerUrl: location.origin, ...options }));
   window.levels = 0;
-  session.addEventListener("level", ({ detail }) => {
-    window.levels += 1;
-    window.loudness = detail.input;
-  });
-  await Promise.all([context.resume(), session.connect().catch(() => undefined)]);
+  session.addEventListener("level", () => (window.levels += 1));
+  await Promise.all([context.resume(), ear.resume(), session.connect().catch(() => undefined)]);
 };
 </script>"""
 

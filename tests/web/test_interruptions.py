@@ -8,14 +8,23 @@ from tests.web.support.chromium import Browser, Page
 from tests.web.support.fake_broker import DIRECT, PROXY, FakeBroker, run_fake
 
 # `later(seconds)` makes the page believe that so much time has passed. With `hurries`, the page's look for silence
-# (`SILENT_MS` of web_client/typed-texts.js) comes soon.
+# (`SILENT_MS` of web_client/typed-texts.js) comes soon. With `speed`, longer waits end so much sooner, and `waitedMs`
+# counts them as they were meant.
 PAGE = """<!doctype html><title>Page</title><script>
   let aheadMs = 0;
   const now = performance.now.bind(performance);
   performance.now = () => now() + aheadMs;
   window.later = (seconds) => (aheadMs += seconds * 1000);
   const set = window.setTimeout;
-  window.setTimeout = (run, ms, ...given) => set(run, window.hurries && ms === 40_000 ? 500 : ms, ...given);
+  window.waitedMs = 0;
+  window.setTimeout = (run, ms, ...given) => {
+    if (window.hurries && ms === 40_000) return set(run, 500, ...given);
+    if (!window.speed || ms < 1_000) return set(run, ms, ...given);
+    return set(() => {
+      waitedMs += ms;
+      run(...given);
+    }, ms / window.speed);
+  };
   window.contexts = [];
   const Context = window.AudioContext;
   window.AudioContext = class extends Context {
@@ -92,6 +101,16 @@ async def test_silent_connection_is_replaced_and_text_answered(quiet_browser: Br
         await page.offline(gone=False)
         await page.wait_for(f"{LIVE} && reasons.at(-1) === 'network_lost' && answers() === 1")
         assert len(server.sockets) == 2
+        # The same, where the socket ends: it is tried again and again, and no attempt counts.
+        await page.offline(gone=True)
+        await page.run("window.speed = 100")
+        await server.sockets[-1].close(4502)
+        await page.wait_for("waitedMs > 90_000", 20)
+        assert await page.run("session.state") == "reconnecting"
+        await page.run("window.speed = 0")
+        await page.offline(gone=False)
+        await page.wait_for(LIVE)
+        assert len(server.sockets) == 3
         # A frozen other side: nothing comes at all.
         server.frozen = True
         await page.run("window.hurries = true; session.sendText('Frozen')")
@@ -113,28 +132,32 @@ async def test_silent_connection_is_replaced_and_text_answered(quiet_browser: Br
 
 @retry_if_host_busy(tries=3)
 async def test_phone_call_takes_the_sound_for_a_while(quiet_browser: Browser) -> None:
-    async with run_fake(transports=(PROXY,)) as server, _page(quiet_browser, server) as page:
-        await _connect(page)
-        await page.wait_for(LIVE)
-        track = "streams.at(-1).getAudioTracks()[0]"
-        await page.run(f"window.refusesSound = true; contexts[0].suspend(); {track}.dispatchEvent(new Event('mute'))")
-        await page.wait_for("codes.includes('sound_paused') && codes.includes('microphone_silent')")
-        assert await page.run("session.activity") == "unheard"  # nobody listens
-        await page.run("later(120)")
-        await page.run("session.sendText('Are you there?')")
-        await page.wait_for("answers() === 1")
-        assert await page.run(LIVE)
-        heard_s = server.partners[0].heard_s
-        await page.run(f"window.refusesSound = false; {track}.dispatchEvent(new Event('unmute'))")
-        await page.wait_for("codes.includes('sound_back') && codes.includes('microphone_back')")
-        assert await page.run("codes.filter((code) => code === 'sound_paused').length") == 1
-        await server.until(lambda: server.partners[0].heard_s > heard_s + 0.5)
-        assert await page.run("session.activity !== 'unheard'")
-        # Without a hand on the microphone, the sound is tried again all the same.
-        await page.run("contexts[0].suspend()")
-        await page.wait_for("codes.filter((code) => code === 'sound_back').length === 2")
-        assert len(server.sockets) == 1
-        await page.run("session.disconnect()")
+    async with run_fake(transports=(DIRECT, PROXY)) as server, _page(quiet_browser, server) as page:
+        for transport in (DIRECT, PROXY):
+            await _connect(page, f"{{ transports: ['{transport}'] }}")
+            await page.wait_for(LIVE)
+            track = "streams.at(-1).getAudioTracks()[0]"
+            taken = f"window.refusesSound = true; contexts.at(-1).suspend(); {track}.dispatchEvent(new Event('mute'))"
+            await page.run(taken)
+            await page.wait_for("codes.includes('sound_paused') && codes.includes('microphone_silent')")
+            assert await page.run("session.activity") == "unheard"  # nobody listens
+            await page.run("later(120)")
+            await page.run("session.sendText('Are you there?')")
+            await page.wait_for("answers() === 1")
+            assert await page.run(LIVE)
+            partner = server.partners[-1]
+            heard_s = partner.heard_s
+            await page.run(f"window.refusesSound = false; {track}.dispatchEvent(new Event('unmute'))")
+            await page.wait_for("codes.includes('sound_back') && codes.includes('microphone_back')")
+            assert await page.run("codes.filter((code) => code === 'sound_paused').length") == 1
+            await server.until(lambda p=partner, s=heard_s: p.heard_s > s + 0.5)  # type: ignore[misc]
+            assert await page.run("session.activity !== 'unheard'")
+            assert len(server.partners) == len(server.plans)  # one connection a talk
+            if transport == PROXY:
+                # Without a hand on the microphone, the sound is tried again all the same.
+                await page.run("contexts.at(-1).suspend()")
+                await page.wait_for("codes.filter((code) => code === 'sound_back').length === 2")
+            await page.run("session.disconnect()")
 
 
 @retry_if_host_busy(tries=3)

@@ -110,7 +110,7 @@ async def test_elements_share_one_microphone(quiet_browser: Browser) -> None:
 
 
 HOOK = """
-import { StrictMode, useState } from "react";
+import { StrictMode, useEffect, useState } from "react";
 import { createRoot } from "react-dom/client";
 import { useLevels, useVoiceSession } from "voice-session/react";
 
@@ -133,6 +133,26 @@ function Level() {
   return null;
 }
 createRoot(document.getElementById("root")).render(<StrictMode><Talk /></StrictMode>);
+
+// Connects by itself, which strict mode does twice, and has options of its own in each render.
+function Eager() {
+  const [count, setCount] = useState(0);
+  window.eagerCount = () => setCount((before) => before + 1);
+  const headers = { "X-Count": String(count) };
+  const talk = useVoiceSession({ brokerUrl: location.origin, microphone: false, headers });
+  const { connect, disconnect } = talk;
+  useEffect(() => {
+    connect().catch(() => undefined);
+    return () => void disconnect();
+  }, [connect, disconnect]);
+  window.eager = talk;
+  return <p id="eager">{count} {talk.state}</p>;
+}
+window.mountEager = () => {
+  const root = createRoot(document.body.appendChild(document.createElement("div")));
+  root.render(<StrictMode><Eager /></StrictMode>);
+  window.unmountEager = () => root.unmount();
+};
 """
 
 
@@ -147,7 +167,8 @@ async def test_hook_talks_from_a_bundle(quiet_browser: Browser, package: Path, t
             await page.wait_for("window.talk?.state === 'idle'")
             for _ in range(5):
                 await page.run("count()")
-            await page.run("document.querySelector('button').click()", user_gesture=True)
+            press = "document.querySelector('button').click()"
+            await page.run(f"{press}, {press}", user_gesture=True)
             await page.wait_for("talk.state === 'live'")
             assert len(server.plan_requests) == 1  # one talk, though strict mode mounts twice
             before = await page.run("renders")
@@ -157,6 +178,15 @@ async def test_hook_talks_from_a_bundle(quiet_browser: Browser, package: Path, t
             await page.wait_for("document.querySelector('button').textContent.includes('You wrote to me.')")
             assert await page.run("heard.every((count) => count === 5)")  # the latest render's handler
             await page.run("talk.disconnect()")
+            # Connected in an effect, rendered twenty times and removed: one talk, which ends with its component.
+            await page.run("mountEager()", user_gesture=True)
+            await page.wait_for("window.eager?.state === 'live'")
+            for _ in range(20):
+                await page.run("eagerCount()")
+            await page.wait_for("document.getElementById('eager').textContent === '20 live'")
+            assert len(server.plan_requests) == 2
+            await page.run("window.session = eager.session; unmountEager()")
+            await page.wait_for("session.state === 'ended'", 2)
 
 
 async def test_hook_renders_on_a_server(package: Path, tmp_path: Path) -> None:

@@ -143,4 +143,10 @@ async def test_presses_in_a_row_make_one_talk(quiet_browser: Browser) -> None:
         await page.wait_for("session.state === 'ended'")
         await page.run("document.body.append(element); element.talk()", user_gesture=True)
         await page.wait_for("element.session.state === 'live'")
-        await page.run("element.hangUp()")
+        # The user goes to another page and comes back: whether or not the browser kept this one, nothing is live.
+        open_sockets = len(server.sockets)
+        await page.goto(f"{server.base_url}/client/mark.svg")
+        await page.run("history.back()")
+        await page.wait_for("window.ends && location.pathname === '/extra'")
+        assert await page.run("window.element?.session.state ?? 'ended'") == "ended"
+        assert len(server.sockets) == open_sockets

@@ -70,7 +70,10 @@ class TakenCall:
     epoch: int
     ending: str | None
     read_for_s: float = 0.0  # so long a page reads its events at another replica
-    unheard_s: float = 0.0  # since its former holder, which is gone, last wrote what was used
+    age_s: float = 0.0
+    was_heard: bool = False  # by its former holder
+    unheard_s: float | None = None  # since its former holder last wrote what was used, of a talk that was heard
+    lost_s: float = 0.0  # since its former holder was last known to hold it, or since it was hung up elsewhere
 
 
 HeldCall = tuple[str, int]

@@ -5,6 +5,7 @@ what a former holder still writes finds no row.
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, delete, func, or_, select, text, tuple_, update
@@ -91,15 +92,31 @@ def take_calls(
     """Takes calls whose lease is over, or those alone that their replica has `given_up`, since it leaves."""
     now_us = now_us_of(connection)
     is_free = calls.c.lease_until_us == 0 if given_up else calls.c.lease_until_us < now_us
-    free = select(calls.c.call_key).where(calls.c.state < ENDED, is_free).limit(limit)
-    keys = list(connection.scalars(free.with_for_update(skip_locked=True)))
-    if not keys:
+    free = select(calls.c.call_key, calls.c.lease_until_us).where(calls.c.state < ENDED, is_free).limit(limit)
+    until_us = {row.call_key: row.lease_until_us for row in connection.execute(free.with_for_update(skip_locked=True))}
+    if not until_us:
         return []
+    is_one = calls.c.call_key.in_(until_us)
     taken = {"holder": holder, "lease_until_us": now_us + lease_us, "lease_epoch": calls.c.lease_epoch + 1}
-    connection.execute(update(calls).where(calls.c.call_key.in_(keys)).values(taken))
-    rows = connection.execute(select(calls).where(calls.c.call_key.in_(keys))).all()
-    unheard_s = _unheard_s(connection, rows, now_us)
-    return [_found(row, now_us, unheard_s=unheard_s.get((row.talk_id, row.transport), 0.0)) for row in rows]
+    connection.execute(update(calls).where(is_one).values(taken))
+    rows = connection.execute(select(calls).where(is_one)).all()
+    written_us, alone = _written_us(connection, rows), _only_calls(connection, rows)
+    found = []
+    for row in rows:
+        heard_us = written_us.get((row.talk_id, row.transport))
+        # Who gave a call up has heard it until now; who was killed, until about its last renewal.
+        held_us = until_us[row.call_key] - lease_us if until_us[row.call_key] else now_us
+        held_us = max(held_us, row.over_at_us or 0)
+        found.append(
+            replace(
+                _found(row, now_us),
+                age_s=max(0, now_us - row.created_at_us) / 1_000_000,
+                was_heard=heard_us is not None and row.talk_id in alone,
+                unheard_s=None if heard_us is None else max(0, now_us - heard_us) / 1_000_000,
+                lost_s=max(0, now_us - held_us) / 1_000_000,
+            )
+        )
+    return found
 
 
 def claim_end(connection: Connection, holder: str, held: HeldCall, ending: str) -> bool:
@@ -109,13 +126,12 @@ def claim_end(connection: Connection, holder: str, held: HeldCall, ending: str) 
 
 
 def want_ends(connection: Connection, wanted: Iterable[tuple[CallName, str]]) -> None:
-    """Notes ends that were asked for at any replica; whoever holds the call makes them."""
+    """Notes ends that were made at any replica; whoever holds the call sees that it is over."""
+    now_us = now_us_of(connection)
     for (endpoint, call_id), ending in wanted:
-        connection.execute(
-            update(calls)
-            .where(calls.c.call_id == call_id, calls.c.endpoint == endpoint, calls.c.state < ENDED)
-            .values(ending=func.coalesce(calls.c.ending, ending))
-        )
+        new = {"ending": func.coalesce(calls.c.ending, ending), "over_at_us": func.coalesce(calls.c.over_at_us, now_us)}
+        is_one = and_(calls.c.call_id == call_id, calls.c.endpoint == endpoint, calls.c.state < ENDED)
+        connection.execute(update(calls).where(is_one).values(new))
 
 
 def end_calls(connection: Connection, names: Collection[CallName]) -> None:
@@ -186,7 +202,7 @@ def now_us_of(connection: Connection) -> int:
     return int(connection.scalar(text(f"SELECT {NOW_US[connection.dialect.name]}")) or 0)
 
 
-def _found(row: Row[Any], now_us: int, *, unheard_s: float = 0.0) -> TakenCall:
+def _found(row: Row[Any], now_us: int) -> TakenCall:
     owner = Owner(row.session_id, row.principal, row.plan_epoch, row.user_id, row.talk_id)
     call = CallRow(
         key=row.call_key,
@@ -200,18 +216,26 @@ def _found(row: Row[Any], now_us: int, *, unheard_s: float = 0.0) -> TakenCall:
         lasts_s=(row.expires_at_us - now_us) / 1_000_000,
     )
     read_for_s = max(0, (row.read_until_us or 0) - now_us) / 1_000_000 if now_us else 0.0
-    return TakenCall(call, row.state, row.lease_epoch, row.ending, read_for_s, unheard_s)
+    return TakenCall(call, row.state, row.lease_epoch, row.ending, read_for_s)
 
 
-def _unheard_s(connection: Connection, rows: Sequence[Row[Any]], now_us: int) -> dict[tuple[str, str], float]:
-    """How long ago each call's usage was last written by a holder that did not end it, by talk and transport."""
-    of_talks = and_(
-        usage.c.bucket.in_({bucket_of(row.session_id) for row in rows}),
-        usage.c.talk_id.in_({row.talk_id for row in rows}),
-    )
-    is_open = and_(usage.c.ended.is_(None), usage.c.live_ms.is_not(None))
+def _written_us(connection: Connection, rows: Sequence[Row[Any]]) -> dict[tuple[str, str], int]:
+    """When the usage of each talk that was heard was last written by a holder that did not end it.
+
+    By talk and transport.
+    """
+    talks = {row.talk_id for row in rows}
+    of_talks = and_(usage.c.bucket.in_({bucket_of(row.session_id) for row in rows}), usage.c.talk_id.in_(talks))
     whose = (usage.c.talk_id, usage.c.transport)
-    found = connection.execute(
-        select(*whose, func.max(usage.c.updated_at_us).label("at_us")).where(of_talks, is_open).group_by(*whose)
+    is_open = and_(usage.c.ended.is_(None), usage.c.seen)
+    written = select(*whose, func.max(usage.c.updated_at_us).label("at_us")).where(of_talks, is_open).group_by(*whose)
+    return {(row.talk_id, row.transport): row.at_us for row in connection.execute(written)}
+
+
+def _only_calls(connection: Connection, rows: Sequence[Row[Any]]) -> frozenset[str]:
+    """The talks that have had one call: what was heard of the talk was that call."""
+    of_talks = and_(
+        calls.c.session_id.in_({row.session_id for row in rows}), calls.c.talk_id.in_({row.talk_id for row in rows})
     )
-    return {(row.talk_id, row.transport): max(0, now_us - row.at_us) / 1_000_000 for row in found}
+    once = select(calls.c.talk_id).where(of_talks).group_by(calls.c.talk_id).having(func.count() == 1)
+    return frozenset(connection.scalars(once))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, TakenCall
+from token_broker.calls.call_row import DELIVERED, MADE, CallName, CallRow, TakenCall
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store_errors import StoreError
 
@@ -32,6 +32,7 @@ _TAKEN_AT_ONCE = 500
 _CLAIM_S = 3.0
 _HAND_OVER_S = 10.0
 _LOOK_S = 0.3
+_HUNG_UP = "hung_up"
 
 
 class LeaseWatcher(Protocol):
@@ -146,10 +147,12 @@ class CallLeases:
             self._changed.set()
 
     def over(self, name: CallName) -> None:
-        """Azure has ended this call, whoever holds it."""
-        self._held.pop(name, None)
-        self._over.add(name)
-        self._changed.set()
+        """Azure has ended this call. If another replica holds it, that one notes the end, and what it has used."""
+        if self._held.pop(name, None) is None:
+            self.want_end(name, _HUNG_UP)
+        else:
+            self._over.add(name)
+            self._changed.set()
 
     def want_end(self, name: CallName, ending: str) -> None:
         """The call is to end, whoever holds it: it was hung up here, and Azure may not have done it yet."""
@@ -231,14 +234,15 @@ class CallLeases:
         async with self._beat:
             self._changed.clear()
             try:
-                found, taken, older = await self._write()
+                asked = dict(self._held)
+                found, taken, older = await self._write(list(asked.values()))
             except StoreError:
                 self._answers_since_s = None
                 raise
             self._ticked_s, self._was_paused = self._clock(), False
             if self._answers_since_s is None:
                 self._answers_since_s = self._ticked_s
-            self._compare(found)
+            self._compare(asked, found)
         if self.watcher is None:
             return
         for each in older:
@@ -298,7 +302,7 @@ class CallLeases:
             self._ticked_s = self._clock()
             await asyncio.sleep(min(1.0, self._lease_s / 4))
 
-    async def _write(self) -> tuple[dict[str, TakenCall], list[TakenCall], list[TakenCall]]:
+    async def _write(self, held: list[_LeasedCall]) -> tuple[dict[str, TakenCall], list[TakenCall], list[TakenCall]]:
         """What the store has of our calls, the calls that were taken, and those that ours have replaced."""
         from token_broker.calls.lease_statements import (
             end_calls,
@@ -312,7 +316,6 @@ class CallLeases:
         from token_broker.memory.store.resource_rows import beat
 
         lease_us = round(self._lease_s * 1_000_000)
-        held = list(self._held.values())
         new = [(each.row, each.state, each.ending) for each in held if not each.is_stored]
         told = [each for each in held if each.is_new]
         keys = [each.row.key for each in held]
@@ -330,8 +333,8 @@ class CallLeases:
             if not self._is_alone:
                 others = beat(connection, self._holder)[0] - 1
             insert_calls(connection, new, self._holder, lease_us)
-            end_calls(connection, over)
             want_ends(connection, wanted)
+            end_calls(connection, over)
             older = [other for each in told for other in older_calls(connection, each.row)]
             found = renew_calls(connection, self._holder, keys, lease_us)
             taken: list[TakenCall] = []
@@ -351,15 +354,18 @@ class CallLeases:
                 del self._wanted[name]
         return found, taken, older
 
-    def _compare(self, found: dict[str, TakenCall]) -> None:
-        """Tells the watcher of calls that another replica holds, has ended, or wants to end."""
-        for name, held in list(self._held.items()):
+    def _compare(self, asked: dict[CallName, _LeasedCall], found: dict[str, TakenCall]) -> None:
+        """Tells the watcher of calls that another replica holds, or wants to end.
+
+        Of those that came while the store was asked it knows nothing.
+        """
+        for name, held in asked.items():
             stored = found.get(held.row.key)
-            if not held.is_stored:
-                continue  # it came while the store was asked
+            if self._held.get(name) is not held:
+                continue  # it has ended meanwhile
             if stored is None or stored.epoch != held.epoch:
                 self._lose(name)
-            elif (stored.ending is not None or stored.state == ENDED) and not held.is_told:
+            elif stored.ending is not None and not held.is_told:
                 held.is_told = True
                 if self.watcher is not None:
                     self.watcher.end_wanted(stored)

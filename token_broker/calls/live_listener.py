@@ -13,9 +13,10 @@ from typing import Any
 import structlog
 
 from strategies.errors import MintError
+from token_broker.calls.call_end import CHECK_S, CallEnd
 from token_broker.calls.page_events import PageEvents
 from token_broker.relay.answers.actions import Tell
-from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.agent_calls import HANDED_OVER, AgentCalls
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT
 from token_broker.relay.answers.turn_clock import TurnLatency
 from token_broker.relay.azure.connector import NO_SUCH_CALL
@@ -42,12 +43,10 @@ __all__ = ["LiveListener", "SidebandObserver"]
 
 log = structlog.get_logger("token_broker.relay")
 
-_CHECK_S = 1.0
 _PAUSES_S = (0.3, 1.0, 3.0, 6.0, 12.0)
 _UNKNOWN_S = 30.0  # Azure may know a session only once its client has connected
 _UNKNOWN_TIMES = 3
 _WAITING_AT_MOST = 512  # events for an observer that is too slow
-_NO_PLACE = Ending(DONE, "the call was ended elsewhere", by_client=True, outcome="lost")
 _NEVER_CONNECTED = Ending(DONE, "its client never connected", outcome="lost")
 _TOO_LONG = Ending(DONE, "the talk has reached its longest time", ends_talk=True, outcome="longest_time")
 _IDLE = Ending(DONE, "nobody said anything any more", ends_talk=True, outcome="idle")
@@ -94,6 +93,8 @@ class LiveListener:
         usage: TalkUsage | None = None,
         transport: str = "webrtc_relay",
         backend: bool = False,
+        age_s: float = 0.0,
+        was_heard: bool = False,
     ) -> None:
         self.counters = TalkCounters()
         self.owner = owner
@@ -101,8 +102,7 @@ class LiveListener:
         self._sidebands = sidebands
         self._agent = agent
         self._resource = resource
-        self._hang_up = hang_up
-        self._holds_place = holds_place
+        self._end = CallEnd(hang_up, holds_place)
         self._greets = greets
         self._page = page or PageEvents()
         self._confirm = confirm
@@ -113,11 +113,11 @@ class LiveListener:
         self._now_s = asyncio.get_running_loop().time
         self._until_s = self._now_s() + lasts_s
         self._heard_s = self._now_s()
-        self._is_ended = False
+        self._was_heard = was_heard
+        self._known_by_s = self._now_s() + (0.0 if was_heard else _UNKNOWN_S - age_s)
         self._joins = 0
         self._sideband: Sideband | None = None
         self._observers: set[SidebandObserver] = set()
-        self._over: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._goodbye = Goodbye()
         self._budget = SoftEnd()
@@ -149,9 +149,12 @@ class LiveListener:
         )
 
     def end(self, ending: Ending) -> None:
-        """Stops listening for this reason; the session goes on."""
-        if not self._over.done():
-            self._over.set_result(ending)
+        """Stops listening for this reason; the session goes on, unless the broker goes away."""
+        self._end.stop(ending)
+
+    def hung_up(self, ending: Ending) -> None:
+        """The session is closed: what Azure had sent before is heard still, for a second."""
+        self._end.hung_up(ending)
 
     def last_at_most(self, lasts_s: float) -> None:
         """The session may go on for so long from now, if not less."""
@@ -172,7 +175,7 @@ class LiveListener:
     def observe(self, observer: SidebandObserver) -> None:
         """From now on `observer` gets the session's events, until `leave`."""
         self._observers.add(observer)
-        if self._over.done():
+        if self._end.over.done():
             observer.end()
 
     def leave(self, observer: SidebandObserver) -> None:
@@ -202,37 +205,43 @@ class LiveListener:
 
     async def run(self, endpoint: str, call_id: str) -> Ending:
         """Listens until the session is over, or has reached the longest time of a talk. Never raises MintError."""
-        known_by_s = self._now_s() + _UNKNOWN_S
+        self._end.on_hung_up = lambda: self._leave_sight(call_id)
         failures = unknown = 0  # in a row
+        may_be_over = True  # as far as the latest join says
         try:
-            while not self._over.done():
+            while not self._end.over.done():
                 if failures:
-                    slots = _PAUSES_S if self._joins or not unknown else _PAUSES_S[:2]
+                    slots = _PAUSES_S[:2] if unknown else _PAUSES_S
                     pause_s = slots[min(failures, len(slots)) - 1] * random.uniform(0.67, 1)  # noqa: S311  # no secret
-                    await asyncio.wait((self._over,), timeout=pause_s)
-                if not self._over.done() and not self._holds_place():
-                    return _NO_PLACE
+                    await self._end.pause(pause_s)
+                self._end.look()
+                if self._end.over.done():
+                    break
                 if self._now_s() >= self._until_s:
-                    self._end_call(_TOO_LONG)
+                    self._end.ask(_TOO_LONG)
                 try:
                     self._sideband = await self._sidebands.open(endpoint, call_id)
                 except MintError as error:
                     failures += 1
                     unknown = unknown + 1 if error.status in NO_SUCH_CALL else 0
-                    if unknown >= _UNKNOWN_TIMES and (self._joins or self._now_s() >= known_by_s):
-                        if not self._joins:
-                            log.info("call_never_connected", session_id=self.owner.session_id)
-                            self._hang_up(_NEVER_CONNECTED)
-                        return CALL_OVER if self._joins else _NEVER_CONNECTED
+                    may_be_over = unknown > 0
+                    if unknown >= _UNKNOWN_TIMES and (self._joins or self._now_s() >= self._known_by_s):
+                        if self._joins or self._was_heard:
+                            return CALL_OVER
+                        log.info("call_never_connected", session_id=self.owner.session_id)
+                        self._end.ask(_NEVER_CONNECTED)
+                        return _NEVER_CONNECTED
                     if failures == len(_PAUSES_S) and not unknown:
                         about = {"outcome": error.outcome, "why": str(error)}
                         log.warning("sideband_refused", session_id=self.owner.session_id, **about)
                     continue
-                failures, unknown = 1, 0
+                failures, unknown, may_be_over = 1, 0, True
                 socket = self._sideband.socket
                 try:
                     ending = await self._listen(self._sideband, call_id)
                 finally:
+                    self._end.is_heard = False
+                    self._leave_sight(call_id)
                     self._sidebands.release(endpoint, call_id, self._sideband)
                     self._sideband = None
                     self._page.left()
@@ -240,64 +249,71 @@ class LiveListener:
                 if ending is not None:
                     return ending
                 log.info("sideband_broke", session_id=self.owner.session_id)
-            return self._over.result()
+            return self._end.over.result()
         finally:
             for task in self._tasks:
                 task.cancel()
             self._events.turns.flush()
+            if not may_be_over and self._usage is not None:
+                self._usage.went_on(call_id)
             for observer in self._observers:
                 observer.end()
+
+    def _leave_sight(self, call_id: str) -> None:
+        if self._usage is not None:
+            self._usage.out_of_sight(call_id)
 
     async def _listen(self, sideband: Sideband, call_id: str) -> Ending | None:
         """Why listening is over; None where the connection ended and the session may go on."""
         self._joins += 1
         self._heard_s = self._now_s()
+        self._end.is_heard = True
+        if self._usage is not None:
+            self._usage.went_live(self._resource, "live", by=call_id)
         if self._joins == 1:
             self._events.begin(self._resource, call_id)
-            if self._usage is not None:
-                self._usage.went_live(self._resource, "live")
             if self._agent.greeting and self._greets():
                 for event in greeting_appends(self._agent.greeting):
                     self._send(event)
         self._page.joined()
         socket, pinged_s = sideband.socket, self._now_s()
-        while not self._over.done():
+        while not self._end.over.done():
             if self._confirm is not None:
                 await self._confirm()
-                if self._over.done():
+                if self._end.over.done():
                     break
             now_s = self._now_s()
             for told in self._events.tick():
                 self._tell_all(told)
+            self._end.look()
+            is_asked = self._end.is_asked
             if socket.frames:
                 self._handle(socket.take(), sideband)
             elif sideband.over.is_set():
-                return CALL_OVER
+                return self._end.last or CALL_OVER
             elif socket.failure is not None:
-                return None
-            elif not self._holds_place():
-                return _NO_PLACE
-            elif self._goodbye.is_over(now_s, agent_until_s=self._source.plays_until_s):
+                return self._end.last
+            elif not is_asked and self._goodbye.is_over(now_s, agent_until_s=self._source.plays_until_s):
                 self._goodbye.take_back()
-                self._end_call(ENDED_BY_AGENT)
-            elif now_s >= self._until_s and not self._is_ended:
-                self._end_call(_TOO_LONG)
-            elif not self._is_ended and self._budget.is_due(now_s, now_s < self._source.plays_until_s):
-                self._end_call(BUDGET_USED)
-            elif now_s - self._heard_s >= self._parts.settings.call_idle_s and not self._is_ended:
-                self._end_call(_IDLE)
+                self._end.ask(ENDED_BY_AGENT)
+            elif not is_asked and now_s >= self._until_s:
+                self._end.ask(_TOO_LONG)
+            elif not is_asked and self._budget.is_due(now_s, now_s < self._source.plays_until_s):
+                self._end.ask(BUDGET_USED)
+            elif not is_asked and now_s - self._heard_s >= self._parts.settings.call_idle_s:
+                self._end.ask(_IDLE)
             elif now_s - pinged_s >= self._parts.settings.ping_interval_s:
                 pinged_s = now_s
                 if not socket.ping():
-                    return None
+                    return self._end.last
             else:
                 frame = asyncio.ensure_future(socket.wait())
                 try:
-                    await asyncio.wait((frame, self._over), timeout=_CHECK_S, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait((frame, self._end.over), timeout=CHECK_S, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     frame.cancel()
                     await asyncio.wait((frame,))
-        return self._over.result()
+        return self._end.over.result()
 
     def _handle(self, text: str, sideband: Sideband) -> None:
         events = self._events.handle(text)
@@ -315,12 +331,6 @@ class LiveListener:
         for observer in self._observers:
             observer.put(text)
 
-    def _end_call(self, ending: Ending) -> None:
-        """Hangs up; the session is listened to until it is over."""
-        if not self._is_ended:
-            self._is_ended = True
-            self._hang_up(ending)
-
     def _send(self, event: Mapping[str, Any]) -> None:
         if self._sideband is not None:
             self._sideband.socket.send(compact(event))
@@ -335,7 +345,7 @@ class LiveListener:
         agent_id = (event_of(arguments) or {}).get("agent_id")
         if name == "handoff" and agent_id in self._agent.handoff_ids and self._page.is_heard:
             self._page.tell("broker.agent.switch", agent_id=agent_id)  # the page takes a new plan
-            return ToolOutput("The talk is being handed over. Say one short sentence about it, and no more.", ok=True)
+            return HANDED_OVER
         if name != "end_talk":
             return ToolOutput("This can't be done in this call. Go on yourself.", ok=False)
         self._goodbye.ask(self._now_s())
@@ -346,7 +356,7 @@ class LiveListener:
             self._tasks.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.error("call_failed", session_id=self.owner.session_id, error=type(error).__name__, exc_info=error)
-                self.end(Ending(INTERNAL, "the broker failed"))
+                self._end.stop(Ending(INTERNAL, "the broker failed"))
 
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)

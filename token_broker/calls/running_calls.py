@@ -76,6 +76,7 @@ class Calls:
     `credentials_at` has the credentials by an endpoint's base URL: a call is hung up at the host that made it.
     `goes_on(endpoint, call_id)` asks Azure whether a call still can be joined, and raises MintError where it is not
     known: Azure takes a hang-up, and the call may live all the same. `closes_live` ends a session of GPT-Live's.
+    `on_ended` gets the id of each call that Azure has hung up, and whether it went on until then.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Calls:
         closes_live: Closes = never_closes,
         leases: CallLeases | None = None,
     ) -> None:
+        self.on_ended: Callable[[str, bool], None] = lambda _call_id, _went_on: None
         self._azure: dict[str, AzureCalls | LiveSessions] = {
             endpoint: LiveSessions(http, credentials, closes_live)
             if is_live_endpoint(endpoint)
@@ -224,6 +226,7 @@ class Calls:
         """
         call = (endpoint, call_id)
         if call in self._ended:
+            self._limits.end(call_id)  # it was hung up here, and held elsewhere until now
             return
         await self._asking.run(call, partial(self._ask, call))
 
@@ -251,6 +254,7 @@ class Calls:
             self._checking.add(task)
             task.add_done_callback(self._checking.discard)
         self._limits.end(call_id)
+        self.on_ended(call_id, not is_over)
 
     async def _check_ended(self, azure: AzureCalls | LiveSessions, call: CallName) -> None:
         """Hangs the call up again for as long as Azure lets us join it."""

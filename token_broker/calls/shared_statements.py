@@ -47,6 +47,8 @@ def claim_attach(connection: Connection, row: CallRow, holder: str, lasts_us: in
     of_name = and_(calls.c.call_id == row.call_id, calls.c.endpoint == row.endpoint)
     for known in connection.execute(select(calls).where(of_name)):
         is_own = (known.session_id, known.principal) == (row.owner.session_id, row.owner.principal)
+        if known.over_at_us is not None:
+            return "refused"
         if known.state < ENDED:
             return "attached" if is_own else "foreign"
         if known.state == ENDED and (is_own or known.ending != NOT_VERIFIED):
@@ -64,9 +66,11 @@ def claim_attach(connection: Connection, row: CallRow, holder: str, lasts_us: in
 def settle_attach(connection: Connection, row: CallRow, holder: str, lease_us: int, *, verified: bool) -> bool:
     """Notes what came of a claim. Whether the call is the holder's now: a verified one that nobody else has."""
     now_us = now_us_of(connection)
-    of_name = and_(calls.c.call_id == row.call_id, calls.c.endpoint == row.endpoint)
-    others = select(calls.c.call_key).where(of_name, calls.c.state < ENDED, calls.c.call_key != row.key).limit(1)
-    is_held = verified and connection.scalar(others) is None
+    of_name = and_(calls.c.call_id == row.call_id, calls.c.endpoint == row.endpoint, calls.c.state != ENDED)
+    # Locked, and in one order: of claims that are settled at once, the first to come has the call.
+    named = select(calls.c.call_key, calls.c.state).where(of_name).order_by(calls.c.call_key).with_for_update()
+    others = [each for each in connection.execute(named) if each.state < ENDED and each.call_key != row.key]
+    is_held = verified and not others
     new = {"state": DELIVERED, "lease_until_us": now_us + lease_us, "talk_id": row.owner.talk_id}
     over = {"state": ENDED, "ending": NOT_VERIFIED, "lease_until_us": now_us}
     is_claim = and_(calls.c.call_key == row.key, calls.c.holder == holder, calls.c.state.in_((ASKED, DELIVERED)))
@@ -132,4 +136,5 @@ def _are(pages: Collection[PageCall]) -> Any:
 
 
 def _goes_on(now_us: int) -> Any:
-    return or_(calls.c.state < ENDED, and_(calls.c.state == ASKED, calls.c.lease_until_us >= now_us))
+    is_held = and_(calls.c.state < ENDED, calls.c.over_at_us.is_(None))
+    return or_(is_held, and_(calls.c.state == ASKED, calls.c.lease_until_us >= now_us))

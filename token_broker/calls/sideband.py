@@ -8,7 +8,8 @@ The agent's tools run over the sideband: their outputs go over it, and the `resp
 asks itself for the answer to an output of its own, unless its page reads the call's events: then the broker asks alone.
 
 A connection that ends, however it ends, says nothing of the call: the sideband joins again, for as long as the call may
-last. The call is over when Azure says so, or when Azure repeatedly does not know a call that was joined before.
+last. The call is over when Azure says so, or when Azure repeatedly does not know a call that was joined before. Then
+it ended with its last connection, and its time is counted until there.
 """
 
 import asyncio
@@ -21,11 +22,11 @@ import structlog
 
 from strategies.base import SessionSpec
 from strategies.errors import MintError
-from token_broker.calls.idle import IdleClock
+from token_broker.calls.call_end import CHECK_S, CallEnd, IdleClock
 from token_broker.calls.page_events import PageEvents
 from token_broker.calls.restored_session import RestoredSession
-from token_broker.relay.answers.actions import Refuse, Tell
-from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.actions import Refuse, Run, Tell
+from token_broker.relay.answers.agent_calls import HANDED_OVER, AgentCalls
 from token_broker.relay.answers.answer_retries import AnswerRetries
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
 from token_broker.relay.answers.greeting import greeting_response
@@ -56,17 +57,19 @@ __all__ = ["CallListener"]
 
 log = structlog.get_logger("token_broker.relay")
 
-_CHECK_S = 1.0
 _PAUSES_S = (0.3, 1.0, 3.0, 6.0, 12.0)  # between joins; each is shortened by up to a third at random
 _STEADY_S = 10.0  # a connection that lasted this long did not fail from the start
 _UNKNOWN_S = 30.0  # Azure knows a call once its client has connected, which may take this long
-_UNKNOWN_PAUSES = 2  # meanwhile the pauses grow no further than the second
+_UNKNOWN_PAUSES = 2  # while Azure does not know it, the pauses grow no further than the second
 _UNKNOWN_TIMES = 3  # in a row
 _HANDLED = TURN_EVENTS | SEQUENCER_EVENTS | {"session.updated"}
 _CHECKS_AT_MOST = 32  # at once; each has a bound of its own
+_MOST_OUTPUT_BYTES = (
+    65_536 - 2_048
+)  # as JSON: every browser's data channel takes 64 KiB, the rest of the event included
+_TOO_LONG_OUTPUT = ToolOutput("The tool's answer is too long for a call, and was left out. Tell the user.", ok=False)
 _SESSION_OVER = "session_expired"  # the code of the error that ends a session (docs/azure.md §8.1)
 _PAGES = frozenset({"webrtc_relay", "webrtc"})
-_NO_PLACE = Ending(DONE, "the call was ended elsewhere", by_client=True, outcome="lost")
 _NEVER_CONNECTED = Ending(DONE, "its client never connected", outcome="lost")
 _TOO_LONG = Ending(DONE, "the talk has reached its longest time", ends_talk=True, outcome="longest_time")
 _IDLE = Ending(DONE, "nobody said anything any more", ends_talk=True, outcome="idle")
@@ -78,7 +81,8 @@ class CallListener:
     `lasts_s` is the longest that the call may go on; `hang_up` ends it at Azure. `holds_place` says whether the call
     still has its place among the open talks; without one it was ended elsewhere. The guardrail sees the user's words,
     and holds nothing up: Azure answers them by itself. `greets` says whether the agent speaks first now.
-    `is_new` is False for a call that another process has told what the memory knows.
+    `is_new` is False for a call that another process has told what the memory knows: it is `age_s` old, and that one
+    may have heard it (`was_heard`).
     `confirm` waits, after a time in which this process did not run, until it is known whether the call is still ours.
     """
 
@@ -100,6 +104,8 @@ class CallListener:
         usage: TalkUsage | None = None,
         transport: str = "webrtc_relay",
         is_new: bool = True,
+        age_s: float = 0.0,
+        was_heard: bool = False,
     ) -> None:
         self.counters = TalkCounters()
         self._parts = parts
@@ -110,11 +116,11 @@ class CallListener:
         self._relay = parts.counters
         self._owner = owner
         self._agent = agent
-        self._session = RestoredSession(parts, owner, agent, spec, resource=resource, end=self._end_call)
+        self._end = CallEnd(hang_up, holds_place)
+        self._session = RestoredSession(parts, owner, agent, spec, resource=resource, end=self._end.ask)
         self._resource = resource
-        self._hang_up = hang_up
-        self._holds_place = holds_place
         self._joins = 0
+        self._was_heard = was_heard
         self._session_over = False  # Azure said so
         self._budget = SoftEnd()
         self._now_s = asyncio.get_running_loop().time
@@ -122,9 +128,8 @@ class CallListener:
         self._confirm = confirm
         self._idle = IdleClock(parts.settings.call_idle_s, self._now_s())
         self._until_s = self._now_s() + lasts_s
-        self._is_ended = False  # by us, and Azure may not have done it yet
+        self._known_by_s = self._now_s() + (0.0 if was_heard else _UNKNOWN_S - age_s)
         self._tool_since_s: float | None = None
-        self._over: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
 
         def log_lost() -> None:
             log.warning("turn_lost", session_id=owner.session_id, why="the memory is full")
@@ -156,6 +161,11 @@ class CallListener:
                 self._usage.tool_ran()
             self._page.tell("broker.tool", **tool.fields)
 
+        async def run(call: Run) -> ToolOutput:
+            output = await calls.run(call)
+            # Azure tells the page of it, whose data channel would break over a larger event.
+            return output if len(json.dumps(output.text)) <= _MOST_OUTPUT_BYTES else _TOO_LONG_OUTPUT
+
         self._answers = TalkAnswers(
             AnswerSequencer(
                 calls.tools,
@@ -164,13 +174,16 @@ class CallListener:
                 listens=True,
                 leads=lambda: self._page.is_heard,
             ),
-            AnswerHooks(tell=note, refuse=self._refuse, run=calls.run, start=self._start),
+            AnswerHooks(tell=note, refuse=self._refuse, run=run, start=self._start),
         )
 
     def end(self, ending: Ending) -> None:
-        """Stops listening for this reason; the call goes on."""
-        if not self._over.done():
-            self._over.set_result(ending)
+        """Stops listening for this reason; the call goes on, unless the broker goes away."""
+        self._end.stop(ending)
+
+    def hung_up(self, ending: Ending) -> None:
+        """Azure has hung the call up: what it had sent before is heard still, for a second."""
+        self._end.hung_up(ending)
 
     def last_at_most(self, lasts_s: float) -> None:
         """The call may go on for so long from now, if not less."""
@@ -186,38 +199,43 @@ class CallListener:
     async def run(self, endpoint: str, call_id: str) -> Ending:
         """Listens until the call is over, or has reached the longest time of a talk. Never raises MintError."""
         self._facts.session_id = call_id  # it stays the same on each join
-        known_by_s = self._now_s() + _UNKNOWN_S
+        self._end.on_hung_up = lambda: self._leave_sight(call_id)
         failures = unknown = 0  # in a row
+        may_be_over = True  # as far as the latest join says
         try:
-            while not self._over.done():
+            while not self._end.over.done():
                 if failures:
-                    slots = _PAUSES_S[:_UNKNOWN_PAUSES] if unknown and not self._joins else _PAUSES_S
+                    slots = _PAUSES_S[:_UNKNOWN_PAUSES] if unknown else _PAUSES_S
                     pause_s = slots[min(failures, len(slots)) - 1] * random.uniform(0.67, 1)  # noqa: S311  # no secret
-                    await asyncio.wait((self._over,), timeout=pause_s)
-                if not self._over.done() and not self._holds_place():
-                    return _NO_PLACE
+                    await self._end.pause(pause_s)
+                self._end.look()
+                if self._end.over.done():
+                    break
                 if self._now_s() >= self._until_s:
-                    self._end_call(_TOO_LONG)
+                    self._end.ask(_TOO_LONG)
                 elif self._budget.is_due(self._now_s(), None):
-                    self._end_call(BUDGET_USED)
+                    self._end.ask(BUDGET_USED)
                 socket, self._first = self._first, None
                 try:
                     socket = socket or await self._connector.join_call(endpoint, call_id)
                 except MintError as error:
                     failures += 1
                     unknown = unknown + 1 if error.status in NO_SUCH_CALL else 0
+                    may_be_over = unknown > 0
                     # One 404 may come of a fault at Azure, while the call goes on.
-                    if unknown >= _UNKNOWN_TIMES and (self._joins or self._now_s() >= known_by_s):
+                    if unknown >= _UNKNOWN_TIMES and (self._joins or self._now_s() >= self._known_by_s):
                         return self._note_unknown()
                     if failures == len(_PAUSES_S) and not unknown:
                         about = {"outcome": error.outcome, "why": str(error)}
                         log.warning("sideband_refused", session_id=self._owner.session_id, **about)
                     continue
                 joined_s = self._now_s()
-                unknown = 0
+                unknown, may_be_over = 0, True
                 try:
-                    ending = await self._listen(socket)
+                    ending = await self._listen(socket, call_id)
                 finally:
+                    self._end.is_heard = False
+                    self._leave_sight(call_id)
                     self._page.left()
                     self._idle.leave(self._now_s())
                     self._answers.cut(lost=False)
@@ -228,22 +246,28 @@ class CallListener:
                     return ending
                 failures = failures + 1 if self._now_s() - joined_s < _STEADY_S else 1
                 log.info("sideband_broke", session_id=self._owner.session_id)
-            return self._over.result()
+            return self._end.over.result()
         finally:
             self._answers.aclose()
             self._memory.aclose()
             for task in self._tasks:
                 task.cancel()
             self._turns.flush()
+            if not may_be_over and self._usage is not None:
+                self._usage.went_on(call_id)
             if self._first is not None:
                 await self._first.aclose()
 
+    def _leave_sight(self, call_id: str) -> None:
+        if self._usage is not None:
+            self._usage.out_of_sight(call_id)
+
     def _note_unknown(self) -> Ending:
         """Azure does not know the call: it is over, or its client never connected."""
-        if self._joins:
+        if self._joins or self._was_heard:
             return CALL_OVER
         log.info("call_never_connected", session_id=self._owner.session_id)
-        self._hang_up(_NEVER_CONNECTED)
+        self._end.ask(_NEVER_CONNECTED)
         return _NEVER_CONNECTED
 
     def _refuse(self, refusal: Refuse) -> None:
@@ -255,18 +279,19 @@ class CallListener:
             self._tasks.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.error("call_failed", session_id=self._owner.session_id, error=type(error).__name__, exc_info=error)
-                self.end(Ending(INTERNAL, "the broker failed"))
+                self._end.stop(Ending(INTERNAL, "the broker failed"))
 
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(on_done)
 
-    async def _listen(self, socket: AzureSocket) -> Ending | None:
+    async def _listen(self, socket: AzureSocket, call_id: str) -> Ending | None:
         """Why listening is over; None where the connection ended and the call may go on."""
         self._joins += 1
+        self._end.is_heard = True
         self._idle.join(self._now_s())
-        if self._usage is not None and self._joins == 1:
-            self._usage.went_live(self._resource, "ga")
+        if self._usage is not None:
+            self._usage.went_live(self._resource, "ga", by=call_id)
         self._session.send(socket)
         self._memory.join(lambda event: socket.send(compact(event)))
         self._answers.begin("ga", lambda event: socket.send(compact(event)))
@@ -274,54 +299,48 @@ class CallListener:
             self._start(self._open(), "call-opening")
         self._page.joined()
         pinged_s = self._now_s()
-        while not self._over.done():
+        while not self._end.over.done():
             if self._confirm is not None:
                 await self._confirm()
-                if self._over.done():
+                if self._end.over.done():
                     break
             now_s = self._now_s()
             self._turns.tell_due(now_s)
+            self._end.look()
+            is_asked = self._end.is_asked
             if socket.frames:
                 self._handle(socket)
             elif self._session_over:
                 return CALL_OVER
             elif socket.failure is not None:
-                return None
-            elif not self._holds_place():
-                return _NO_PLACE
-            elif self._is_over(now_s):
+                return self._end.last
+            elif not is_asked and self._is_over(now_s):
                 self._farewell.take_back()
-                self._end_call(ENDED_BY_AGENT)
-            elif not self._is_ended and now_s >= self._until_s:
-                self._end_call(_TOO_LONG)
-            elif not self._is_ended and self._budget.is_due(now_s, self._idle.is_busy):
-                self._end_call(BUDGET_USED)
-            elif not self._is_ended and self._idle.is_idle(now_s, tool_since_s=self._tool_since_s):
-                self._end_call(_IDLE)
+                self._end.ask(ENDED_BY_AGENT)
+            elif not is_asked and now_s >= self._until_s:
+                self._end.ask(_TOO_LONG)
+            elif not is_asked and self._budget.is_due(now_s, self._idle.is_busy):
+                self._end.ask(BUDGET_USED)
+            elif not is_asked and self._idle.is_idle(now_s, tool_since_s=self._tool_since_s):
+                self._end.ask(_IDLE)
             elif now_s - pinged_s >= self._settings.ping_interval_s:
                 pinged_s = now_s
                 if not socket.ping():
-                    return None
+                    return self._end.last
             else:
                 frame = asyncio.ensure_future(socket.wait())
                 try:
-                    await asyncio.wait((frame, self._over), timeout=_CHECK_S, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait((frame, self._end.over), timeout=CHECK_S, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     frame.cancel()
                     await asyncio.wait((frame,))
-        return self._over.result()
+        return self._end.over.result()
 
     async def _open(self) -> None:
         """Tells what the memory knows; then the agent speaks first, where it does."""
         await self._memory.open()
         if (greeting := self._agent.greeting) and self._greets():
             self._answers.want("greeting", greeting_response(greeting, self._session.instructions))
-
-    def _end_call(self, ending: Ending) -> None:
-        """Hangs the call up; it is listened to until it is over, which Azure may take its time for."""
-        if not self._is_ended:
-            self._is_ended = True
-            self._hang_up(ending)
 
     def _handle(self, socket: AzureSocket) -> None:
         kind = event_type(text := socket.take())
@@ -336,8 +355,9 @@ class CallListener:
             event = None
         if not isinstance(event, dict):
             return
-        self._note_words(kind, event)
-        self._answers.azure_sent(event)
+        if self._end.last is None:  # otherwise nothing is done in the call any more
+            self._note_words(kind, event)
+            self._answers.azure_sent(event)
         self._clock.azure_sent(event, self._now_s(), reason=self._answers.sequencer.reason_of(event))
         if kind == "output_audio_buffer.started":
             turn = self._clock.began_to_sound(str(event.get("response_id")), self._now_s())
@@ -380,7 +400,9 @@ class CallListener:
             self._retries.begin_anew()
         if (failed := failed_answer(event)) is not None and not self._retries.is_barge_in(failed):
             heard = self._spoke or self._sounded == failed.response_id
-            answer = OpenAnswer(response=response, heard=heard) if self._page.is_heard else None
+            answer = (
+                OpenAnswer(response=response, heard=heard) if self._page.is_heard and self._end.last is None else None
+            )
             asks = self._retries.remedy(failed, answer).asks
             self._relay.count_failed_answer(failed, self.counters, resource=self._resource)
             log_failed_answer(failed, self._owner, self._agent.id, asked_again=asks)
@@ -427,7 +449,7 @@ class CallListener:
         if name == "handoff" and agent_id in self._agent.handoff_ids and self._page.is_heard:
             # A voice can't change in a call: the page takes a new plan, with the other agent.
             self._page.tell("broker.agent.switch", agent_id=agent_id)
-            return ToolOutput("The talk is being handed over. Say one short sentence about it, and no more.", ok=True)
+            return HANDED_OVER
         if name != "end_talk":
             return ToolOutput("This can't be done in this call. Go on yourself.", ok=False)
         self._farewell.ask(call_id)

@@ -6,7 +6,6 @@ taken over, with what is left of their time.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ import structlog
 from strategies.base import SessionSpec
 from strategies.endpoint import is_live_endpoint
 from strategies.session_model.live_session import delegates_to_responses
+from token_broker.calls.call_end import NO_PLACE
 from token_broker.calls.call_row import MADE, CallName, TakenCall
 from token_broker.calls.followed_calls import SharedEvents
 from token_broker.calls.leases import CallLeases
@@ -29,7 +29,7 @@ from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.watchdog import BUDGET_USED
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import Owner
-from token_broker.server.close_codes import CALL_OVER, DONE, DRAINING, Ending
+from token_broker.server.close_codes import CALL_OVER, DONE, Ending
 from token_broker.server.drain import Drain
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.plans import TalkSpecs
@@ -50,7 +50,6 @@ _ERASED = Ending(DONE, "its session was erased", ends_talk=True, outcome="blocke
 _BLOCKED = Ending(DONE, "the operator has blocked its session or its user", ends_talk=True, outcome="blocked")
 _BY_OUTCOME = {ending.outcome: ending for ending in (_BLOCKED, _HUNG_UP, _REPLACED, BUDGET_USED)}
 _PLACE_KEPT_S = 600.0  # beyond the longest time of a call, whose end gives its place back
-_LAST_HANG_UP_S = 4.0  # before the drain goes on
 
 
 class HangUp(Protocol):
@@ -67,7 +66,7 @@ class _Watched:
     usage: TalkUsage
     task: "asyncio.Task[None] | None" = None
     ending: Ending | None = None  # why we have ended it
-    is_told: bool = False  # level and ledger know that it is over
+    is_over: bool = False  # Azure has hung it up, or it is not listened to any more
 
 
 class WatchedCalls:
@@ -124,46 +123,45 @@ class WatchedCalls:
         joined: AzureSocket | None = None,
         transport: str = "webrtc_relay",
         limit_key: str = "",
-        lasts_s: float | None = None,
-        unheard_s: float | None = None,
+        taken: TakenCall | None = None,
     ) -> None:
         """Joins the call with Azure's id `call_id`, unless it is `joined`; `spec` is the agent's session.
 
-        `lasts_s` is what is left of the longest time of a call that another process held before, `unheard_s` for how
-        long nobody has counted its time.
+        `taken` is what the store says of a call that another process held before.
         """
-        is_new = lasts_s is None
         longest_s = self._level.left_s(owner, self._parts.settings.max_talk_s)
         for other_id, other in list(self._calls.items()):
             of_talk = other.owner.talk_id == owner.talk_id and other.owner.session_id == owner.session_id
-            if is_new and of_talk and other_id != call_id:
+            if taken is None and of_talk and other_id != call_id:
                 self.end(other_id, _REPLACED)
         is_live = is_live_endpoint(endpoint)
         dialect = "live" if is_live else "ga"
         usage = self._ledger.open(owner, agent_id=agent.id, transport=transport, dialect=dialect, seen=True)
         usage.expect(resource, dialect)
-        if unheard_s is not None:
-            usage.went_live(resource, dialect, unheard_s=unheard_s)
+        if taken is not None and taken.unheard_s is not None:
+            usage.went_live(resource, dialect, by=call_id, unheard_s=taken.unheard_s, lost_s=taken.lost_s)
         page = self.streams.of(owner.session_id, call_id)
         about: dict[str, Any] = {
             "owner": owner,
             "agent": agent,
             "resource": resource,
-            "lasts_s": longest_s if lasts_s is None else lasts_s,
+            "lasts_s": longest_s if taken is None else taken.row.lasts_s,
             "hang_up": partial(self.end, call_id),
             "holds_place": partial(self._limits.keeps, call_id),
-            "greets": partial(self._level.greets, owner.talk_id) if is_new else lambda: False,
+            "greets": partial(self._level.greets, owner.talk_id) if taken is None else lambda: False,
             "page": page,
             "confirm": None if self._leases is None else self._leases.confirm,
             "usage": usage,
             "transport": transport,
+            "age_s": 0.0 if taken is None else taken.age_s,
+            "was_heard": taken is not None and taken.was_heard,
         }
         listener: CallListener | LiveListener
         if is_live:
             backend = delegates_to_responses(spec)
             listener = LiveListener(self._parts, self._sidebands, **about, backend=backend)
         else:
-            listener = CallListener(self._parts, **about, spec=spec, joined=joined, is_new=is_new)
+            listener = CallListener(self._parts, **about, spec=spec, joined=joined, is_new=taken is None)
         call = _Watched(owner, endpoint, listener, usage)
         self._calls[call_id] = call
         self._level.begin(owner)
@@ -180,11 +178,10 @@ class WatchedCalls:
                 holding = asyncio.create_task(hold, name="call-budget")
             try:
                 ending = await listener.run(endpoint, call_id)
-                if ending.code == DRAINING:
-                    await self._hang_up_now(call, call_id)
                 if ending is CALL_OVER and self._leases is not None:
                     self._leases.over((endpoint, call_id))
-                if ending.code == DONE:  # otherwise the call may go on unheard, and keeps its place
+                # Otherwise the call may go on unheard, and keeps its place; or it is another one of the same id.
+                if ending.code == DONE and self._calls.get(call_id) is call:
                     self._limits.end(call_id)
                 ending = call.ending or ending
                 log.info("call_heard", reason=ending.reason, turns=listener.counters.turns)
@@ -197,6 +194,7 @@ class WatchedCalls:
                     del self._parts.counters.listened[call_id]
                 self._drain.remove(listener)
                 self._parts.counters.add(listener.counters)
+                usage.end(ending.outcome, by=call_id)
                 self._end_talk(call, ending)
                 if listener.counters.turns:
                     self._on_ended(owner, agent.id)
@@ -204,9 +202,9 @@ class WatchedCalls:
         call.task = asyncio.create_task(run(), name="talk-sideband")
 
     def owner_of(self, call_id: str) -> Owner | None:
-        """Whose call of that id this process listens to; None where it listens to no such call."""
+        """Whose call of that id this process listens to; None where it listens to no such call that goes on."""
         call = self._calls.get(call_id)
-        return None if call is None else call.owner
+        return None if call is None or call.is_over else call.owner
 
     def live_call(self, call_id: str, owner: Owner) -> LiveListener | None:
         """The owner's session with GPT-Live of that id, where this process listens to it."""
@@ -242,8 +240,8 @@ class WatchedCalls:
         log.info("call_taken", session_id=row.owner.session_id, epoch=found.epoch, left_s=round(row.lasts_s, 1))
         self._limits.hold(row.limit_key, row.call_id, for_s=max(0.0, row.lasts_s) + _PLACE_KEPT_S)
         agent = self._parts.agents.get(row.agent_id)
-        if found.state == MADE or found.ending is not None or agent is None:
-            why = "its client never had its answer" if found.state == MADE else found.ending or "its agent is gone"
+        if found.state == MADE or agent is None:
+            why = "its client never had its answer" if found.state == MADE else "its agent is gone"
             self._hang_up(row.endpoint, row.call_id, row.owner, why=why)
         else:
             self._start(self._watch_taken(found, agent), "call-taken")
@@ -260,7 +258,7 @@ class WatchedCalls:
         """Somebody wants this call of ours to end, at another process."""
         row = found.row
         if row.call_id in self._calls:
-            self.end(row.call_id, _BY_OUTCOME.get(found.ending or "", _HUNG_UP))
+            self.end(row.call_id, _wanted(found))
         else:
             self._hang_up(row.endpoint, row.call_id, row.owner, why=found.ending or "it has ended")
 
@@ -302,23 +300,16 @@ class WatchedCalls:
             resource=row.resource,
             transport=row.transport,
             limit_key=row.limit_key,
-            lasts_s=row.lasts_s,
-            unheard_s=found.unheard_s,
+            taken=found,
         )
-        if found.read_for_s:
+        if found.ending is not None:
+            self.end(row.call_id, _wanted(found))
+        elif found.read_for_s:
             self.read_elsewhere(found)
 
     async def _claim_and_hang_up(self, leases: CallLeases, call: _Watched, call_id: str, ending: Ending) -> None:
         if await leases.claim_end((call.endpoint, call_id), ending.outcome):
             self._hang_up(call.endpoint, call_id, call.owner, why=ending.reason)
-
-    async def _hang_up_now(self, call: _Watched, call_id: str) -> None:
-        """Hangs up, and waits a moment for it: this process is about to end, and no other takes the call."""
-        self._hang_up(call.endpoint, call_id, call.owner, why="the broker is going away")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_HANG_UP_S):
-                while self._limits.keeps(call_id):  # noqa: ASYNC110  # it has no event
-                    await asyncio.sleep(0.05)
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
@@ -329,8 +320,19 @@ class WatchedCalls:
         """The client has hung this call up: its talk is over, unless it goes on over another connection."""
         if (call := self._calls.get(call_id)) is not None:
             call.ending = call.ending or _HUNG_UP
-            self._end_talk(call, call.ending)
-            call.listener.end(call.ending)
+            self.ended_at_azure(call_id, went_on=False)
+
+    def ended_at_azure(self, call_id: str, went_on: bool) -> None:
+        """Azure has hung this call up: what it had sent before is heard still, for a moment.
+
+        `went_on`: the call is known to have gone on until then.
+        """
+        if (call := self._calls.get(call_id)) is not None:
+            if went_on:
+                call.usage.went_on(call_id)
+            call.listener.hung_up(call.ending or NO_PLACE)
+            if call.ending is not None:
+                self._end_talk(call, call.ending)
 
     def end_session(self, owner: Owner) -> None:
         """Ends the calls of an erased session of `owner`: no turn of them could be kept any more."""
@@ -345,9 +347,8 @@ class WatchedCalls:
                 self.end(call_id, _BLOCKED)
 
     def _end_talk(self, call: _Watched, ending: Ending) -> None:
-        if not call.is_told:
-            call.is_told = True
-            call.usage.end(ending.outcome)
+        if not call.is_over:
+            call.is_over = True
             if ending is _MOVED:
                 return  # the talk goes on, and its new holder says so
             # A call that ends without our doing may be a page that was reloaded: its talk goes on.
@@ -360,3 +361,9 @@ class WatchedCalls:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+
+
+def _wanted(found: TakenCall) -> Ending:
+    """The end that somebody wants, here or elsewhere."""
+    outcome = found.ending or _HUNG_UP.outcome
+    return _BY_OUTCOME.get(outcome) or Ending(DONE, "its end was wanted before", ends_talk=True, outcome=outcome)

@@ -134,7 +134,7 @@ class TalkLive:
 
 @dataclass(frozen=True, slots=True)
 class TalkEnded:
-    """A proxied talk has ended; `code` is its close code."""
+    """A proxied talk has ended; `code` is its close code. Tokens are None where they are unknown."""
 
     session_id: str
     agent_id: str
@@ -144,8 +144,8 @@ class TalkEnded:
     duration_s: float
     correlation_id: str
     turns: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
+    input_tokens: int | None = 0
+    output_tokens: int | None = 0
     turn_latencies_ms: tuple[float, ...] = ()  # of its latest turns, in their order
     trace: TraceContext | None = None
 

@@ -212,19 +212,21 @@ class SpanMaker:
             context=self._parent(event.trace),
             kind=self._client,
             start_time=end_ns - _ns(event.duration_s),
-            attributes={
-                **_PROVIDER,
-                "gen_ai.operation.name": "invoke_agent",
-                "gen_ai.output.type": "speech",
-                "gen_ai.request.model": event.model,
-                "gen_ai.agent.id": event.agent_id,
-                "gen_ai.conversation.id": event.session_id,
-                "gen_ai.usage.input_tokens": event.input_tokens,
-                "gen_ai.usage.output_tokens": event.output_tokens,
-                "token_broker.turns": event.turns,
-                "token_broker.close_code": event.code,
-                "token_broker.correlation_id": event.correlation_id,
-            },
+            attributes=_known(
+                {
+                    **_PROVIDER,
+                    "gen_ai.operation.name": "invoke_agent",
+                    "gen_ai.output.type": "speech",
+                    "gen_ai.request.model": event.model,
+                    "gen_ai.agent.id": event.agent_id,
+                    "gen_ai.conversation.id": event.session_id,
+                    "gen_ai.usage.input_tokens": event.input_tokens,
+                    "gen_ai.usage.output_tokens": event.output_tokens,
+                    "token_broker.turns": event.turns,
+                    "token_broker.close_code": event.code,
+                    "token_broker.correlation_id": event.correlation_id,
+                }
+            ),
         )
         if event.turn_latencies_ms:
             span.set_attribute("token_broker.turn_latencies_ms", event.turn_latencies_ms)

@@ -49,6 +49,7 @@ from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolRunner
 from token_broker.usage.budgets import Leash
 from token_broker.usage.ledger import UsageLedger
+from token_broker.usage.talk_usage import TalkUsage
 from token_broker.web.middleware import not_found
 from token_broker.web.requests import Problem, correlation_id, problem_response, refuse_socket
 
@@ -321,6 +322,7 @@ class VoiceRelay:
         else:
             self._talks.add(talk)
         self._drain.add(talk)
+        used = talk.counters.usage
         ending = GOING_AWAY  # what counts if the server cancels this task before the talk ends by itself
         began_s = time.monotonic()
         bind_ids(session_id=owner.session_id)
@@ -340,7 +342,7 @@ class VoiceRelay:
                 failed_transcriptions=talk.counters.failed_transcriptions,
                 failed_answers=talk.counters.failed_answers,
                 tool_calls=talk.counters.tool_calls,
-                usage=talk.counters.usage.snapshot(),
+                usage=used.snapshot() if _is_known(talk, usage) else None,
                 transcription=talk.counters.transcription.snapshot(),
             )
         finally:
@@ -362,12 +364,17 @@ class VoiceRelay:
                     duration_s=time.monotonic() - began_s,
                     correlation_id=correlation_id(scope),
                     turns=talk.counters.turns,
-                    input_tokens=talk.counters.usage.input_tokens,
-                    output_tokens=talk.counters.usage.output_tokens,
+                    input_tokens=used.input_tokens if _is_known(talk, usage) else None,
+                    output_tokens=used.output_tokens if _is_known(talk, usage) else None,
                     turn_latencies_ms=tuple(talk.turn_latencies_ms),
                     trace=scope.get("state", {}).get("trace"),
                 )
             )
+
+
+def _is_known(talk: Talk | MediaTalk | LiveTalk, usage: TalkUsage) -> bool:
+    """Whether the talk's tokens are known: Azure may tell its page alone, and GPT-Live itself bills seconds."""
+    return talk.counters.usage.responses > 0 or (usage.is_measured and not isinstance(talk, LiveTalk))
 
 
 async def websocket_not_found(scope: Scope, receive: Receive, send: Send) -> None:

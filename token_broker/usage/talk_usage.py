@@ -14,6 +14,7 @@ __all__ = ["LEAST_ANSWER_TOKENS", "MOVED", "CountedReport", "TalkUsage", "UsageR
 LEAST_ANSWER_TOKENS = 4096
 """What an answer is taken to have cost whose usage nobody knows, unless the talk had a larger one."""
 
+_ANSWER_US = 1_000_000  # who misses less has heard an answer's beginning, or its end
 _BILLED_BY_TIME = "live"  # GPT-Live's dialect
 _MOST_BILLED_S = 604_800.0
 _KEPT = 10_000  # ids of answers and items: more than a talk of two hours has
@@ -93,6 +94,9 @@ class TalkUsage:
     `seen` is false where the broker does not hear the talk: then its seconds and tokens are unknown. `changed` is
     called where something should be written soon, `on_answer` where an answer has ended, `on_closed` at the end. A call
     `may_move`: another replica may hear the same answers, so each is claimed in the store (`unclaimed`).
+
+    A call goes on without its sideband, or has ended with it. So the time in which no call of the talk is in sight
+    counts only once the call is heard again, or is known to have gone on.
     """
 
     def __init__(
@@ -133,6 +137,9 @@ class TalkUsage:
         self._looked_s = 0.0
         self._unheard_since_s: float | None = None
         self._unheard_us = 0
+        self._calls: dict[str, bool] = {}  # by Azure's id: whether it is in sight
+        self._doubtful_since_s: float | None = None  # no call is in sight, and they may have ended
+        self._doubtful_us = 0
         self._begun = BoundedDict[str, UsageRow](_KEPT)  # answers under way
         self._counted = BoundedDict[str, None](_KEPT)
         self._billed = BoundedDict[str, int](_KEPT)  # milliseconds, by session of Azure's
@@ -189,14 +196,20 @@ class TalkUsage:
             self._row(resource, dialect)
             self._changed()
 
-    def went_live(self, resource: str, dialect: str, *, unheard_s: float | None = None) -> None:
+    def went_live(
+        self, resource: str, dialect: str, *, by: str = "", unheard_s: float | None = None, lost_s: float | None = None
+    ) -> None:
         """From now on the talk is at this resource: at its start, and whenever it has moved.
 
+        `by` is the call that is heard from now on, or again; empty for a talk over a socket.
         `unheard_s`: a call of another process, which went on for so long since that one wrote what was used.
+        `lost_s`: so long ago that process was last known to hold the call, which is not heard here yet.
         """
+        self.went_on(by)
         self.look()
         self.seen = self.hears
-        self._unheard_since_s = None
+        self._unheard_since_s = self._doubtful_since_s = None
+        self._doubtful_us = 0
         self._resource, self._dialect, self._looked_s = resource, dialect, self._clock.monotonic_s()
         row = self._row(resource, dialect)
         if self.seen and row.live_us is None:
@@ -204,7 +217,32 @@ class TalkUsage:
         if unheard_s:
             self._looked_s -= unheard_s
             row.is_exact = False
+        if by:
+            self._calls[by] = lost_s is None
+        if lost_s is not None and not any(self._calls.values()):
+            now_s = self._clock.monotonic_s()
+            self._doubtful_since_s = max(self._looked_s, now_s - lost_s)
+            self._count(self._doubtful_since_s)
         self._changed()
+
+    def out_of_sight(self, by: str) -> None:
+        """The call is not heard any more: it has ended, or its sideband has."""
+        if self._calls.get(by):
+            self.look()
+            self._calls[by] = False
+            if not any(self._calls.values()):
+                self._doubtful_since_s = self._looked_s
+
+    def went_on(self, by: str) -> None:
+        """The call has not ended until now, although it was out of sight: what it used meanwhile is unknown."""
+        if self._calls.get(by) is False:
+            self.look()
+            if self._resource is not None and self._doubtful_us > _ANSWER_US:
+                self._row(self._resource, self._dialect).is_exact = False
+            self._doubtful_since_s, self._doubtful_us = None, 0
+            self.look()
+            self._calls[by] = True
+            self.out_of_sight(by)
 
     def handed_over(self, agent_id: str) -> None:
         """From now on the talk is this agent's."""
@@ -223,22 +261,31 @@ class TalkUsage:
         now_s = self._clock.monotonic_s()
         if self._unheard_since_s is not None and self.observers > 0:
             self._unheard_us = round((now_s - self._unheard_since_s) * 1_000_000)
+        if self._doubtful_since_s is None:
+            self._count(now_s)
+        elif self.observers > 0:
+            self._doubtful_us = round((now_s - self._doubtful_since_s) * 1_000_000)
+
+    def _count(self, until_s: float) -> None:
         if self._resource is None:
             return
-        elapsed_us, self._looked_s = round((now_s - self._looked_s) * 1_000_000), now_s
+        elapsed_us, self._looked_s = round((until_s - self._looked_s) * 1_000_000), until_s
         if not self.seen:
             return
-        for day, part_us in split_by_day(self._clock.now_us(), elapsed_us):
+        until_us = self._clock.now_us() - round((self._clock.monotonic_s() - until_s) * 1_000_000)
+        for day, part_us in split_by_day(until_us, elapsed_us):
             row = self._row(self._resource, self._dialect, day)
             row.live_us = (row.live_us or 0) + part_us
             row.is_dirty = True
 
-    def end(self, how: str) -> None:
-        """An observer is done; with the last one the rows are closed. `how` is the first that was given.
+    def end(self, how: str, *, by: str = "") -> None:
+        """An observer is done, of the call `by`; with the last one the rows are closed. `how` is the first given.
 
         Who takes a call counts its time from the last row that was written on; what came after that is not kept here.
         """
         self.look()
+        self.out_of_sight(by)
+        self._calls.pop(by, None)
         self.observers -= 1
         self.ended = self.ended or how
         if self.observers <= 0 and self.ended == MOVED:
@@ -254,17 +301,20 @@ class TalkUsage:
                     self._note(key, row, None, is_answer=True)
             self._begun.clear()
         if self.observers <= 0:
+            self._doubtful_us = 0
             self.on_closed()
             self._closed(self)
 
     def spent(self, day: int) -> tuple[int, int]:
         """Milliseconds, rounded up, and tokens of that day. Answers of unknown cost count as the largest one.
 
-        A call that is not heard counts from its answer on.
+        A call that is not heard counts from its answer on, and one that is out of sight as if it went on.
         """
         rows = [row for row in self.rows if row.day == day]
         unknown = sum(row.unmeasured for row in rows) * self.largest_answer
         live_us = self._unheard_us if rows and not self.seen else sum(row.live_us or 0 for row in rows)
+        if rows and rows[-1] is self.rows[-1]:
+            live_us += self._doubtful_us
         return -(-live_us // 1000), sum(row.tokens for row in rows) + unknown
 
     def values(self, row: UsageRow) -> dict[str, Any]:

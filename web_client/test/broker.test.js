@@ -126,6 +126,15 @@ for (const [name, getToken] of [
   });
 }
 
+test("a getToken that never settles is a sign-in that is due", async (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  const outcome = signedIn(json({}), () => new Promise(() => {}));
+  await new Promise(setImmediate);
+  context.mock.timers.tick(120_000);
+  const { plan, sent } = await outcome;
+  assert.deepEqual([plan.code, sent], ["sign_in_required", []]);
+});
+
 test("a page's own backend can give the plan", async () => {
   const asked = [];
   const broker = new Broker("https://b.example", { getPlan: async ({ agentId }) => (asked.push(agentId), { session_id: "s" }) });

@@ -16,6 +16,7 @@
  * @property {(url: string | URL, init: RequestInit) => Promise<Response>} request  sends a request to the broker
  * @property {(signal: Signal) => void} onSignal
  * @property {(event: object) => void} [onEvent]  each event as it came
+ * @property {import("../events.js").Dialect} [dialect]  the Realtime API's without it
  * @property {(failure: Failure) => void} onDropped  called once, after `open` has resolved; the transport is closed by then
  *
  * @typedef {object} Transport
@@ -32,6 +33,9 @@
  * @property {number} [largestMessageBytes]  What the peer takes at once, where that is less than the broker does.
  * @property {boolean} reportsTurns  Whether the page must report turns, because the broker does not see them.
  * @property {boolean} switchesAgents  Whether `broker.agent.switch` is understood.
+ * @property {boolean} [isMeasured]  The broker tells how long the user waits for answers, and the page does not measure.
+ * @property {boolean} [noText]  Typed text is not taken.
+ * @property {boolean} [noImages]  Images are not taken.
  * @property {import("../call-events.js").CallName | null} [call]  of the call, where there is one whose name is known
  * @property {() => Promise<import("../talk-reporter.js").MediaStatistics | null>} [statistics]  How well the media travels.
  * @property {() => void} close  Closes at once; no callback is called after it.

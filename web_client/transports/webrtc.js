@@ -5,7 +5,7 @@
 
 import { within } from "../bounded.js";
 import { sessionHeaders } from "../broker.js";
-import { readFrame } from "../events.js";
+import { REALTIME } from "../events.js";
 import { Peer, SDP_TIMEOUT_MS, tooSlow } from "./peer.js";
 import { failure } from "./transport.js";
 
@@ -24,6 +24,7 @@ export class WebRtcTransport {
   reportsTurns = true;
   switchesAgents = false;
   #context;
+  #dialect;
   #exchange;
   #peer;
   #open = false;
@@ -38,11 +39,12 @@ export class WebRtcTransport {
    */
   constructor(context) {
     this.#context = context;
+    this.#dialect = context.dialect ?? REALTIME;
     this.#exchange = context.connection.transport === "webrtc_relay" ? relayExchange(context) : directExchange(context);
     this.#peer = new Peer({
       audio: context.audio,
       label: CHANNEL_LABEL,
-      onMessage: (data) => this.#handle(data),
+      onMessage: (data) => this.#dialect.read(data, context.onEvent, (signal) => this.#take(signal)),
       onLost: (reason) => this.#drop(reason),
     });
   }
@@ -66,9 +68,11 @@ export class WebRtcTransport {
 
   /** @param {object} event */
   send(event) {
-    this.#peer.send(event);
+    const written = this.#dialect.write(event);
+    if (written) this.#peer.send(written);
   }
 
+  /** @returns {Promise<import("./transport.js").Cut[] | null>} */
   async interrupt() {
     this.#peer.muteAnswer();
     this.send({ type: "response.cancel" });
@@ -76,6 +80,7 @@ export class WebRtcTransport {
     return null;
   }
 
+  /** @returns {Promise<import("./transport.js").Cut[] | null>} */
   async yieldToUser() {
     this.#peer.muteAnswer();
     return null;
@@ -93,6 +98,7 @@ export class WebRtcTransport {
   close() {
     if (this.#closed) return;
     this.#closed = true;
+    this.#dialect.close();
     this.#peer.close();
     this.#hangUp();
   }
@@ -104,10 +110,9 @@ export class WebRtcTransport {
     this.#context.onDropped(reason);
   }
 
-  /** @param {unknown} data */
-  #handle(data) {
-    const signal = readFrame(data, this.#context.onEvent);
-    if (!signal || signal.kind === "ready") return;
+  /** @param {import("../events.js").Signal} signal */
+  #take(signal) {
+    if (signal.kind === "ready") return;
     if (signal.kind === "playback_started" || signal.kind === "playback_stopped") this.#peer.unmuteAnswer();
     this.#context.onSignal(signal);
   }

@@ -3,9 +3,9 @@
  * the same events, with the audio in them.
  */
 
-import { appendFrame, decodePcm16 } from "../audio/pcm.js";
+import { decodePcm16 } from "../audio/pcm.js";
 import { within } from "../bounded.js";
-import { readFrame, truncateEvent } from "../events.js";
+import { REALTIME, truncateEvent } from "../events.js";
 import { EXPIRED, NETWORK, failureOf } from "./close-codes.js";
 import { failure } from "./transport.js";
 
@@ -27,6 +27,7 @@ export class WebSocketTransport {
   reportsTurns;
   switchesAgents;
   #context;
+  #dialect;
   /** @type {WebSocket | null} */
   #socket = null;
   #open = false;
@@ -45,6 +46,7 @@ export class WebSocketTransport {
   /** @param {TransportContext} context */
   constructor(context) {
     this.#context = context;
+    this.#dialect = context.dialect ?? REALTIME;
     this.switchesAgents = context.connection.transport === "websocket_proxy";
     this.reportsTurns = !this.switchesAgents;
   }
@@ -55,9 +57,11 @@ export class WebSocketTransport {
     const socket = new WebSocket(connection.url, connection.protocols);
     this.#socket = socket;
     const ready = new Promise((/** @type {(value: void) => void} */ resolve, reject) => {
-      socket.onmessage = ({ data }) => {
-        if (this.#handle(data)?.kind === "ready") resolve();
+      const take = (/** @type {Signal} */ signal) => {
+        this.#take(signal);
+        if (signal.kind === "ready") resolve();
       };
+      socket.onmessage = ({ data }) => this.#dialect.read(data, this.#context.onEvent, take);
       socket.onclose = (close) => {
         const reason = failureOf(close);
         reject(failure(reason.code, reason.message, reason));
@@ -73,7 +77,8 @@ export class WebSocketTransport {
 
   /** @param {object} event */
   send(event) {
-    if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(event));
+    const written = this.#dialect.write(event);
+    if (written && this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(written));
   }
 
   async interrupt() {
@@ -97,6 +102,7 @@ export class WebSocketTransport {
   close() {
     if (this.#closed) return;
     this.#closed = true;
+    this.#dialect.close();
     const { audio } = this.#context;
     if (this.#open) audio.stopCapture();
     audio.stopPlayback();
@@ -111,7 +117,7 @@ export class WebSocketTransport {
    * @param {Int16Array[]} chunks
    */
   #handOver(chunks) {
-    for (const chunk of chunks) this.#socket?.send(appendFrame(chunk));
+    for (const chunk of chunks) this.#socket?.send(this.#dialect.append(chunk));
     this.#allowedBytes += this.#socket?.bufferedAmount ?? 0;
   }
 
@@ -125,23 +131,16 @@ export class WebSocketTransport {
       return this.#resuming === "no" ? this.#drop(NETWORK) : undefined;
     }
     if (this.#resuming === "was") this.#resuming = "no";
-    this.#socket.send(appendFrame(chunk));
+    this.#socket.send(this.#dialect.append(chunk));
   }
 
-  /**
-   * @param {unknown} data
-   * @returns {Signal | null}
-   */
-  #handle(data) {
-    const signal = readFrame(data, this.#context.onEvent);
-    if (!signal) return null;
+  /** @param {Signal} signal */
+  #take(signal) {
     switch (signal.kind) {
       case "audio":
-        this.#play(signal);
-        return signal;
+        return this.#play(signal);
       case "audio_done":
-        this.#context.audio.finish(signal.itemId);
-        return signal;
+        return this.#context.audio.finish(signal.itemId);
       case "response_started":
         this.#responseId = signal.responseId;
         break;
@@ -158,14 +157,12 @@ export class WebSocketTransport {
         this.#finishAnswer();
         break;
       case "session_expired":
-        this.#drop(EXPIRED);
-        return signal;
+        return this.#drop(EXPIRED);
       case "transcript_delta":
       case "transcript_done":
-        if (signal.responseId && this.#cancelled.has(signal.responseId) && signal.kind === "transcript_delta") return signal;
+        if (signal.responseId && this.#cancelled.has(signal.responseId) && signal.kind === "transcript_delta") return;
     }
     this.#context.onSignal(signal);
-    return signal;
   }
 
   /** @param {Extract<Signal, {kind: "audio"}>} signal */

@@ -1,6 +1,7 @@
 """A real, headless Chromium, driven over its DevTools protocol.
 
-It is found by `CHROMIUM`, on the path, or where Playwright keeps its own; else Playwright's is installed.
+It is found by `CHROMIUM`, on the path, or where Playwright keeps its own; else Playwright's is installed. First comes
+the headless shell: the engine without the windows around it, whose processes cost twice the CPU of the pages.
 """
 
 import base64
@@ -23,7 +24,7 @@ from tests.web.support.page import ScriptPage, find, waiting
 
 __all__ = ["Browser", "Page", "ScriptError", "find_chromium", "open_browser", "run_chromium"]
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PLAYWRIGHT = "playwright-core@1.65.1"
 START_TIMEOUT_S = 30
 HOW_TO = (
@@ -184,6 +185,8 @@ class Browser:
         async with connect(url, max_size=2**28, compression=None) as socket:
             connection = Connection(socket)
             try:
+                # The headless shell answers prompts as the other does, but says of the permission that it is not given.
+                await connection.call("Browser.grantPermissions", permissions=["audioCapture"])
                 yield cls(connection)
             finally:
                 await connection.close()

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -38,7 +38,8 @@ class FakeBroker:
     transports: tuple[str, ...] = (DIRECT, RELAY, PROXY)
     ephemeral_token: str = "ek_fake"
     webrtc_expires_in_s: int = 59
-    token_answers: list[int | str] = field(default_factory=list)  # statuses, "hang" or "poor"; then a good plan
+    # Statuses, "hang", "poor", or a sign-in as "redirect" or "page"; then a good plan.
+    token_answers: list[int | str] = field(default_factory=list)
     sdp_answers: list[int | str] = field(default_factory=list)  # statuses, "hang", "blocked" or "nonsense"; then 201
     relay_answers: list[int | str] = field(default_factory=list)
     socket_closes: list[int | str] = field(default_factory=list)  # close codes before ready, or "hang"; then ready
@@ -48,6 +49,7 @@ class FakeBroker:
     call_channel: Literal["client's", "own", "none"] = "client's"  # of Voice Live's calls
     dialect: str = "preview"
     extra_page: str = ""
+    extra_headers: dict[str, str] = field(default_factory=dict)  # the extra page's
     extra_files: dict[str, str] = field(default_factory=dict)  # scripts, by their paths
     built: Path | None = None  # a built page's folder, which is at /built/
     policy: str = ""  # the built page's; BROKER stands for the fake's address without its scheme
@@ -163,7 +165,7 @@ class FakeBroker:
         return JSONResponse(self.health, 200 if self.health else 500)
 
     async def extra(self, request: Request) -> Response:
-        return HTMLResponse(self.extra_page)
+        return HTMLResponse(self.extra_page, headers=self.extra_headers)
 
     async def extra_file(self, request: Request) -> Response:
         found = self.extra_files.get(request.url.path)
@@ -232,6 +234,10 @@ async def _next(answers: list[int | str]) -> Response | None:
     if answer == "hang":
         await asyncio.sleep(_HANG_S)
         return Response(status_code=504)
+    if answer == "redirect":
+        return RedirectResponse("https://login.example/authorize")
+    if answer == "page":
+        return HTMLResponse("<!doctype html><title>Sign in</title>")
     problem = {"code": f"fake_{answer}", "detail": f"The fake was told to answer {answer}."}
     return JSONResponse(problem, int(answer), {"Access-Control-Allow-Origin": "*"}) if int(answer) >= 300 else None
 

@@ -87,7 +87,7 @@ _VERSION_TABLE = """CREATE TABLE alembic_version (
 ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
 ERASED = 1  # the epoch of a tombstone without turns
 
-SCHEMA_REVISION = "0011"  # the newest of migrations/versions
+SCHEMA_REVISION = "0012"  # the newest of migrations/versions
 
 metadata = MetaData()
 sessions = Table(
@@ -433,6 +433,7 @@ calls = Table(
     Column("lease_until_us", BigInteger, nullable=False),  # from then on another may take it
     Column("lease_epoch", BigInteger, nullable=False),
     Column("read_until_us", BigInteger),  # until then a page reads its events at another replica
+    Column("over_at_us", BigInteger),  # a replica hung it up then; its holder makes it end
     Index("calls_by_lease", "state", "lease_until_us"),
     Index("calls_by_session", "session_id"),
     Index("calls_by_name", "call_id"),

@@ -11,9 +11,12 @@ from token_broker.security.tokens import Owner
 from token_broker.sessions.agent import Agent
 from token_broker.tools.runner import ToolCall, ToolOutput, ToolRunner
 
-__all__ = ["AgentCalls", "RunsBuiltin"]
+__all__ = ["HANDED_OVER", "AgentCalls", "RunsBuiltin"]
 
 log = structlog.get_logger("token_broker.relay")
+
+HANDED_OVER = ToolOutput("The talk is being handed over. Say one short sentence about it, and no more.", ok=True)
+"""What the model is told where its page takes a new plan with another agent."""
 
 RunsBuiltin = Callable[[str, str, str], Awaitable[ToolOutput]]
 """Runs a built-in tool that changes the talk itself, by its name, its arguments and the call's id."""

@@ -28,6 +28,7 @@ class LiveFace(Protocol):
     def error(self, refusal: Refused, *, retryable: bool = False) -> str: ...
     def called(self, tool: Tell) -> str | None: ...
     def answered(self, turn: TurnLatency) -> str | None: ...
+    def switching(self, agent_id: str) -> str | None: ...
     def resuming(self, reason: str) -> str | None: ...
     def resumed(self, upstream: LiveUpstream) -> str | None: ...
     def farewell(self, ending: Ending) -> tuple[Ending, str | None]: ...
@@ -61,6 +62,9 @@ class ProxyFace:
 
     def answered(self, turn: TurnLatency) -> str | None:
         return broker_event("broker.latency", **turn.fields)
+
+    def switching(self, agent_id: str) -> str | None:
+        return broker_event("broker.agent.switch", agent_id=agent_id)
 
     def resuming(self, reason: str) -> str | None:
         return broker_event("broker.resuming", reason=reason)
@@ -96,6 +100,11 @@ class CompatFace:
     def answered(self, turn: TurnLatency) -> str | None:
         """None: an official client measures for itself, if at all."""
         del turn
+        return None
+
+    def switching(self, agent_id: str) -> str | None:
+        """None: an official client has no plans, of which it could take another one."""
+        del agent_id
         return None
 
     def resuming(self, reason: str) -> str | None:

@@ -14,7 +14,7 @@ import structlog
 from strategies.errors import MalformedError, TransientError
 from strategies.session_model.live_session import delegates_to_responses
 from token_broker.relay.answers.actions import Tell
-from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.agent_calls import HANDED_OVER, AgentCalls
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT
 from token_broker.relay.answers.turn_clock import TurnLatency
 from token_broker.relay.azure.route import NoUpstreamError
@@ -404,7 +404,12 @@ class LiveTalk:
         return tell
 
     async def _run_builtin(self, name: str, arguments: str, call_id: str) -> ToolOutput:
-        del arguments, call_id
+        del call_id
+        agent_id = (event_of(arguments) or {}).get("agent_id")
+        named = agent_id if isinstance(agent_id, str) and agent_id in self._agent.handoff_ids else None
+        if name == "handoff" and named is not None and (told := self._face.switching(named)) is not None:
+            self._tell(told)  # a session of GPT-Live's keeps its instructions and voice: the page takes a new plan
+            return HANDED_OVER
         if name != "end_talk":
             return ToolOutput("This can't be done in this talk. Go on yourself.", ok=False)
         self._goodbye.ask(self._loop.time())

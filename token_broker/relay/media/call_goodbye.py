@@ -20,7 +20,8 @@ class CallGoodbye:
         self._farewell = Farewell()
         self._said_in = self._called_in = ""
         self._spoke = False
-        self._plays_until_s = 0.0
+        self.plays_until_s = 0.0
+        """When the words that were said have been spoken, as far as can be reckoned."""
         self._asked_s: float | None = None
 
     def called(self, response_id: str) -> None:
@@ -32,7 +33,7 @@ class CallGoodbye:
         chars = len(words) if isinstance(words, str) else 0
         self._said_in = response_id
         self._spoke = self._spoke or (self._asked_s is not None and chars > 0)
-        self._plays_until_s = now_s + min(_LONGEST_S, chars / _CHARS_A_SECOND)
+        self.plays_until_s = now_s + min(_LONGEST_S, chars / _CHARS_A_SECOND)
 
     def ask(self, call_id: str, now_s: float) -> None:
         """The model has called `end_talk`."""
@@ -55,6 +56,4 @@ class CallGoodbye:
         unheard = self._asked_s is not None and now_s - self._asked_s >= _UNHEARD_S
         if not self._spoke and not unheard:
             return False
-        return self._farewell.is_over(
-            now_s, batches, answering=answering, spoke=True, plays_until_s=self._plays_until_s
-        )
+        return self._farewell.is_over(now_s, batches, answering=answering, spoke=True, plays_until_s=self.plays_until_s)

@@ -18,7 +18,7 @@ from strategies.session_model.running_session import agents_session
 from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.adapters import Answered, ToAzure
 from token_broker.relay.answers.actions import Refuse, Tell
-from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.agent_calls import HANDED_OVER, AgentCalls
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, keys_of
 from token_broker.relay.answers.greeting import greeting_response
 from token_broker.relay.answers.sequencer import ACTIVE_ALREADY, AnswerSequencer
@@ -462,7 +462,7 @@ class MediaTalk:
         agent_id = (event_of(arguments) or {}).get("agent_id")
         if name == "handoff" and isinstance(agent_id, str) and agent_id in self._agent.handoff_ids:
             self._tell(self._adapter.switching(agent_id))  # a voice can't change in a call
-            return ToolOutput("The talk is being handed over. Say one short sentence about it, and no more.", ok=True)
+            return HANDED_OVER
         return ToolOutput("This can't be done in this call. Go on yourself.", ok=False)
 
     async def _greet(self) -> None:
@@ -552,7 +552,7 @@ class MediaTalk:
             self._ticker = self._loop.call_later(self._tick_s, self._tick)
 
     def _snapshot(self, upstream: UpstreamConnection, now_s: float) -> Snapshot:
-        acting = self._answers.sequencer.calls.is_acting
+        acting = self._answers.sequencer.calls.is_acting or now_s < self._goodbye.plays_until_s
         return Snapshot(
             frames_from_client=self.counters.to_azure_frames,
             frames_to_client=self.counters.to_client_frames,

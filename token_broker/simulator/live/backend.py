@@ -13,9 +13,9 @@ Emit = Callable[..., None]
 
 @dataclass(slots=True)
 class Delegated:
-    """Work that was given away, and the calls of it that wait for their outputs."""
+    """Work that was given away, and the calls of it that wait for their outputs. Without an id it is nobody's."""
 
-    id: str
+    id: str | None
     response_id: str | None
     waiting: set[str] = field(default_factory=set)
 
@@ -26,6 +26,7 @@ class PendingDelegations:
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
         self._known: dict[str, Delegated] = {}
+        self._written: list[str] = []  # by the user, until a response takes it
         self._given: dict[str, str] = {}
         """Outputs by call, until a response takes them."""
 
@@ -42,15 +43,15 @@ class PendingDelegations:
 
     def to_client(self, offset_ms: int) -> None:
         """The application gets the work: it is told that there is some, and has heard what it is."""
-        work = Delegated(_new("dlg"), None)
-        self._known[work.id] = work
-        stated = {"id": work.id, "type": "delegation", "target": "client"}
+        delegation_id = _new("dlg")
+        self._known[delegation_id] = Delegated(delegation_id, None)
+        stated = {"id": delegation_id, "type": "delegation", "target": "client"}
         self._emit("session.delegation.created", delegation=stated, offset_ms=offset_ms)
 
     def to_backend(self, calls: list[PlannedCall], offset_ms: int) -> None:
         """The backend gets the work, and calls these functions first."""
-        work = Delegated(_new("dlg"), _new("resp"))
-        self._known[work.id] = work
+        delegation_id = _new("dlg")
+        work = self._known[delegation_id] = Delegated(delegation_id, _new("resp"))
         stated = {"id": work.id, "type": "delegation", "target": "responses", "response_id": work.response_id}
         self._emit("session.delegation.created", delegation=stated, offset_ms=offset_ms)
         self._tell(work, "response.created", response=_response(work, "in_progress"))
@@ -78,21 +79,30 @@ class PendingDelegations:
             raise InvalidRequest(INVALID_VALUE, f"No tool call found for call_id '{call_id}'.", "item.call_id")
         self._given[call_id] = output
 
+    def write(self, text: str) -> None:
+        """What the user has typed."""
+        self._written.append(text)
+
     def go_on(self) -> Iterator[str]:
-        """Goes on with the work whose outputs are all there; gives what is to be said of each."""
+        """Goes on with the work whose outputs are all there, and with what was typed; gives what is said of each."""
         for work in self._known.values():
             if not work.waiting or not work.waiting <= self._given.keys():
                 continue
             outputs = [self._given.pop(call_id) for call_id in sorted(work.waiting)]
             work.waiting.clear()
-            work.response_id = _new("resp")
-            text = f"[simulated] the function gave: {'; '.join(outputs)}"
-            place = {"item_id": _new("msg"), "output_index": 0, "content_index": 0}
-            self._tell(work, "response.created", response=_response(work, "in_progress"))
-            self._tell(work, "response.output_text.delta", **place, delta=text)
-            self._tell(work, "response.output_text.done", **place, text=text)
-            self._tell(work, "response.completed", response=_response(work, "completed"))
-            yield text
+            yield self._answer(work, f"[simulated] the function gave: {'; '.join(outputs)}")
+        if self._written:
+            written, self._written = self._written, []
+            yield self._answer(Delegated(None, None), f"[simulated] you wrote: {'; '.join(written)}")
+
+    def _answer(self, work: Delegated, text: str) -> str:
+        work.response_id = _new("resp")
+        place = {"item_id": _new("msg"), "output_index": 0, "content_index": 0}
+        self._tell(work, "response.created", response=_response(work, "in_progress"))
+        self._tell(work, "response.output_text.delta", **place, delta=text)
+        self._tell(work, "response.output_text.done", **place, text=text)
+        self._tell(work, "response.completed", response=_response(work, "completed"))
+        return text
 
     def _tell(self, work: Delegated, name: str, /, **fields: Any) -> None:
         self._emit("response.event", delegation_id=work.id, event={"type": name, **fields})

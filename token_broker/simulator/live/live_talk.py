@@ -190,6 +190,8 @@ class SimulatedLiveTalk:
                 if event.item.get("type") == "function_call_output":
                     given = check(FunctionGiven, event.item, "item")
                     self._delegations.give(given.call_id, str(given.output))
+                elif event.item.get("role") == "user" and (text := _text_of(event.item.get("content"))):
+                    self._delegations.write(text)
             case LiveEvent(type="response.create"):
                 self._require_backend(event.type)
                 for text in self._delegations.go_on():
@@ -322,6 +324,16 @@ class SimulatedLiveTalk:
             # Reflected to sidebands only.
             events = [event for event in events if event["type"] != "session.input_audio.append"]
         return events
+
+
+def _text_of(content: object) -> str:
+    """What a message says."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return " ".join(
+        str(part.get("text")) for part in parts if isinstance(part, dict) and part.get("type") == "input_text"
+    )
 
 
 def stated_error(invalid: InvalidRequest, client_event_id: str | None) -> dict[str, Any]:
