@@ -11,6 +11,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -669,4 +670,5 @@ class Talk:
             self.book()
             await self._resumption.aclose()
             if self._upstream is not None:
+                self._upstream.socket.on_late = partial(self._handler.count_late, self._upstream)
                 await self._upstream.socket.aclose()
