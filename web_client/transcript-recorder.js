@@ -15,7 +15,7 @@ import { TurnReporter } from "./turn-reporter.js";
  * @property {string} sessionId
  * @property {string} sessionToken
  * @property {string} agentId
- * @property {boolean} reports  false where the proxy reports turns itself
+ * @property {boolean} reports  false where the broker hears each turn
  */
 
 const LAST_TURNS_MS = 500;

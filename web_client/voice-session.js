@@ -526,7 +526,7 @@ export class VoiceSession extends EventTarget {
     const { sessionId = "", sessionToken, agentId = "" } = this.#plans;
     this.#recorder.begin({
       ...{ sessionId, sessionToken, agentId },
-      reports: transport.reportsTurns,
+      reports: transport.reportsTurns || transport.repeatsTurns === true,
     });
     if (transport.call) void this.#followCall(transport.call).catch(ignore); // the talk goes on without
     const liveAfterMs = this.#wantedAtMs === null ? null : performance.now() - this.#wantedAtMs;

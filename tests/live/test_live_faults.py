@@ -71,6 +71,12 @@ async def test_down_upstream_is_a_poor_plan(tmp_path: Path) -> None:
             headers = {"Content-Type": "application/sdp", "Authorization": f"Bearer {plan['session_token']}"}
             await broker.running.client.post("/realtime/calls", content=OFFER, headers=headers)
             assert (await broker.running.plan())["outlook"] == "poor"
+        status = (await broker.running.client.get("/status")).json()
+        told = {each["name"]: each["breaker"] for each in status["relay"]["upstreams"]}
+        assert (told["gpt_live"], told["gpt_live_calls"]) == ("open", "open")
+        assert {name: each["voice"] for name, each in status["agents"].items()} == {
+            "ann": "cedar", "ben": "cedar", "cid": "en-US-Ava:DragonHDLatestNeural",
+        }  # fmt: skip
 
 
 async def test_refused_field_is_left_out(tmp_path: Path) -> None:

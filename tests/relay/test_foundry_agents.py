@@ -89,8 +89,9 @@ async def test_refusal_is_told(agents: Any, status: int, told: str, path: str) -
             assert await client.closed() == 4502
             assert client.events[-1]["code"] == "agent_refused"
             assert told in client.events[-1]["message"]
-            status_now = running.connector.pool.route_status("default", "foundry_agent")
-            assert status_now.breaker.value == "closed"
+            upstreams = {each.name: each for each in running.relay.snapshot().upstreams}
+            assert upstreams["foundry_agent"].attempts == 1
+            assert upstreams["foundry_agent"].breaker.value == "closed"
         assert len(azure.handshakes) == 1  # nobody else takes the talk
 
 

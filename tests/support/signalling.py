@@ -34,12 +34,20 @@ class SignallingPage:
                 if self.events[-1]["type"] == kind:
                     return self.events[-1]
 
-    async def ask(self, words: str = "Hello.") -> str:
-        """Types `words`; what the agent says to that."""
+    async def opened(self) -> int | None:
+        """Reads up to `broker.ready`, which is the last event then; else the code that the socket is closed with."""
+        try:
+            await self.until("broker.ready")
+        except ConnectionClosed:
+            return self.socket.close_code
+        return None
+
+    async def ask(self, words: str = "Hello.", *, said: str = "response.audio_transcript.done") -> str:
+        """Types `words`; what the agent says to that, told by an event of the type `said`."""
         item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": words}]}
         await self.send("conversation.item.create", item=item)
         await self.send("response.create")
-        return str((await self.until("response.audio_transcript.done"))["transcript"])
+        return str((await self.until(said))["transcript"])
 
     async def closed(self) -> int:
         """Reads until the socket is closed; returns the code."""

@@ -11,6 +11,8 @@ from starlette.responses import JSONResponse, Response
 from strategies.chain import Chain, Link
 from strategies.health import BreakerState, BreakerStatus, Capability, Latencies
 from strategies.pool import Pool
+from strategies.session_model.agent_settings import Voice
+from strategies.session_model.live_session import live_voice
 from strategies.session_model.session_fields import voice_name
 from strategies.voice_live_webrtc import VoiceLiveWebRtc, WebRtcAvailability
 from token_broker.api.status_schemas import (
@@ -32,7 +34,7 @@ from token_broker.observability.logging import advice_on
 from token_broker.relay.counters import RelayStatus
 from token_broker.security.limits import SessionLimits
 from token_broker.server.drain import Drain
-from token_broker.sessions.agents import AgentRegistry
+from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.sessions.ownership import blocklist_unread
 from token_broker.sessions.schemas import AgentConfig
 from token_broker.sessions.talk_level import TalkLevelCounters
@@ -86,7 +88,7 @@ class StatusSources:
             model=first.model if first else settings.model,
             active_sessions=self.talks.active,
             agents={
-                agent.id: AgentVoice(name=agent.name, voice=voice_name(agent.voices["preview"]))
+                agent.id: AgentVoice(name=agent.name, voice=voice_name(self._voice_of(agent)))
                 for agent in self.agents.values()
             },
         )
@@ -103,6 +105,12 @@ class StatusSources:
             status.clock_skew_s = self.clock_skew_s
             status.voice_live_webrtc = list(self.availability.snapshot())
         return status
+
+    def _voice_of(self, agent: Agent) -> Voice:
+        """The voice that the agent has as it talks."""
+        if agent.speaks_live(self.pool.resources):
+            return live_voice(agent.voices)
+        return agent.voices["preview" if agent.foundry_agent is None else "ga"]
 
     def _service_level(self) -> ServiceLevel:
         plans, talks = self.plan_counters, self.talk_counters

@@ -27,7 +27,7 @@ class AgentVoice(BaseModel):
     """An agent as `/status` lists it."""
 
     name: str = Field(description="What people call it.")
-    voice: str = Field(description="Its Voice Live voice.")
+    voice: str = Field(description="Its voice: Voice Live's, or GPT-Live's where it talks by that.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -319,6 +319,11 @@ class WatchedCalls:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def leaving(self, call_id: str) -> None:
+        """The client asks for the end of this call: once Azure has ended it, its talk is over, too."""
+        if (call := self._calls.get(call_id)) is not None:
+            call.ending = call.ending or _HUNG_UP
+
     def hung_up(self, call_id: str) -> None:
         """The client has hung this call up: its talk is over, unless it goes on over another connection."""
         if (call := self._calls.get(call_id)) is not None:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from strategies.health import BreakerStatus, percentiles
+from strategies.session_model.live_session import LIVE_ROUTES
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.observability.events import Observer, TalkEnded, null_observer
 from token_broker.observability.logging import Redactor, bind_ids, own_secrets
@@ -189,8 +190,18 @@ class VoiceRelay:
 
     def _upstreams(self) -> list[tuple[str, str]]:
         """The resources and routes that talks may be connected to now."""
+        connector, agents = self.parts.connector, self.parts.agents.values()
         signalled = [] if self._calls is None else self._calls.known
-        return [*self.parts.connector.breakers, *((name, route.name) for name, route in signalled)]
+        own = {(resource, route.name) for (_, resource), route in connector.agents_routes.items()}
+        live = {
+            (resource.name, route)
+            for agent in agents
+            if agent.speaks_live(connector.pool.resources)
+            for resource in connector.pool.allowed(agent.wanted(""))
+            for route in LIVE_ROUTES
+        }
+        shared = [*connector.breakers, *((name, route.name) for name, route in signalled)]
+        return [*shared, *sorted(own | live)]
 
     def end_where(self, refused: Callable[[str, str | None], bool]) -> None:
         """Ends the talks for which `refused` is true of principal and session: the operator has blocked them."""

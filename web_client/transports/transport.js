@@ -32,6 +32,7 @@
  *   Sends this microphone's sound instead of the one that was lost.
  * @property {number} [largestMessageBytes]  What the peer takes at once, where that is less than the broker does.
  * @property {boolean} reportsTurns  Whether the page must report turns, because the broker does not see them.
+ * @property {boolean} [repeatsTurns]  Whether it reports them all the same: the broker may not hear each, and keeps each once.
  * @property {boolean} switchesAgents  Whether `broker.agent.switch` is understood.
  * @property {boolean} [isMeasured]  The broker tells how long the user waits for answers, and the page does not measure.
  * @property {boolean} [noText]  Typed text is not taken.

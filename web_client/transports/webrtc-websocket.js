@@ -29,6 +29,7 @@ const IDS_KEPT = 512;
 /** @implements {Transport} */
 export class WebRtcWebSocketTransport {
   reportsTurns = false;
+  repeatsTurns = true; // Azure may tell transcripts on the data channel alone
   switchesAgents = false; // the voice of a call can't change: another agent is another call
   call = null;
   #context;

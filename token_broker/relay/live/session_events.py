@@ -101,10 +101,12 @@ class LiveEvents:
         if "session" in event:
             shown = {**shown, "session": shown_session(event["session"])}
         if kind == "response.event" and isinstance(nested := event.get("event"), dict):
-            response = nested.get("response")
+            response, inner = nested.get("response"), nested
             if isinstance(response, dict):
                 kept = {name: value for name, value in response.items() if name in _SHOWN_OF_RESPONSE}
-                shown = {**shown, "event": {**nested, "response": kept}}
+                inner = {**nested, "response": kept}
+            if (inner := without_quoted_secrets(inner, self.parts.redact)) is not nested:
+                shown = {**shown, "event": inner}
         return text if shown is event else compact(shown)
 
     def _count_backend(self, nested: Any) -> None:

@@ -20,7 +20,7 @@ ERROR_EVENTS = frozenset({"error", "warning", "response.mcp_call.failed", "respo
 """Azure's events that may contain an error, beside those about responses, items and transcriptions."""
 
 _RESPONSE_EVENTS = frozenset({"response.created", "response.done"})
-_REDACTED_WHOLE = frozenset({"error", "warning"})
+_REDACTED_WHOLE = frozenset({"error", "warning", "info"})
 _NEVER_QUOTED = frozenset({"type", "event_id"})
 _DEEPEST = 16  # an error of Azure's nests 3 deep; beyond this the value is masked instead of walked
 _MASK = "[redacted]"
@@ -33,7 +33,7 @@ def without_agents_settings(event: Event) -> Event:
     Returns the same object where nothing is hidden, so that a caller may forward the original text.
     """
     kind = event.get("type")
-    if kind in SESSION_EVENTS:
+    if kind in SESSION_EVENTS or "session" in event:  # a call's events may state it as well
         return _with_shown(event, "session", shown_session)
     if kind in _RESPONSE_EVENTS:
         return _with_shown(event, "response", shown_response)
@@ -51,7 +51,7 @@ def may_show_tools(payload: bytes) -> bool:
 def without_quoted_secrets(event: Event, redact: Redact) -> Event:
     """Azure's event with every text of its errors passed through `redact`; the same object where that changes nothing.
 
-    Redacted are the whole of an `error` or `warning` event, and elsewhere `error` and `response.status_details`.
+    Redacted are the whole of an `error`, `warning` or `info`, and elsewhere `error` and `response.status_details`.
     """
     if event.get("type") in _REDACTED_WHOLE:
         return _with_redacted(event, [name for name in event if name not in _NEVER_QUOTED], redact)
