@@ -91,7 +91,7 @@ _SLOW = (
     "tests/broker/test_fuzz.py",
     "tests/broker/test_resource_faults.py",
     "tests/broker/test_resources.py::test_commands_switch_a_resource",
-    "tests/broker/test_signalled_ends.py::test_call_ends_as_on_the_proxy[expiry]",
+    "tests/broker/test_signalled_ends.py::test_call_ends_as_on_the_proxy",
     "tests/broker/test_transcription_model.py",
     "tests/clients/",
     "tests/docs/test_commands.py",
@@ -183,6 +183,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.nodeid.startswith(_BROWSER_PATHS):
             item.add_marker(pytest.mark.browser)
+            item.add_marker(pytest.mark.filterwarnings(_LEFT_BY_BROWSERS))
         if _ENGINE.search(item.nodeid):
             item.add_marker(pytest.mark.engines)
         if item.nodeid.startswith(_SLOW):
@@ -223,6 +224,9 @@ def _parameters(item: pytest.Item) -> dict[str, Any]:
     parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
     return parameters
 
+
+_LEFT_BY_BROWSERS = "ignore:unclosed (<socket|transport):ResourceWarning"
+"""A browser connects in advance, also to a server that is just ending: what it opened then ends with the test."""
 
 _SHARED = frozenset({"HOST", "PORT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})  # with other programs
 _OURS = ("BROKER_", "AZURE_", "ZEP_", "SIMULATOR_", "IDENTITY_", "MSI_", "OTEL_", "TEST_COVERAGE")

@@ -3,12 +3,13 @@
     python -m benchmarks.calls.talks [--talks 1000] [--at-once 60] [--kills 2]
 
 Two brokers on one PostgreSQL, and an Azure whose calls have no media (`benchmarks.calls.stage`). Each talk goes over
-one transport: relayed, attached, the proxy. It ends by a hang-up, by a tab that is killed (Azure closes the call), by
-its own limit (`max_session_s`), or by its principal's budget of tokens. Meanwhile brokers are killed and replaced.
+one transport: relayed, attached, the proxy, a call or a socket of an official client. It ends by a hang-up, by a tab
+that is killed (Azure closes the call), by its own limit (`max_session_s`), or by its principal's budget of tokens.
+Meanwhile brokers are killed and replaced.
 
 Exit code 1 unless, at the end, each talk that went live is in the ledger once; the tokens of each are what Azure told
-its listeners, save those of a proxied talk of a killed broker; no place is taken; and 10 s after the last leash was
-pulled no call is alive at Azure.
+its listeners, and its seconds what it lasted, save those of a proxied talk of a killed broker, and of a call that Azure
+ended before another broker had it; no place is taken; and 10 s after the last leash was pulled no call is alive.
 """
 
 import argparse
@@ -41,12 +42,15 @@ from tests.support.offers import OFFER
 from token_broker.memory.drivers.connect import connect as open_database
 from token_broker.usage.rows import sum_usage
 
-TRANSPORTS = ("webrtc_relay", "webrtc", "websocket_proxy")
+TRANSPORTS = ("webrtc_relay", "webrtc", "websocket_proxy", "compat_call", "compat_socket")
+SOCKETS = ("websocket_proxy", "compat_socket")
 ENDS = ("hang_up", "killed_tab", "limit", "budget")
 TALK_S = (4.0, 12.0)
 LIMIT_S = 10  # the least that a request may ask for
 BUDGET_TOKENS = 12_000
 LEASH_S = 10.0
+OFF_S = 2.0
+SHOWN = 20
 _ANSWER = re.compile(r"resp_(ws_\d+)_")
 DIRECT = "/openai/v1/realtime/calls"
 
@@ -83,9 +87,15 @@ class Talks:
         body: dict[str, Any] = {"max_session_s": LIMIT_S} if end == "limit" else {}
         try:
             broker = self.broker()
+            if transport.startswith("compat"):
+                await self._official(broker, address, body, transport, end)
+                return
             mine, plan = await self.stage.plan(broker, address, **body)
             if transport == "websocket_proxy":
-                await self._proxied(broker, mine, plan, end)
+                proxy = plan["connections"][-1]
+                protocols = [Subprotocol(name) for name in proxy["protocols"]]
+                via = {"X-Forwarded-For": mine["X-Forwarded-For"]}  # whose budget it is
+                await self._speak(broker, proxy["url"], via, protocols, (plan["session_id"], transport, end))
             else:
                 await self._call(broker, mine, plan, transport, end)
         except (httpx.HTTPError, OSError, WebSocketException, TimeoutError, KeyError) as error:
@@ -113,12 +123,37 @@ class Talks:
             path = f"/realtime/calls/{attached.json()['call_id']}"
         talk = self.stage.azure.talks[name]
         self.talked.append(Talked(plan["session_id"], transport, end, talk, broker))
+        await self._end_call(talk, end, "DELETE", path, mine)
+
+    async def _official(
+        self, broker: BrokerProcess, address: str, metadata: dict[str, Any], transport: str, end: str
+    ) -> None:
+        """A talk of an official client, with a client secret."""
+        via = {"X-Forwarded-For": address}
+        mint = f"{broker.base_url}/v1/realtime/client_secrets"
+        minted = await self.stage.client.post(mint, json={"metadata": metadata}, headers=via)
+        minted.raise_for_status()
+        secret = minted.json()
+        session_id, mine = secret["session"]["id"], {"Authorization": f"Bearer {secret['value']}", **via}
+        if transport == "compat_socket":
+            url = f"{broker.base_url.replace('http', 'ws', 1)}/v1/realtime?model=gpt-realtime"
+            await self._speak(broker, url, mine, None, (session_id, transport, end))
+            return
+        offer = {**mine, "Content-Type": "application/sdp"}
+        placed = await self.stage.client.post(f"{broker.base_url}/v1/realtime/calls", content=OFFER, headers=offer)
+        placed.raise_for_status()
+        path = placed.headers["location"]
+        talk = self.stage.azure.talks[azure_name(path.rpartition("/")[2])]
+        self.talked.append(Talked(session_id, transport, end, talk, broker))
+        await self._end_call(talk, end, "POST", f"{path}/hangup", mine)
+
+    async def _end_call(self, talk: FakeTalk, end: str, method: str, path: str, mine: dict[str, str]) -> None:
         await asyncio.sleep(random.uniform(*TALK_S))
         if end == "hang_up":
             async with asyncio.timeout(30):
                 while talk.lives:
                     with contextlib.suppress(httpx.HTTPError):
-                        await self.stage.client.delete(f"{self.broker().base_url}{path}", headers=mine)
+                        await self.stage.client.request(method, f"{self.broker().base_url}{path}", headers=mine)
                     await asyncio.sleep(0.5)
         elif end == "killed_tab":
             talk.end()
@@ -126,17 +161,22 @@ class Talks:
             async with asyncio.timeout(90):
                 await talk.over.wait()
 
-    async def _proxied(self, broker: BrokerProcess, mine: dict[str, str], plan: dict[str, Any], end: str) -> None:
-        proxy = plan["connections"][-1]
-        protocols = [Subprotocol(name) for name in proxy["protocols"]]
-        options: dict[str, Any] = {"proxy": None, "compression": None, "max_size": None}
-        options["additional_headers"] = {"X-Forwarded-For": mine["X-Forwarded-For"]}  # whose budget it is
-        async with connect(proxy["url"], subprotocols=protocols, **options) as socket:
+    async def _speak(
+        self,
+        broker: BrokerProcess,
+        url: str,
+        headers: dict[str, str],
+        protocols: list[Subprotocol] | None,
+        about: tuple[str, str, str],
+    ) -> None:
+        """A talk over a socket; `about` are its session, its transport and how it ends."""
+        session_id, transport, end = about
+        options: dict[str, Any] = {"proxy": None, "compression": None, "max_size": None, "additional_headers": headers}
+        async with connect(url, subprotocols=protocols, **options) as socket:
             async with asyncio.timeout(30):  # an answer's id has the name of Azure's session
                 while (named := _ANSWER.search(str(await socket.recv()))) is None:
                     pass
-            talk = self.stage.azure.talks[named[1]]
-            self.talked.append(Talked(plan["session_id"], "websocket_proxy", end, talk, broker))
+            self.talked.append(Talked(session_id, transport, end, self.stage.azure.talks[named[1]], broker))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(random.uniform(*TALK_S) if end in ENDS[:2] else 90):
                     async for _ in socket:
@@ -153,7 +193,8 @@ class Talks:
     async def judge(self) -> int:
         """Prints what is left, and how many faults that is."""
         await until(lambda: not self.stage.azure.live(), within_s=LEASH_S)
-        alive = len(self.stage.azure.live())
+        alive = sum(each.azure.lives for each in self.talked)
+        unanswered = len(self.stage.azure.live()) - alive  # its broker was killed before it had stored its row
         await asyncio.sleep(16)  # what is written every 15 s
         places = 0.0
         for broker in self.stage.replicas.running:
@@ -164,7 +205,9 @@ class Talks:
         rows = await self._ledger()
         missing = [each for each in self.talked if each.session_id not in rows]
         wrong: Counter[str] = Counter()
-        excepted = late = 0
+        excepted: Counter[str] = Counter()
+        unknown = late = 0
+        shown: list[str] = []
         for each in self.talked:
             row = rows.get(each.session_id)
             if row is None or not row["seen"]:
@@ -173,18 +216,30 @@ class Talks:
             lasted_s = (each.azure.ended_s or time.monotonic()) - (each.azure.joined_s or each.azure.made_s)
             was_killed = each.broker in self.killed
             if tokens != each.azure.heard:
-                excepted += was_killed and not row["complete"]
-                wrong[f"tokens, {each.transport}"] += not (was_killed and not row["complete"])
+                is_said = was_killed and not row["complete"]
+                excepted[each.transport] += is_said
+                wrong[each.transport] += not is_said
             off_s = abs((row["live_ms"] or 0) / 1000 - lasted_s)
-            late += off_s > 2 and not (was_killed and each.transport == "websocket_proxy")
+            if off_s > OFF_S and not row["complete"] and each.end == "killed_tab":
+                unknown += 1  # it ended while its broker was dead, and nobody but Azure knows when
+            elif off_s > OFF_S and not (was_killed and each.transport in SOCKETS):
+                late += 1
+                has_s = (row["live_ms"] or 0) / 1000
+                about = f"{each.transport}, {each.end}, ended {row['ended']}, {'killed' if was_killed else 'alive'}"
+                shown.append(f"{has_s:.1f} s instead of {lasted_s:.1f} s: {about}")
         ends = Counter(row["ended"] for row in rows.values())
         unseen = sum(not row["seen"] for row in rows.values())
         print(f"{len(self.talked)} talks went live ({dict(Counter(each.transport for each in self.talked))}),")
         print(f"  {sum(self.failed.values())} did not ({dict(self.failed)}); {len(self.killed)} brokers were killed")
         print(f"ledger: {len(rows)} talks, {len(missing)} missing, {unseen} unseen, ends {dict(ends)}")
-        print(f"tokens: {dict(wrong) or 'exact'}, {excepted} incomplete after a kill; {late} talks over 2 s off")
-        print(f"places taken at the end: {places:.0f}; calls alive {LEASH_S:.0f} s after the last leash: {alive}")
-        return len(missing) + sum(wrong.values()) + int(places) + alive
+        print(f"tokens: {sum(wrong.values())} wrong {dict(+wrong)}, incomplete after a kill {dict(+excepted)}")
+        print(
+            f"seconds: {late} talks over {OFF_S:.0f} s off, {unknown} incomplete that ended while their broker was dead"
+        )
+        print(*(f"  {each}" for each in shown[:SHOWN]), sep="\n", end="\n" if shown else "")
+        print(f"places taken at the end: {places:.0f}; calls alive {LEASH_S:.0f} s after the last leash: {alive},")
+        print(f"  and {unanswered} whose client never had its answer")
+        return len(missing) + sum(wrong.values()) + late + int(places) + alive
 
     async def _ledger(self) -> dict[str, dict[str, Any]]:
         database = open_database(SecretStr(self.stage.database_url), timeout_s=30, patience_s=30)

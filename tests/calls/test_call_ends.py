@@ -348,16 +348,24 @@ async def test_taken_call_that_is_over_frees_its_place(
         assert usage.rows[0].live_us == (2_000_000 if "unheard_s" in about else None), "until its holder was lost"
 
 
-@pytest.mark.parametrize(("went_on", "seconds"), [(True, 8), (False, 2)])
-async def test_taken_call_whose_end_was_wanted_has_its_row(*, went_on: bool, seconds: int) -> None:
-    """Its holder died as it hung up. It went on, or Azure had done it already: then nobody knows since when."""
+@pytest.mark.parametrize(
+    ("state", "went_on", "seconds", "ended"),
+    [
+        (DELIVERED, True, 8, "idle"),  # its holder died as it hung up
+        (DELIVERED, False, 2, "idle"),  # Azure had done it: nobody knows since when
+        (MADE, True, 8, "lost"),  # its sideband was there before its answer was delivered
+    ],
+)
+async def test_taken_call_that_is_to_end_has_its_row(state: int, went_on: bool, seconds: int, ended: str) -> None:
     async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
         azure.refuse = no_such_call
         ledger, ends = ledger_of(running, Hands()), ends_of(running, went_on=went_on)
         name = {"endpoint": azure.url, "call_id": "rtc_1", "resource": "default", "transport": "webrtc_relay"}
         owner = Owner(uuid7(), "anonymous", 1, talk_id=uuid7())
         row = CallRow(key="key", owner=owner, agent_id="elena", limit_key="anonymous", lasts_s=600, **name)
-        running.calls.taken(TakenCall(row, DELIVERED, 1, "idle", age_s=20.0, was_heard=True, unheard_s=8.0, lost_s=6.0))
+        wanted = ended if state == DELIVERED else None
+        about = {"age_s": 20.0, "unheard_s": 8.0, "lost_s": 6.0}
+        running.calls.taken(TakenCall(row, state, 1, wanted, was_heard=True, **about))
 
         async def is_closed() -> bool:
             return bool(ledger._closed)
@@ -365,7 +373,7 @@ async def test_taken_call_whose_end_was_wanted_has_its_row(*, went_on: bool, sec
         await eventually(is_closed)
         await running.quiet()
         values = ledger._closed[0].values(ledger._closed[0].rows[0])
-        assert (values["live_ms"], values["ended"], values["complete"]) == (seconds * 1000, "idle", False)
+        assert (values["live_ms"], values["ended"], values["complete"]) == (seconds * 1000, ended, False)
         assert len(ends) == 1
 
 

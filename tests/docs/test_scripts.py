@@ -116,10 +116,11 @@ def test_marks_follow_path_and_fixtures() -> None:
     engine = Item("tests/web/test_embed.py::test_y[firefox-vite]")
     assert group_of(engine.nodeid) == "firefox"
     assert collected(engine) == [engine]
-    assert engine.marks == {"browser", "engines"}
+    assert engine.marks == {"browser", "engines", "filterwarnings"}
     items = [plain, browser, slow, by_fixture, by_store]
     assert collected(*items) == items
-    assert [item.marks for item in items] == [set(), {"browser"}, {"slow"}, {"postgres"}, {"postgres"}]
+    in_browser = {"browser", "filterwarnings"}
+    assert [item.marks for item in items] == [set(), in_browser, {"slow"}, {"postgres"}, {"postgres"}]
 
 
 def test_chosen_loop_replaces_the_other(monkeypatch: pytest.MonkeyPatch) -> None:

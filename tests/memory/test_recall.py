@@ -102,7 +102,7 @@ class SlowDatabase:
     async def open(self) -> bool:
         return False
 
-    async def write(self, work: Any, *, idempotent: bool = True) -> Any:
+    async def write(self, work: Any, *, idempotent: bool = True, one_statement: bool = False) -> Any:
         await asyncio.sleep(2)
 
     async def read(self, work: Any, *, pool: PoolName = "quick") -> Any:
@@ -165,8 +165,8 @@ class Counting:
     async def open(self) -> bool:
         return False
 
-    async def write(self, work: Any, *, idempotent: bool = True) -> Any:
-        return await self._database.write(work, idempotent=idempotent)
+    async def write(self, work: Any, *, idempotent: bool = True, one_statement: bool = False) -> Any:
+        return await self._database.write(work, idempotent=idempotent, one_statement=one_statement)
 
     async def read(self, work: Any, *, pool: PoolName = "quick") -> Any:
         self.asked += 1

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import Connection, func, select, text, update
 
 from tests.memory.support.stores import Obstinate, erase_session
 from tests.memory.support.turns import SESSION, owner
@@ -56,12 +56,13 @@ class Counted(Obstinate):
         super().__init__(database)
         self.sizes: list[int] = []
 
-    async def write(self, work: Any, *, idempotent: bool = True) -> Any:
+    async def write(self, work: Any, *, idempotent: bool = True, one_statement: bool = False) -> Any:
         claims = work.keywords["claims"]
         self.sizes.append(len(claims))
+        assert one_statement == (len(claims) == 1), "a transaction costs two more ways to the database"
         if self.refuses in {key[3] for key, *_ in claims}:
             raise StoreRefusedError("spoilt")
-        return await super().write(work, idempotent=idempotent)
+        return await super().write(work, idempotent=idempotent, one_statement=one_statement)
 
 
 async def claims_at_once(store: Counted, count: int) -> list[asyncio.Task[str | ClaimedCall]]:
@@ -80,6 +81,16 @@ async def test_claims_at_once_are_one_transaction(database: Database) -> None:
     store.free.set()
     assert all(isinstance(found, str) for found in await asyncio.gather(*tasks))
     assert (store.sizes, await count(database)) == ([1, 7], 8)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_one_statement_has_no_transaction(database: Database) -> None:
+    """Each statement is a transaction of its own then, without `BEGIN` and `COMMIT` on the way."""
+
+    def transactions(connection: Connection) -> int:
+        return len({connection.scalar(text("SELECT txid_current()")) for _ in range(2)})
+
+    assert [await database.write(transactions, one_statement=alone) for alone in (True, False, True)] == [2, 1, 2]
 
 
 async def test_claim_that_spoils_its_transaction_is_alone(database: Database) -> None:

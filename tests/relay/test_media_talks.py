@@ -391,7 +391,7 @@ async def test_budget_ends_after_the_words() -> None:
         assert talk._upstream is not None
         talk._watchdog.end_softly(15.0, when_quiet=True)
         now_s = asyncio.get_running_loop().time()
-        endings = [talk._watchdog.overdue(at_s, talk._snapshot(talk._upstream, at_s)) for at_s in (now_s, now_s + 14)]
+        endings = [talk._watchdog.overdue(at_s, talk._snapshot(at_s)) for at_s in (now_s, now_s + 14)]
         assert endings == [None, BUDGET_USED]
 
 

@@ -71,10 +71,17 @@ async def test_nine_calls_are_eight_and_a_word(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "tool", "said"),
-    [("proxy", "fail", "HTTP 500"), ("ga", "die", "broke off"), ("voice_live", "hang", "in time")],
+    [
+        ("proxy", "fail", "HTTP 500"),
+        ("ga", "die", "broke off"),
+        ("voice_live", "hang", "in time"),
+        ("proxy", "moved", "a redirect, which is not followed"),
+        ("ga", "big", "too large to be read"),
+    ],
 )
 async def test_failure_is_told_to_the_model(path: str, tool: str, said: str, tmp_path: Path) -> None:
-    async with run_tool_talks(tmp_path, timeout_s=0.5) as talks, talks.client(path) as client:
+    limit_s = 0.5 if tool == "hang" else 8
+    async with run_tool_talks(tmp_path, timeout_s=limit_s) as talks, talks.client(path) as client:
         await ask(client, f"[call {tool} {{}}]")
         events = await finished(client, 2)
         assert said in spoken(events)[-1]
@@ -88,7 +95,8 @@ async def test_name_that_nobody_has_is_answered(tmp_path: Path) -> None:
         await ask(client, "Hello")
         events = await finished(client, 2)
         assert (
-            "There is no tool of this name. The tools are: die, fail, hang, held, map, ok, recall" in spoken(events)[-1]
+            "There is no tool of this name. The tools are: big, die, fail, hang, held, map, moved, ok, recall"
+            in spoken(events)[-1]
         )
 
 

@@ -9,6 +9,7 @@ from tests.calls.test_sideband import listen
 from tests.relay.support.azure import AzureTalk, scripted_azure
 from tests.relay.support.broker import broker
 from token_broker.relay.counters import RelayCounters, TalkCounters, TranscriptionUsage, Usage
+from token_broker.usage.ledger import UsageLedger
 
 TOKENS = {
     "type": "tokens",
@@ -55,6 +56,23 @@ def test_finished_talks_are_summed() -> None:
         counters.count_usage_of(transcribed(DURATION), principal="ann", agent_id="elena", talk=talk, resource="one")
         counters.add(talk)
     assert counters.totals([talk]).transcription == TranscriptionUsage(3, 4.5)
+
+
+async def test_answer_that_ended_as_the_client_left_is_counted() -> None:
+    """Azure had sent it before it saw that the talk is closed. Here it does not read that for a moment."""
+    ledger = UsageLedger(None)
+    async with scripted_azure() as azure, broker(azure.url, ledger=ledger) as running:
+        async with running.client() as client:
+            await client.ready()
+            (usage,) = ledger._open.values()
+            talk = await azure.talk()
+            talk.connection.transport.pause_reading()
+        await asyncio.sleep(0.2)
+        await talk.say("item_a", "Good bye.")
+        talk.connection.transport.resume_reading()
+        await running.quiet()
+        values = usage.values(usage.rows[0])
+        assert (values["responses"], values["output_tokens"], values["complete"]) == (1, 20, True)
 
 
 async def test_talks_transcription_is_in_the_status() -> None:

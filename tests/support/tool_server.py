@@ -12,8 +12,9 @@ __all__ = ["ToolServer", "run_tool_server"]
 
 @dataclass(slots=True)
 class ToolServer:
-    """`/ok` answers at once, `/held` once `release` is called, `/fail` with a 500; `/die` closes in mid-answer, and
-    `/hang` never answers. Nothing waits for longer than the caller does.
+    """`/ok` answers at once, `/held` once `release` is called, `/fail` with a 500, `/moved` with a redirect to `/ok`,
+    `/big` with a megabyte; `/die` closes in mid-answer, and `/hang` never answers. Nothing waits for longer than the
+    caller does.
     """
 
     port: int = 0
@@ -47,8 +48,10 @@ class ToolServer:
         if path == "/die":
             return b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf"
         body = json.dumps({"ran": call["tool"], "arguments": call["arguments"]}).encode()
-        status = b"500 Internal Server Error" if path == "/fail" else b"200 OK"
-        return b"HTTP/1.1 %s\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body), body)
+        body = b"x" * 1_000_000 if path == "/big" else body
+        status = {"/fail": "500 Internal Server Error", "/moved": f"307 Moved\r\nlocation: {self.url('ok')}"}
+        head = f"HTTP/1.1 {status.get(path, '200 OK')}\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+        return head.encode() + body
 
 
 @contextlib.asynccontextmanager

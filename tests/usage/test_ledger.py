@@ -392,6 +392,28 @@ async def test_killed_process_leaves_incomplete(database: Database) -> None:
     assert (row["talks"], row["live_ms"], row["complete"]) == (1, 18_000, 0)
 
 
+async def test_calls_answers_are_written_at_once(database: Database) -> None:
+    """A call goes on where its process is killed: who takes it does not know what that one has heard."""
+    hands = Hands()
+    ledger = UsageLedger(database, clock=hands.clock)
+    ledger.start()
+    try:
+        call, other = call_on(ledger), open_talk(ledger, "talk-2")
+        for each in (call, other):
+            each.went_live("one", "ga")
+        await ledger.flush()
+        hands.move(5)
+        tell(call, done("r1"))
+
+        async def is_written() -> bool:
+            rows = {row["talk_id"]: (row["live_ms"], row["responses"]) for row in await read(database)}
+            return rows == {"talk-1": (5000, 1), "talk-2": (0, 0)}
+
+        await eventually(is_written)
+    finally:
+        await ledger.aclose()
+
+
 async def test_silent_store_loses_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     hands = Hands()
     ledger = UsageLedger(database, clock=hands.clock, most_closed=3)

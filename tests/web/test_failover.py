@@ -1,7 +1,7 @@
 """Failover in a real browser: the fake fails in each way, and the talk goes on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,55 +46,69 @@ async def _live_within(page: Page, limit_s: float, transport: str, reason: str, 
 
 
 AT_ONCE, WAIT = KNOWN_AT_ONCE_S, AFTER_A_WAIT_S
-SOCKET = {"transports": (PROXY,)}
+SOCKET: dict[str, Any] = {"transports": (PROXY,)}
+NOT_EPHEMERAL = "token_not_ephemeral"
+FAULTS: dict[str, tuple[dict[str, Any], float, str, str]] = {
+    # what fails: (how, how long the page may wait, what carries the talk, why)
+    "sdp-401": ({"sdp_answers": [401]}, AT_ONCE, RELAY, "sdp_refused"),
+    "sdp-500": ({"sdp_answers": [500]}, AT_ONCE, RELAY, "sdp_refused"),
+    "sdp-nonsense": ({"sdp_answers": ["nonsense"]}, AT_ONCE, RELAY, "sdp_refused"),
+    "sdp-hangs": ({"sdp_answers": ["hang"]}, WAIT, RELAY, "sdp_timeout"),
+    "ice-blocked": ({"sdp_answers": ["blocked"]}, WAIT, PROXY, "ice_timeout"),
+    "relay-502": ({"sdp_answers": [403], "relay_answers": [502]}, AT_ONCE, PROXY, "sdp_refused"),
+    "token-expired": ({"webrtc_expires_in_s": 1}, AT_ONCE, RELAY, "token_expired"),
+    "nothing-minted": (SOCKET, AT_ONCE, PROXY, "not_minted"),
+    "broker-503": ({"token_answers": [503]}, AT_ONCE, DIRECT, "first_choice"),
+    "ticket-spent": (SOCKET | {"socket_closes": [4401]}, AT_ONCE, PROXY, "ticket_spent"),
+    "draining": (SOCKET | {"socket_closes": [4503]}, AT_ONCE, PROXY, "draining"),
+    "azure-refuses": (SOCKET | {"socket_closes": [4502]}, AT_ONCE, PROXY, "azure_dropped"),
+    "resource-key": ({"ephemeral_token": "0123456789abcdef0123456789abcdef"}, AT_ONCE, RELAY, NOT_EPHEMERAL),
+    "openai-key": ({"ephemeral_token": "sk-secret"}, AT_ONCE, RELAY, NOT_EPHEMERAL),
+    "entra-token": ({"ephemeral_token": "eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJhIn0.c2ln"}, AT_ONCE, RELAY, NOT_EPHEMERAL),
+}
+
+_WHOLE = {"token_answers": [], "sdp_answers": [], "relay_answers": [], "socket_closes": []} | {
+    "transports": (DIRECT, RELAY, PROXY), "ephemeral_token": "ek_fake", "webrtc_expires_in_s": 59
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("faults", "limit_s", "transport", "reason"),
-    [
-        pytest.param({"sdp_answers": [401]}, AT_ONCE, RELAY, "sdp_refused", id="sdp-401"),
-        pytest.param({"sdp_answers": [500]}, AT_ONCE, RELAY, "sdp_refused", id="sdp-500"),
-        pytest.param({"sdp_answers": ["nonsense"]}, AT_ONCE, RELAY, "sdp_refused", id="sdp-nonsense"),
-        pytest.param({"sdp_answers": ["hang"]}, WAIT, RELAY, "sdp_timeout", id="sdp-hangs"),
-        pytest.param({"sdp_answers": ["blocked"]}, WAIT, PROXY, "ice_timeout", id="ice-blocked"),
-        pytest.param({"sdp_answers": [403], "relay_answers": [502]}, AT_ONCE, PROXY, "sdp_refused", id="relay-502"),
-        pytest.param({"webrtc_expires_in_s": 1}, AT_ONCE, RELAY, "token_expired", id="token-expired"),
-        pytest.param(SOCKET, AT_ONCE, PROXY, "not_minted", id="nothing-minted"),
-        pytest.param({"token_answers": [503]}, AT_ONCE, DIRECT, "first_choice", id="broker-503"),
-        pytest.param(SOCKET | {"socket_closes": [4401]}, AT_ONCE, PROXY, "ticket_spent", id="ticket-spent"),
-        pytest.param(SOCKET | {"socket_closes": [4503]}, AT_ONCE, PROXY, "draining", id="draining"),
-        pytest.param(SOCKET | {"socket_closes": [4502]}, AT_ONCE, PROXY, "azure_dropped", id="azure-refuses"),
-    ],
-)
+def _break(server: FakeBroker, faults: Mapping[str, Any]) -> None:
+    """From now on the fake has these faults and no others."""
+    for name, value in {**_WHOLE, **faults}.items():
+        setattr(server, name, list(value) if isinstance(value, list) else value)
+
+
 @retry_if_host_busy(tries=3)
-async def test_fault_leads_to_next_connection(
-    quiet_browser: Browser, faults: dict[str, Any], limit_s: float, transport: str, reason: str
-) -> None:
-    hurried_ms = HURRIED_MS.get(reason, [])
-    async with run_fake(**faults) as server, _talk_page(quiet_browser, server, hurried_ms=hurried_ms) as page:
-        await page.click("talk")
-        await _live_within(page, limit_s, transport, reason)
-        assert await page.run("__microphones") == 1
-        if "blocked" in faults.get("sdp_answers", []):
-            assert len(server.sdp_offers) == 1  # the relay's media would take the same path
-        if reason == "token_expired":
-            assert [call.partner.from_client for call in server.calls] == [[]]  # one call, the relay's
+async def _goes_on(page: Page, server: FakeBroker, name: str) -> None:
+    """A talk of this page's goes on where the fault leads to, and ends."""
+    faults, limit_s, transport, reason = FAULTS[name]
+    await page.run("document.querySelector('[data-testid=hangup]:not([hidden])')?.click()")  # a talk of a try before
+    _break(server, faults)
+    offers, calls, since_s = len(server.sdp_offers), len(server.calls), await waited_s(page)
+    hurried = ", ".join(map(str, HURRIED_MS.get(reason, [])))
+    await page.run(f"window.__microphones = 0, window.__codes = [], __clock.hurried.push({hurried})")
+    await page.click("talk")
+    await _live_within(page, limit_s, transport, reason, since_s=since_s)
+    assert await page.run("__microphones") == 1
+    if name == "ice-blocked":
+        assert len(server.sdp_offers) == offers + 1  # the relay's media would take the same path
+    if name == "token-expired":
+        assert [call.partner.from_client for call in server.calls[calls:]] == [[]]  # one call, the relay's
+    if reason == NOT_EPHEMERAL:
+        assert NOT_EPHEMERAL in await page.run("__codes")
+        assert not any(faults["ephemeral_token"] in str(request) for request in page.requests)
+    await page.click("hangup")
+    await page.wait_for_text("state", "ended")
 
 
-@pytest.mark.parametrize(
-    "key", ["0123456789abcdef0123456789abcdef", "sk-secret", "eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJhIn0.c2ln"]
-)
-@retry_if_host_busy(tries=3)
-async def test_long_lived_key_is_never_sent(quiet_browser: Browser, key: str) -> None:
-    async with run_fake(ephemeral_token=key) as server, _talk_page(quiet_browser, server) as page:
+async def test_fault_leads_to_next_connection(quiet_browser: Browser) -> None:
+    async with run_fake() as server, _talk_page(quiet_browser, server) as page:
         await page.run(
-            "new MutationObserver(() => { window.__code ||= document.getElementById('notice').dataset.code; })"
+            "new MutationObserver(() => __codes.push(document.getElementById('notice').dataset.code))"
             ".observe(document.getElementById('notice'), { attributes: true })"
         )
-        await page.click("talk")
-        await _live_within(page, KNOWN_AT_ONCE_S, RELAY, "token_not_ephemeral")
-        assert await page.run("__code") == "token_not_ephemeral"
-        assert not any(key in str(request) for request in page.requests)
+        for name in FAULTS:
+            await _goes_on(page, server, name)
 
 
 async def _drop_channel(server: FakeBroker) -> None:
@@ -195,29 +209,32 @@ async def test_partial_words_reach_the_memory(quiet_browser: Browser) -> None:
         ]
 
 
-@pytest.mark.parametrize(
-    ("faults", "code"),
-    [
-        ({"token_answers": [404]}, "fake_404"),
-        ({"token_answers": [401]}, "sign_in_required"),
-        ({"token_answers": [403]}, "fake_403"),
-        ({"transports": (PROXY,), "socket_closes": [4403]}, "origin_refused"),
-        ({"transports": (PROXY,), "socket_closes": [4429]}, "too_many_sessions"),
-        ({"transports": (PROXY,), "socket_closes": [4400]}, "bad_request"),
-    ],
-)
+REFUSALS: dict[str, dict[str, Any]] = {
+    "fake_404": {"token_answers": [404]},
+    "sign_in_required": {"token_answers": [401]},
+    "fake_403": {"token_answers": [403]},
+    "origin_refused": SOCKET | {"socket_closes": [4403]},
+    "too_many_sessions": SOCKET | {"socket_closes": [4429]},
+    "bad_request": SOCKET | {"socket_closes": [4400]},
+}
+
+
 @retry_if_host_busy(tries=3)
-async def test_final_refusal_ends_the_attempts(quiet_browser: Browser, faults: dict[str, Any], code: str) -> None:
-    async with run_fake(**faults) as server, _talk_page(quiet_browser, server) as page:
-        await page.click("talk")
-        await page.wait_for_text("state", "failed")
-        notice = await page.run(
-            "(({ dataset, textContent, hidden }) => [dataset.code, dataset.kind, hidden, textContent])"
-            "(document.getElementById('notice'))"
-        )
-        assert notice[:3] == [code, "fatal", False]
-        assert len(notice[3]) > 20
-        assert len(server.plan_requests) == 1
+async def test_final_refusal_ends_the_attempts(quiet_browser: Browser) -> None:
+    async with run_fake() as server, _talk_page(quiet_browser, server) as page:
+        for code, faults in REFUSALS.items():
+            _break(server, faults)
+            asked = len(server.plan_requests)
+            await page.click("talk")
+            await server.until(lambda asked=asked: len(server.plan_requests) > asked)  # type: ignore[misc]
+            await page.wait_for_text("state", "failed")
+            notice = await page.run(
+                "(({ dataset, textContent, hidden }) => [dataset.code, dataset.kind, hidden, textContent])"
+                "(document.getElementById('notice'))"
+            )
+            assert notice[:3] == [code, "fatal", False]
+            assert len(notice[3]) > 20
+            assert len(server.plan_requests) == asked + 1
         await page.click("talk")  # and Talk begins anew
         await page.wait_for_text("state", "live")
 

@@ -199,7 +199,13 @@ class CallListener:
     async def run(self, endpoint: str, call_id: str) -> Ending:
         """Listens until the call is over, or has reached the longest time of a talk. Never raises MintError."""
         self._facts.session_id = call_id  # it stays the same on each join
-        self._end.on_hung_up = lambda: self._leave_sight(call_id)
+
+        def on_hung_up() -> None:
+            self._leave_sight(call_id)
+            for task in self._tasks:  # no tool has anybody to tell
+                task.cancel()
+
+        self._end.on_hung_up = on_hung_up
         failures = unknown = 0  # in a row
         may_be_over = True  # as far as the latest join says
         try:

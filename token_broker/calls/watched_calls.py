@@ -47,6 +47,7 @@ _LEFT_ALONE = Ending(DONE, "nobody listens to it any more", outcome="lost")
 _MOVED = Ending(DONE, "another process holds it", outcome=MOVED)
 _REPLACED = Ending(DONE, "a newer call of its talk has replaced it", outcome="lost")
 _HUNG_UP = Ending(DONE, "its client hung up", ends_talk=True, by_client=True, outcome="hung_up")
+_UNANSWERED = Ending(DONE, "its client never had its answer", outcome="lost")
 _ERASED = Ending(DONE, "its session was erased", ends_talk=True, outcome="blocked")
 _BLOCKED = Ending(DONE, "the operator has blocked its session or its user", ends_talk=True, outcome="blocked")
 _BY_OUTCOME = {ending.outcome: ending for ending in (_BLOCKED, _HUNG_UP, _REPLACED, BUDGET_USED)}
@@ -253,8 +254,8 @@ class WatchedCalls:
         log.info("call_taken", session_id=row.owner.session_id, epoch=found.epoch, left_s=round(row.lasts_s, 1))
         self._limits.hold(row.limit_key, row.call_id, for_s=max(0.0, row.lasts_s) + _PLACE_KEPT_S)
         agent = self._parts.agents.get(row.agent_id)
-        if found.state == MADE or agent is None:
-            why = "its client never had its answer" if found.state == MADE else "its agent is gone"
+        if agent is None or (found.state == MADE and found.unheard_s is None):
+            why = "its agent is gone" if agent is None else _UNANSWERED.reason
             self._hang_up(row.endpoint, row.call_id, row.owner, why=why)
         else:
             self._start(self._watch_taken(found, agent), "call-taken")
@@ -315,7 +316,7 @@ class WatchedCalls:
             limit_key=row.limit_key,
             taken=found,
         )
-        if found.ending is not None:
+        if found.ending is not None or found.state == MADE:
             self.end(row.call_id, _wanted(found))
         elif found.read_for_s:
             self.read_elsewhere(found)
@@ -328,6 +329,11 @@ class WatchedCalls:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def leaving(self, call_id: str) -> None:
+        """The client asks for the end of this call: once Azure has ended it, its talk is over, too."""
+        if (call := self._calls.get(call_id)) is not None:
+            call.ending = call.ending or _HUNG_UP
 
     def hung_up(self, call_id: str) -> None:
         """The client has hung this call up: its talk is over, unless it goes on over another connection."""
@@ -378,5 +384,7 @@ class WatchedCalls:
 
 def _wanted(found: TakenCall) -> Ending:
     """The end that somebody wants, here or elsewhere."""
+    if found.state == MADE:
+        return _UNANSWERED
     outcome = found.ending or _HUNG_UP.outcome
     return _BY_OUTCOME.get(outcome) or Ending(DONE, "its end was wanted before", ends_talk=True, outcome=outcome)

@@ -79,7 +79,7 @@ class ToolClaims:
 
         holder = self._new_holder()
         work = partial(take_over, key=call.key, holder=holder, lasts_us=self._lasts_us(timeout_s))
-        return holder if await self._database.write(work, idempotent=False) else None
+        return holder if await self._database.write(work, idempotent=False, one_statement=True) else None
 
     async def finish(self, call: CallId, holder: str, output: str | None, *, ok: bool) -> None:
         """Notes what the model is told, so that whoever is told of the same call says the same; None: unknown."""
@@ -88,12 +88,12 @@ class ToolClaims:
     async def _claim(self, batch: "Sequence[Claim]") -> list[bool]:
         from token_broker.memory.store.claim_rows import claim_calls
 
-        return await self._database.write(partial(claim_calls, claims=batch))
+        return await self._database.write(partial(claim_calls, claims=batch), one_statement=len(batch) == 1)
 
     async def _finish(self, batch: "Sequence[Finished]") -> list[None]:
         from token_broker.memory.store.claim_rows import finish_calls
 
-        return await self._database.write(partial(finish_calls, outcomes=batch))
+        return await self._database.write(partial(finish_calls, outcomes=batch), one_statement=len(batch) == 1)
 
     def _lasts_us(self, timeout_s: float) -> int:
         return round((timeout_s + self._margin_s) * 1_000_000)

@@ -173,6 +173,11 @@ class EventHandler:
         except TimeoutError:
             pass
 
+    def count_late(self, upstream: UpstreamConnection, text: str) -> None:
+        """Counts what an event says that Azure sent before it saw that the talk is closed."""
+        if self._usage is not None and event_type(text) in USAGE_EVENTS | {"response.created"}:
+            self._usage.azure_sent(event_of(text) or {}, resource=upstream.resource, dialect=upstream.route.dialect)
+
     def _note_audio(self, audio_chars: int) -> None:
         self._turns.assembler.heard(audio_chars, self._time_s())
         self._ledger.sounded(audio_chars)

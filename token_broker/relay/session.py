@@ -8,9 +8,9 @@ watches all waits. Where Azure's side is lost, the talk goes on in another sessi
 
 import asyncio
 import secrets
-from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -19,8 +19,7 @@ from strategies.base import SessionSpec, SpecSupplier
 from strategies.errors import MalformedError
 from strategies.resources import Resource
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
-from token_broker.relay.answers.actions import Refuse, Tell
-from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.actions import Refuse
 from token_broker.relay.answers.answer_retries import AnswerRetries
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
 from token_broker.relay.answers.greeting import greeting_response
@@ -30,7 +29,6 @@ from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
 from token_broker.relay.answers.turn_clock import TurnClock, TurnLatency
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection
 from token_broker.relay.client import TalkClient
-from token_broker.relay.counters import TURNS_KEPT, TalkCounters
 from token_broker.relay.event_handler import EventHandler
 from token_broker.relay.event_text import compact, event_type_by_head, parsed
 from token_broker.relay.fast_path import FastPath
@@ -46,19 +44,16 @@ from token_broker.relay.resume.replay import NewSession, item_event, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.resumption import Resumption, TalkHooks
 from token_broker.relay.resume.steps import Ask, Say, Step
+from token_broker.relay.socket_talk import SocketTalk
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.recorder import TurnRecorder
-from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
+from token_broker.relay.watchdog import Snapshot
 from token_broker.security.tokens import Owner
 from token_broker.server.client_wire import IMAGE_FIELD
 from token_broker.server.close_codes import (
     BAD_REQUEST,
-    DRAINING,
     ENDED_BY_AGENT,
-    INTERNAL,
-    TOO_LARGE,
     Ending,
-    left,
 )
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.plans import TalkSpecs
@@ -74,8 +69,11 @@ _HEAD_CHARS = 128
 _GREETING_AFTER_S = 0.3  # for a client that sets its session first, such as its format, or says something itself
 
 
-class Talk:
-    """One accepted client's talk. `run` returns when the talk is over and nothing is left open."""
+class Talk(SocketTalk):
+    """A talk whose sound goes through the broker, in whatever dialect the client speaks."""
+
+    audio_way = "in input_audio_buffer.append"
+    _upstream: UpstreamConnection | None
 
     def __init__(
         self,
@@ -85,27 +83,11 @@ class Talk:
         *,
         owner: Owner,
         agent: Agent,
-        on_live: Callable[[str], None] = lambda _resource: None,
-        greets: Callable[[], bool] = lambda: True,
         usage: TalkUsage | None = None,
-        leash: Callable[..., Coroutine[Any, Any, None]] | None = None,
-        age_s: float = 0.0,
+        **about: Any,
     ) -> None:
-        self.counters = TalkCounters()
-        self.turn_latencies_ms: deque[float] = deque(maxlen=TURNS_KEPT)
-        self._parts = parts
+        super().__init__(parts, adapter, client, owner=owner, agent=agent, usage=usage, **about)
         self._adapter = adapter
-        self._on_live = on_live
-        self._greets = greets
-        self._usage = usage
-        self._leash = leash  # `Leash.hold` of this talk
-        self.owner = owner
-        self._client = client
-        self._loop = asyncio.get_running_loop()
-        self._over: asyncio.Future[Ending] = self._loop.create_future()
-        self._ready = asyncio.Event()
-        self._upstream: UpstreamConnection | None = None
-        self._resource = ""  # which carries the talk, or did last
         self._memory = TalkMemory(
             parts.recall,
             owner,
@@ -118,11 +100,10 @@ class Talk:
             agent.id,
             ingest=self._memory.listening(parts.ingest),
             counters=self.counters,
-            on_lost=self._report_lost_turn,
+            on_lost=self._tell_lost_turn,
             scope=secrets.token_hex(4),
         )
         self._specs = TalkSpecs(parts.settings, owner, None)
-        self._tasks: set[asyncio.Task[None]] = set()
         self._ledger = TalkLedger(HeldAudio(round(parts.settings.resume_audio_s * _AUDIO_CHARS_A_SECOND)))
         self._restored = Restored()
         self._clock = TurnClock()
@@ -153,9 +134,6 @@ class Talk:
         self._ledger.notes = self._memory.notes
         self._memory.begin()
         self._session: UpstreamConnection | None = None  # the one that is told things, also while it takes over
-        self._calls = AgentCalls(
-            parts.tools, owner, lambda: self._handoff.agent, self.counters, builtin=self._run_builtin
-        )
         sequencer = AnswerSequencer(
             self._calls.tools,
             facts=self._ledger.facts,
@@ -235,12 +213,6 @@ class Talk:
                 count=parts.counters.count_resume,
             ),
         )
-        self._tick_s = tick_s(parts.settings)
-        self._watchdog = Watchdog(
-            parts.settings, self._loop.time(), longest_s=owner.narrowed.max_session_s, age_s=age_s
-        )
-        self._sending = False
-        self._azure_full = False
 
     def _follow_agent(self, agent: Agent) -> None:
         self._guard.follow(agent)
@@ -248,66 +220,26 @@ class Talk:
             self._usage.handed_over(agent.id)
 
     @property
-    def agent_id(self) -> str:
-        """The agent that speaks now, or spoke last."""
-        return self._handoff.agent.id
-
-    def end(self, ending: Ending) -> None:
-        """Ends the talk for this reason, unless it is ending already."""
-        if not self._over.done():
-            self._over.set_result(ending)
-
-    async def run(self) -> Ending:
-        """Carries the talk to its end, and returns the reason."""
-        self._start(self._read_client(), "talk-client")
-        self._start(self._read_azure(), "talk-azure")
-        if self._leash is not None:
-            self._start(self._leash(warn=self._warn_of_budget, end=self._watchdog.end_softly), "talk-budget")
-        self._ticker = self._loop.call_later(self._tick_s, self._tick)
-        ending = Ending(DRAINING, "the broker is going away: ask for a new plan", outcome="drain")
-        try:
-            ending = await asyncio.shield(self._over)
-        finally:
-            self._ticker.cancel()
-            await self._finish(ending)
-        return ending
+    def _agent_now(self) -> Agent:
+        return self._handoff.agent
 
     # --- the client's side
 
-    async def _read_client(self) -> None:
-        receive = self._client.receive
-        counters = self.counters
-        longest = self._parts.settings.client_message_bytes
-        while True:
-            message = await receive()
-            if message["type"] == "websocket.disconnect":
-                self._client.gone = True
-                self.end(left(message.get("code")))
-                return
-            if not self._ready.is_set():  # one message is held; the server reads no further meanwhile
-                await self._ready.wait()
-            text = message.get("text")
-            if text is None:
-                self.end(Ending(BAD_REQUEST, "text messages only: audio travels in input_audio_buffer.append"))
-                return
-            if len(text) > longest and IMAGE_FIELD.decode() not in text:  # an image has a limit of its own
-                self.end(Ending(TOO_LARGE, "a message was too large"))
-                return
-            counters.to_azure_frames += 1
-            counters.to_azure_bytes += len(text)
-            upstream = self._upstream
-            if upstream is None:  # Azure is being connected again
-                await self._resumption.hold(text)
-                continue
-            self._forward(text, upstream)
-            if not is_plain_append(text):
-                # The broker's own answers wait with Azure's events. A client that floods us with refused events and
-                # reads none of the answers must not fill the queue.
-                await upstream.socket.has_room()
-            if not upstream.socket.writable:
-                self._azure_full = True
-                await upstream.socket.drained()
-                self._azure_full = False
+    async def _take(self, text: str) -> None:
+        if not self._ready.is_set():  # one message is held; the server reads no further meanwhile
+            await self._ready.wait()
+        upstream = self._upstream
+        if upstream is None:  # Azure is being connected again
+            await self._resumption.hold(text)
+            return
+        self._forward(text, upstream)
+        if not is_plain_append(text):
+            # The broker's own answers wait with Azure's events. A client that floods us with refused events and reads
+            # none of the answers must not fill the queue.
+            await upstream.socket.has_room()
+
+    def _has_own_limit(self, text: str) -> bool:
+        return IMAGE_FIELD.decode() in text
 
     def _forward(self, text: str, upstream: UpstreamConnection) -> None:
         """Handles a client's message: most go to Azure as they are."""
@@ -391,9 +323,7 @@ class Talk:
         for note in await self._memory.opening():
             self._tell_note(note)
         self._use(upstream)
-        self._parts.counters.ready += 1
-        self._parts.counters.use_of(upstream.resource).ready += 1
-        self._on_live(upstream.resource)
+        self._went_live(upstream.resource)
         self._start(self._greet(), "talk-greeting")
         upstream.first[:] = self._adapter.opening(
             upstream, session_id=self.owner.session_id, agent_id=self._handoff.agent.id
@@ -413,7 +343,6 @@ class Talk:
         """Carries one upstream's events until it is over or replaced; False: the client is gone."""
         socket = upstream.socket
         frames = socket.frames
-        counters = self.counters
         socket.put_first(upstream.first)
         while self._upstream is upstream:
             if not frames:
@@ -422,19 +351,9 @@ class Talk:
                 await socket.wait()
                 continue
             for event in self._handler.handle(socket.take(), upstream):
-                self._sending = True
-                if not await self._client.tell(event):
-                    self.end(left(self._client.code))
+                if not await self._tell_client(event):
                     return False
-                self._sending = False
-                counters.to_client_frames += 1
-                counters.to_client_bytes += len(event)
         return True
-
-    def book(self) -> None:
-        """Counts what was relayed for the resource that carries the talk."""
-        if self._resource:
-            self._parts.counters.book(self.counters, self._resource)
 
     def _use(self, upstream: UpstreamConnection) -> None:
         self.book()
@@ -559,23 +478,12 @@ class Talk:
 
     # --- callbacks of the talk's parts
 
-    def _report_lost_turn(self) -> None:
-        if not self._over.done():
-            self._tell(self._adapter.error(Refused("turn_lost", "the memory is full: a turn was not kept")))
-
     def _tell(self, text: str) -> None:
         """Sends the client an event after those that wait."""
         if self._upstream is not None:
             self._upstream.socket.put(text)
         else:
             self._resumption.tell_later(text)
-
-    def _tell_call(self, tool: Tell) -> None:
-        self._calls.note(tool)
-        if self._usage is not None and tool.duration_ms is not None:
-            self._usage.tool_ran()
-        if (text := self._adapter.called(tool)) is not None:
-            self._tell(text)
 
     def _refuse(self, what: Refuse) -> None:
         refusal = Refused(what.code, what.message, event_id=what.event_id)
@@ -587,48 +495,14 @@ class Talk:
         self._farewell.ask(call_id)
         return ToolOutput(END_TALK_OUTPUT, ok=True)
 
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        def on_done(task: "asyncio.Task[None]") -> None:
-            self._tasks.discard(task)
-            if not task.cancelled() and (error := task.exception()) is not None:
-                self._fail(error)
-
-        task = self._loop.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(on_done)
-
-    def _fail(self, error: BaseException) -> None:
-        log.error("talk_failed", session_id=self.owner.session_id, error=type(error).__name__, exc_info=error)
-        self.end(Ending(INTERNAL, "the broker failed: ask for a new plan"))
-
     # --- time and the end
 
-    def _warn_of_budget(self) -> None:
-        async def warn() -> None:
-            await self._ready.wait()  # nothing is told before
-            why = "the budget of today is nearly used up: the talk ends soon"
-            self._tell(self._adapter.error(Refused("budget_used", why)))
+    def _is_answering(self, now_s: float) -> bool:
+        return self._turns.assembler.is_answering(now_s)
 
-        self._start(warn(), "talk-budget-warning")
-
-    def _tick(self) -> None:
-        """Checks everything that may take too long. One timer does it for all waits: a timeout a frame costs more."""
-        snapshot = None
-        now_s = self._loop.time()
-        upstream, wire = self._upstream, self._client.wire
-        if upstream is not None:
-            snapshot = Snapshot(
-                frames_from_client=self.counters.to_azure_frames,
-                frames_to_client=self.counters.to_client_frames,
-                pings=0 if wire is None else wire.pings,
-                answering=self._turns.assembler.is_answering(now_s),
-                sending=self._sending,
-                azure_full=self._azure_full,
-                azure=upstream.socket,
-            )
-        if (ending := self._watchdog.overdue(now_s, snapshot)) is not None:
-            self.end(ending)
-            return
+    def _look(self, now_s: float, snapshot: Snapshot | None) -> None:
+        self._turns.tell_due(now_s)
+        upstream = self._upstream
         if upstream is not None and snapshot is not None:
             answering = self._answers.sequencer.is_answering
             if self._farewell.is_over(
@@ -647,21 +521,18 @@ class Talk:
                 self._resumption.fell_silent(upstream)
             else:
                 self._resumption.tick(now_s, upstream, events=self._handler.events, sending=self._sending)
-        self._turns.tell_due(now_s)
-        self._ticker = self._loop.call_later(self._tick_s, self._tick)
 
-    async def _finish(self, ending: Ending) -> None:
-        """Closes the client, waits shortly for a transcript under way, keeps the turns that are left, closes Azure."""
+    def _stop(self) -> None:
         self._fast_path.join(None)
         self._answers.aclose()
         self._guard.aclose()
         self._parts.counters.handoffs += self._handoff.count
-        running: list[asyncio.Task[Any]] = [*self._tasks, *filter(None, [self._memory.recalling])]
-        for task in running:
-            task.cancel()
-        await asyncio.wait(running)  # before closing: a task must not write to a socket that is being closed
+        if self._memory.recalling is not None:
+            self._tasks.add(self._memory.recalling)
+
+    async def _release(self) -> None:
+        """Waits shortly for a transcript under way, keeps the turns that are left, and closes Azure's side."""
         try:
-            await self._client.close(*self._adapter.farewell(ending))
             if self._upstream is not None:
                 await self._handler.await_last_transcript(self._upstream)
         finally:
@@ -669,4 +540,5 @@ class Talk:
             self.book()
             await self._resumption.aclose()
             if self._upstream is not None:
+                self._upstream.socket.on_late = partial(self._handler.count_late, self._upstream)
                 await self._upstream.socket.aclose()

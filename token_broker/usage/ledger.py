@@ -1,8 +1,9 @@
 """The ledger of usage: rows by talk, Azure resource and UTC day, written beside the talks.
 
-A row is written when its talk goes live, every 15 s while it goes on, and at its end: all rows of a replica in one
-batch. Nothing waits for it. While the store is away, rows wait here, up to a bound; what is beyond is counted and
-logged. Each writer of a talk has a part of its own, whose numbers are absolute: the same row may be written twice.
+A row is written when its talk goes live, every 15 s while it goes on, with each answer of a call, and at its end: those
+of a replica in one batch. Nothing waits for it. While the store is away, rows wait here, up to a bound; what is beyond
+is counted and logged. Each writer of a talk has a part of its own, whose numbers are absolute: the same row may be
+written twice.
 """
 
 import asyncio
@@ -70,6 +71,7 @@ class UsageLedger:
         self._closed: deque[TalkUsage] = deque()
         self._most_closed = most_closed
         self._wake = asyncio.Event()
+        self._changed: set[TalkUsage] = set()  # since they were written
         self._away = False
         self._running: asyncio.Task[None] | None = None
 
@@ -95,7 +97,7 @@ class UsageLedger:
             seen=seen,
             part=secrets.token_hex(6),
             clock=self.clock,
-            changed=self._wake.set,
+            changed=self._note,
             closed=self._close,
         )
         return usage
@@ -106,14 +108,18 @@ class UsageLedger:
 
     async def run(self) -> None:
         """Writes again and again; a store that is away is logged once."""
+        now_s = asyncio.get_running_loop().time
+        all_at_s = now_s() + self._every_s
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._every_s):
+                async with asyncio.timeout_at(all_at_s):
                     await self._wake.wait()
                     await asyncio.sleep(_GATHER_S)
             self._wake.clear()
+            if writes_all := now_s() >= all_at_s:
+                all_at_s = now_s() + self._every_s
             try:
-                await self.flush()
+                await self.flush(changed_alone=not writes_all)
             except StoreError as error:
                 self.counts.failed += 1
                 if not self._away:
@@ -123,18 +129,29 @@ class UsageLedger:
             else:
                 self._away = False
 
-    async def flush(self) -> None:
-        """Writes what has changed. Raises StoreError: then it is written the next time."""
-        from token_broker.usage.rows import write_usage
-
+    async def flush(self, *, changed_alone: bool = False) -> None:
+        """Writes the time that has passed, too, unless `changed_alone`. Raises StoreError: it is written later."""
         if self._database is None:
             return
         await self.confirm()
         ended = list(self._closed)
-        for usage in self._open.values():
+        changed, self._changed = self._changed, set()
+        going = [usage for usage in self._open.values() if not changed_alone or usage in changed]
+        try:
+            await self._write(self._database, ended, going)
+        except BaseException:
+            self._changed |= changed
+            raise
+        done = {id(usage) for usage in ended}
+        self._closed = deque(usage for usage in self._closed if id(usage) not in done)
+
+    async def _write(self, database: Database, ended: list[TalkUsage], going: list[TalkUsage]) -> None:
+        from token_broker.usage.rows import write_usage
+
+        for usage in going:
             usage.look()
-        await self._claim(self._database, [usage for usage in (*ended, *self._open.values()) if usage.unclaimed])
-        dirty = [(usage, row) for usage in (*ended, *self._open.values()) for row in usage.rows if row.is_dirty]
+        await self._claim(database, [usage for usage in (*ended, *going) if usage.unclaimed])
+        dirty = [(usage, row) for usage in (*ended, *going) for row in usage.rows if row.is_dirty]
         for start in range(0, len(dirty), _CHUNK):
             chunk = dirty[start : start + _CHUNK]
             values = [usage.values(row) for usage, row in chunk]
@@ -142,7 +159,7 @@ class UsageLedger:
             for _, row in chunk:
                 row.is_dirty = False
             try:
-                now_us = await self._database.write(partial(write_usage, rows=values))
+                now_us = await database.write(partial(write_usage, rows=values))
             except BaseException:
                 for _, row in chunk:
                     row.is_dirty = True
@@ -151,8 +168,6 @@ class UsageLedger:
                 row.written_us = written_us
             self.clock.note(now_us)
             self.counts.written += len(chunk)
-        done = {id(usage) for usage in ended}
-        self._closed = deque(usage for usage in self._closed if id(usage) not in done)
 
     async def _claim(self, database: Database, talks: list[TalkUsage]) -> None:
         """Takes back what another replica has counted first."""
@@ -185,7 +200,12 @@ class UsageLedger:
                 self.counts.lost += left
                 log.error("usage_lost", talks=left, error=type(error).__name__)
 
+    def _note(self, usage: TalkUsage) -> None:
+        self._changed.add(usage)
+        self._wake.set()
+
     def _close(self, usage: TalkUsage) -> None:
+        self._changed.discard(usage)
         self._open.pop((usage.owner.talk_id, usage.transport), None)
         if not usage.rows:
             return

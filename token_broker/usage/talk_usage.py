@@ -92,8 +92,9 @@ class TalkUsage:
     """One talk over one transport. Every observer feeds it; each answer and each transcription counts once.
 
     `seen` is false where the broker does not hear the talk: then its seconds and tokens are unknown. `changed` is
-    called where something should be written soon, `on_answer` where an answer has ended, `on_closed` at the end. A call
-    `may_move`: another replica may hear the same answers, so each is claimed in the store (`unclaimed`).
+    called where something should be written soon: also with each answer of a call, which outlives its process.
+    `on_answer` where an answer has ended, `on_closed` at the end. A call `may_move`: another replica may hear the same
+    answers, so each is claimed in the store (`unclaimed`).
 
     A call goes on without its sideband, or has ended with it. So the time in which no call of the talk is in sight
     counts only once the call is heard again, or is known to have gone on.
@@ -109,7 +110,7 @@ class TalkUsage:
         seen: bool,
         part: str,
         clock: StoreClock,
-        changed: Callable[[], None] = lambda: None,
+        changed: Callable[["TalkUsage"], None] = lambda _usage: None,
         closed: Callable[["TalkUsage"], None] = lambda _usage: None,
     ) -> None:
         self.owner = owner
@@ -194,7 +195,7 @@ class TalkUsage:
             self.seen = False
             self._unheard_since_s = self._clock.monotonic_s()
             self._row(resource, dialect)
-            self._changed()
+            self._changed(self)
 
     def went_live(
         self, resource: str, dialect: str, *, by: str = "", unheard_s: float | None = None, lost_s: float | None = None
@@ -223,7 +224,7 @@ class TalkUsage:
             now_s = self._clock.monotonic_s()
             self._doubtful_since_s = max(self._looked_s, now_s - lost_s)
             self._count(self._doubtful_since_s)
-        self._changed()
+        self._changed(self)
 
     def out_of_sight(self, by: str) -> None:
         """The call is not heard any more: it has ended, or its sideband has."""
@@ -347,6 +348,7 @@ class TalkUsage:
     def _note(self, key: str | None, row: UsageRow, counts: Counts | None, *, is_answer: bool) -> None:
         if key is not None and self.may_move:
             self.unclaimed.append(CountedReport(key, row, counts, is_answer))
+            self._changed(self)
 
     def _is_new(self, key: str | None) -> bool:
         if key is None:

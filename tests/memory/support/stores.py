@@ -79,7 +79,7 @@ class Obstinate:
     async def open(self) -> bool:
         return False
 
-    async def write(self, work: Any, *, idempotent: bool = True) -> Any:
+    async def write(self, work: Any, *, idempotent: bool = True, one_statement: bool = False) -> Any:
         self.writes += 1
         self.asked.set()
         await self.free.wait()
@@ -87,7 +87,7 @@ class Obstinate:
             raise self.error
         if any(item.turn.turn_id == self.refuses for item in getattr(work, "keywords", {}).get("batch", [])):
             raise StoreRefusedError("spoilt")
-        return await self._database.write(work, idempotent=idempotent)
+        return await self._database.write(work, idempotent=idempotent, one_statement=one_statement)
 
     async def read(self, work: Any, *, pool: PoolName = "quick") -> Any:
         await self.free.wait()

@@ -98,10 +98,14 @@ class ToolTalks:
 
 def agents_with_tools(server: ToolServer | None, *, client_s: float = 20, timeout_s: float = 8) -> str:
     """An agents' file: elena has a tool for each of the server's paths, `map` for the client, and two MCP servers."""
-    more = {"ok": "", "held": ', say = "One moment."', "fail": "", "die": "", "hang": ""} if server else {}
     tools = [
-        _TOOL.format(name=name, url=server.url(name), timeout_s=timeout_s, more=options)
-        for name, options in more.items()
+        _TOOL.format(
+            name=name,
+            url=server.url(name),
+            timeout_s=timeout_s,
+            more=', say = "One moment."' if name == "held" else "",
+        )
+        for name in ("ok", "held", "fail", "moved", "big", "die", "hang")
         if server is not None
     ]
     return _AGENTS.format(tools="\n".join(tools), client_s=client_s)

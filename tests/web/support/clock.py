@@ -15,7 +15,7 @@ _SCRIPT = """
 ((hurried, speed) => {
   const { setTimeout, clearTimeout } = window;
   const pending = new Map();
-  window.__clock = { waitedMs: 0, pending };
+  window.__clock = { waitedMs: 0, pending, hurried };
   window.setTimeout = (run, ms = 0, ...given) => {
     const once = hurried.indexOf(ms);
     if (once >= 0) hurried.splice(once, 1);
@@ -38,8 +38,8 @@ _SCRIPT = """
 async def install_clock(page: Page, *, hurried_ms: Sequence[int] = (), speed: float = 1) -> None:
     """Counts the page's timers, from the next `goto` on.
 
-    The first timer of each length in `hurried_ms` takes a tenth of its time: a limit that is sure to be reached. All
-    others run at `speed`.
+    The next timer of each length in `hurried_ms` takes a tenth of its time: a limit that is sure to be reached. All
+    others run at `speed`. A running page hurries more after `__clock.hurried.push(…)`.
     """
     await page.on_every_page(f"{_SCRIPT}({json.dumps(list(hurried_ms))}, {speed})")
 

@@ -60,10 +60,13 @@ class Database(Protocol):
         """Connects and migrates; True where there were no tables. Raises StoreError, and may then be called again."""
         ...
 
-    async def write(self, work: "Callable[[Connection], R]", *, idempotent: bool = True) -> R:
+    async def write(
+        self, work: "Callable[[Connection], R]", *, idempotent: bool = True, one_statement: bool = False
+    ) -> R:
         """Runs `work` in a transaction; returns once it is committed and flushed to disk. Raises StoreError.
 
-        `idempotent` work is done once more where its outcome was lost with the connection.
+        `idempotent` work is done once more where its outcome was lost with the connection. Work of `one_statement`
+        needs no transaction round it: PostgreSQL is asked once then, instead of three times.
         """
         ...
 

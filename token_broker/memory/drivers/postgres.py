@@ -32,6 +32,7 @@ class PostgresDatabase:
         self._password = password
         self._timeout_s = timeout_s
         self._engines: dict[PoolName | None, AsyncEngine] = {}  # one a read pool; None is for writing
+        self._without_transactions: AsyncEngine | None = None  # that for writing, with its connections
         self._reading = dict.fromkeys(READ_POOLS, 0)
         self._is_open = False
 
@@ -44,8 +45,10 @@ class PostgresDatabase:
         self._is_open = True
         return was_empty
 
-    async def write(self, work: "Callable[[Connection], R]", *, idempotent: bool = True) -> R:
-        return await self._run_twice(work, None, idempotent=idempotent)
+    async def write(
+        self, work: "Callable[[Connection], R]", *, idempotent: bool = True, one_statement: bool = False
+    ) -> R:
+        return await self._run_twice(work, None, idempotent=idempotent, one_statement=one_statement)
 
     async def read(self, work: "Callable[[Connection], R]", *, pool: PoolName = "quick") -> R:
         if self._reading[pool] >= READ_POOLS[pool].total:
@@ -57,27 +60,37 @@ class PostgresDatabase:
             self._reading[pool] -= 1
 
     async def _run_twice(
-        self, work: "Callable[[Connection], R]", pool: PoolName | None, *, idempotent: bool = True
+        self,
+        work: "Callable[[Connection], R]",
+        pool: PoolName | None,
+        *,
+        idempotent: bool = True,
+        one_statement: bool = False,
     ) -> R:
         if not self._is_open:
             raise StoreUnreachableError("not yet open")
         try:
-            return await self._run(work, pool)
+            return await self._run(work, pool, one_statement=one_statement)
         except StoreUnreachableError as error:
             if not (idempotent and error.lost):
                 raise
-        return await self._run(work, pool)
+        return await self._run(work, pool, one_statement=one_statement)
 
     async def close(self) -> None:
         with contextlib.suppress(TimeoutError, OSError):
             async with asyncio.timeout(_CLOSE_S):
                 await asyncio.gather(*(engine.dispose() for engine in self._engines.values()))
-        self._engines = {}
+        self._engines, self._without_transactions = {}, None
         if self._password is not None:
             await self._password.aclose()
 
     async def _run(
-        self, work: "Callable[[Connection], R]", pool: PoolName | None = None, *, timeout_s: float | None = None
+        self,
+        work: "Callable[[Connection], R]",
+        pool: PoolName | None = None,
+        *,
+        timeout_s: float | None = None,
+        one_statement: bool = False,
     ) -> R:
         try:
             if (engine := self._engines.get(pool)) is None:
@@ -96,6 +109,10 @@ class PostgresDatabase:
                         **password,
                     },
                 )
+            if one_statement:
+                if self._without_transactions is None:
+                    self._without_transactions = engine.execution_options(isolation_level="AUTOCOMMIT")
+                engine = self._without_transactions
             async with asyncio.timeout(timeout_s or self._timeout_s), engine.begin() as connection:
                 return await connection.run_sync(work)
         except Exception as error:  # noqa: BLE001  # mapped, or raised unchanged

@@ -98,8 +98,10 @@ class SqliteDatabase:
     async def open(self) -> bool:
         return await self._in_thread(self._run_writer, self._open)
 
-    async def write(self, work: "Callable[[Connection], R]", *, idempotent: bool = True) -> R:
-        del idempotent  # there is no connection to lose
+    async def write(
+        self, work: "Callable[[Connection], R]", *, idempotent: bool = True, one_statement: bool = False
+    ) -> R:
+        del idempotent, one_statement  # there is no connection to lose, and no way to the database
         return await self._in_thread(self._run_writer, self._write, work)
 
     async def read(self, work: "Callable[[Connection], R]", *, pool: PoolName = "quick") -> R:

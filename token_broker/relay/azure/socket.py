@@ -89,6 +89,7 @@ class AzureSocket(WSListener):
         self._queued_bytes = 0
         self._reader: asyncio.Future[None] | None = None
         self.on_end: Callable[[str], None] | None = None  # gets `failure`, once
+        self.on_late: Callable[[str], None] | None = None  # gets what nobody took, or comes while the socket is closed
         self._waiters: list[asyncio.Future[None]] = []
         self._awaiting_pong = False
         self._gone = asyncio.Event()
@@ -165,6 +166,9 @@ class AzureSocket(WSListener):
         if transport is None:
             return
         self._end(CLOSED_BY_BROKER)
+        if self.on_late is not None:
+            for text in self.frames:
+                self.on_late(text)
         self.frames.clear()
         self._queued_bytes = 0
         try:
@@ -193,6 +197,8 @@ class AzureSocket(WSListener):
         self._awaiting_pong = False
         kind = frame.msg_type
         if self.failure is not None and kind != WSMsgType.CLOSE:
+            if self.on_late is not None and kind == _TEXT and frame.fin:
+                self.on_late(frame.get_payload_as_bytes().decode(errors="replace"))
             return
         if kind == _TEXT and frame.fin and self._message is None:
             self._on_message(frame.get_payload_as_bytes())

@@ -6,20 +6,18 @@ session is lost or expires, the talk goes on in another one that is told what wa
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
 
 from strategies.errors import MalformedError, TransientError
 from strategies.session_model.live_session import delegates_to_responses
-from token_broker.relay.answers.actions import Tell
-from token_broker.relay.answers.agent_calls import HANDED_OVER, AgentCalls
+from token_broker.relay.answers.agent_calls import HANDED_OVER
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT
 from token_broker.relay.answers.turn_clock import TurnLatency
 from token_broker.relay.azure.route import NoUpstreamError
 from token_broker.relay.client import TalkClient
-from token_broker.relay.counters import TURNS_KEPT, TalkCounters
 from token_broker.relay.event_text import compact, event_of
 from token_broker.relay.live.azure_session import LiveUpstream, LiveUpstreams
 from token_broker.relay.live.client_policy import AUDIO_APPEND, examine_live, wanted_format
@@ -29,20 +27,17 @@ from token_broker.relay.live.goodbye import Goodbye
 from token_broker.relay.live.session_events import LiveEvents
 from token_broker.relay.live.spoken_turns import LiveTurns
 from token_broker.relay.policy.allowlist import Broken, Command, Refused
+from token_broker.relay.socket_talk import SocketTalk
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.recorder import TurnRecorder
-from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
+from token_broker.relay.watchdog import Snapshot
 from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import (
     BAD_REQUEST,
     DONE,
-    DRAINING,
     ENDED_BY_AGENT,
-    INTERNAL,
-    TOO_LARGE,
     UPSTREAM_FAILED,
     Ending,
-    left,
 )
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.plans import TalkSpecs
@@ -77,8 +72,11 @@ def history_items(turns: LiveTurns) -> list[dict[str, Any]]:
     ]
 
 
-class LiveTalk:
-    """One accepted client's talk. `run` returns when the talk is over and nothing is left open."""
+class LiveTalk(SocketTalk):
+    """A talk with GPT-Live, whose sound goes through the broker."""
+
+    audio_way = f"in {AUDIO_APPEND}"
+    _upstream: LiveUpstream | None
 
     def __init__(
         self,
@@ -89,32 +87,14 @@ class LiveTalk:
         *,
         owner: Owner,
         agent: Agent,
-        on_live: Callable[[str], None] = lambda _resource: None,
-        greets: Callable[[], bool] = lambda: True,
         usage: TalkUsage | None = None,
-        leash: Callable[..., Coroutine[Any, Any, None]] | None = None,
-        age_s: float = 0.0,
+        **about: Any,
     ) -> None:
-        self.counters = TalkCounters()
-        self.turn_latencies_ms: deque[float] = deque(maxlen=TURNS_KEPT)
-        self.owner = owner
-        self.agent_id = agent.id
-        self._parts = parts
+        super().__init__(parts, face, client, owner=owner, agent=agent, usage=usage, **about)
         self._upstreams = upstreams
-        self._face = face
-        self._client = client
-        self._agent = agent
-        self._on_live = on_live
-        self._greets = greets
-        self._usage = usage
-        self._leash = leash
-        self._loop = asyncio.get_running_loop()
-        self._over: asyncio.Future[Ending] = self._loop.create_future()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._live_face = face
         self._specs = TalkSpecs(parts.settings, owner, parts.recall)
         self._backend = False
-        self._upstream: LiveUpstream | None = None
-        self._resource = ""
         self._format: Mapping[str, Any] | None = None
         self._started: asyncio.Future[None] = self._loop.create_future()  # the client's `session.start` has come
         self._resumes: deque[float] = deque(maxlen=_RESUMES_AT_MOST)
@@ -123,16 +103,15 @@ class LiveTalk:
         self._moving = False
         self._goodbye = Goodbye()
         self._source = LiveTurns()
-        calls = AgentCalls(parts.tools, owner, lambda: agent, self.counters, builtin=self._run_builtin)
         delegations = Delegations(
-            agent, calls, send=self._send, tell=self._tell_call(calls), words=self._source.take_words, start=self._start
+            agent, self._calls, send=self._send, tell=self._tell_call, words=self._source.take_words, start=self._start
         )
         self._events = LiveEvents(
             parts,
             owner,
             agent.id,
             TurnRecorder(
-                owner, agent.id, ingest=parts.ingest, counters=self.counters, on_lost=self._report_lost_turn,
+                owner, agent.id, ingest=parts.ingest, counters=self.counters, on_lost=self._tell_lost_turn,
                 source=self._source,
             ),
             self._source,
@@ -142,66 +121,15 @@ class LiveTalk:
             self._loop.time,
             usage,
         )  # fmt: skip
-        self._tick_s = tick_s(parts.settings)
-        self._watchdog = Watchdog(
-            parts.settings, self._loop.time(), longest_s=owner.narrowed.max_session_s, age_s=age_s
-        )
-        self._sending = self._azure_full = False
-
-    def end(self, ending: Ending) -> None:
-        """Ends the talk for this reason, unless it is ending already."""
-        if not self._over.done():
-            self._over.set_result(ending)
-
-    def book(self) -> None:
-        """Counts what was relayed for the resource that carries the talk."""
-        if self._resource:
-            self._parts.counters.book(self.counters, self._resource)
-
-    async def run(self) -> Ending:
-        """Carries the talk to its end, and returns the reason."""
-        self._start(self._read_client(), "live-client")
-        self._start(self._read_azure(), "live-azure")
-        if self._leash is not None:
-            self._start(self._leash(warn=self._warn_of_budget, end=self._watchdog.end_softly), "live-budget")
-        ticker = self._loop.create_task(self._watch(), name="live-watch")
-        ending = Ending(DRAINING, "the broker is going away: ask for a new plan", outcome="drain")
-        try:
-            ending = await asyncio.shield(self._over)
-        finally:
-            ticker.cancel()
-            await self._finish(ending)
-        return ending
 
     # --- the client's side
 
-    async def _read_client(self) -> None:
-        longest = self._parts.settings.client_message_bytes
-        while True:
-            message = await self._client.receive()
-            if message["type"] == "websocket.disconnect":
-                self._client.gone = True
-                self.end(left(message.get("code")))
-                return
-            text = message.get("text")
-            if text is None:
-                self.end(Ending(BAD_REQUEST, f"text messages only: audio travels in {AUDIO_APPEND}"))
-                return
-            if len(text) > longest:
-                self.end(Ending(TOO_LARGE, "a message was too large"))
-                return
-            self.counters.to_azure_frames += 1
-            self.counters.to_azure_bytes += len(text)
-            if not self._started.done() and self._face.starts:
-                self._take_start(text)
-                continue
-            await self._started
-            self._forward(text)
-            upstream = self._upstream
-            if upstream is not None and not upstream.socket.writable:
-                self._azure_full = True
-                await upstream.socket.drained()
-                self._azure_full = False
+    async def _take(self, text: str) -> None:
+        if not self._started.done() and self._live_face.starts:
+            self._take_start(text)
+            return
+        await self._started
+        self._forward(text)
 
     def _take_start(self, text: str) -> None:
         """A client's first event. Of its session the audio format counts, where the agent lets it say that."""
@@ -241,12 +169,12 @@ class LiveTalk:
     def _refuse(self, refusal: Refused) -> None:
         self.counters.refused_events += 1
         log.debug("client_event_refused", code=refusal.code, why=refusal.message)
-        self._tell(self._face.error(refusal))
+        self._tell(self._live_face.error(refusal))
 
     # --- Azure's side
 
     async def _read_azure(self) -> None:
-        if self._face.starts:
+        if self._live_face.starts:
             try:
                 async with asyncio.timeout(_START_S):
                     await self._started
@@ -258,14 +186,13 @@ class LiveTalk:
         except NoUpstreamError as error:
             self.end(error.ending)
             return
-        self._parts.counters.ready += 1
-        self._parts.counters.use_of(upstream.resource).ready += 1
-        self._on_live(upstream.resource)
-        opening = self._face.opening(upstream, session_id=self.owner.session_id, agent_id=self.agent_id)
+        self._went_live(upstream.resource)
+        opening = self._live_face.opening(upstream, session_id=self.owner.session_id, agent_id=self.agent_id)
         upstream.socket.put_first(opening)
         self._greet()
         if not self._started.done():
             self._started.set_result(None)
+        self._ready.set()
         while await self._carry(upstream):
             again = await self._resume(upstream)
             if again is None:
@@ -308,7 +235,7 @@ class LiveTalk:
             if self._source.awaits_user:
                 self._goodbye.take_back()
             for event in events:
-                if not await self._tell_now(event):
+                if not await self._tell_client(event):
                     return False
             if (closed := self._events.closed) is not None:
                 return self._after_close(closed)
@@ -344,7 +271,7 @@ class LiveTalk:
             return None
         self._resumes.append(now_s)
         log.info("talk_resuming", session_id=self.owner.session_id, reason=reason, resource=lost.resource)
-        if (told := self._face.resuming(reason)) is not None and not await self._tell_now(told):
+        if (told := self._live_face.resuming(reason)) is not None and not await self._tell_client(told):
             return None
         try:
             upstream = await self._connect(running=True)
@@ -356,19 +283,9 @@ class LiveTalk:
         for text in self._held:
             upstream.socket.send(text)
         self._held.clear()
-        if (told := self._face.resumed(upstream)) is not None and not await self._tell_now(told):
+        if (told := self._live_face.resumed(upstream)) is not None and not await self._tell_client(told):
             return None
         return upstream
-
-    async def _tell_now(self, text: str) -> bool:
-        self._sending = True
-        if not await self._client.tell(text):
-            self.end(left(self._client.code))
-            return False
-        self._sending = False
-        self.counters.to_client_frames += 1
-        self.counters.to_client_bytes += len(text)
-        return True
 
     def _greet(self) -> None:
         """Has the agent speak first, once a talk."""
@@ -388,26 +305,17 @@ class LiveTalk:
         if self._upstream is not None and self._upstream.socket.failure is None:
             self._upstream.socket.put(text)
         else:
-            self._start(self._say(text), "live-tell")
 
-    async def _say(self, text: str) -> None:
-        await self._tell_now(text)
+            async def tell() -> None:
+                await self._tell_client(text)
 
-    def _tell_call(self, calls: AgentCalls) -> Callable[[Tell], None]:
-        def tell(tool: Tell) -> None:
-            calls.note(tool)
-            if self._usage is not None and tool.duration_ms is not None:
-                self._usage.tool_ran()
-            if (text := self._face.called(tool)) is not None:
-                self._tell(text)
-
-        return tell
+            self._start(tell(), "live-tell")
 
     async def _run_builtin(self, name: str, arguments: str, call_id: str) -> ToolOutput:
         del call_id
         agent_id = (event_of(arguments) or {}).get("agent_id")
         named = agent_id if isinstance(agent_id, str) and agent_id in self._agent.handoff_ids else None
-        if name == "handoff" and named is not None and (told := self._face.switching(named)) is not None:
+        if name == "handoff" and named is not None and (told := self._live_face.switching(named)) is not None:
             self._tell(told)  # a session of GPT-Live's keeps its instructions and voice: the page takes a new plan
             return HANDED_OVER
         if name != "end_talk":
@@ -417,62 +325,32 @@ class LiveTalk:
 
     def _note_wait(self, turn: TurnLatency) -> str | None:
         latency_ms = self._parts.note_answer(
-            turn, transport=self._face.transport, agent_id=self.agent_id, resource=self._resource
+            turn, transport=self._live_face.transport, agent_id=self.agent_id, resource=self._resource
         )
         self.turn_latencies_ms.append(latency_ms)
-        return self._face.answered(turn)
-
-    def _report_lost_turn(self) -> None:
-        if not self._over.done():
-            self._tell(self._face.error(Refused("turn_lost", "the memory is full: a turn was not kept")))
-
-    def _warn_of_budget(self) -> None:
-        why = "the budget of today is nearly used up: the talk ends soon"
-        self._tell(self._face.error(Refused("budget_used", why)))
-
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        def on_done(task: "asyncio.Task[None]") -> None:
-            self._tasks.discard(task)
-            if not task.cancelled() and (error := task.exception()) is not None:
-                log.error("talk_failed", session_id=self.owner.session_id, exc_info=error)
-                self.end(Ending(INTERNAL, "the broker failed: ask for a new plan"))
-
-        task = self._loop.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(on_done)
+        return self._live_face.answered(turn)
 
     # --- time and the end
 
-    async def _watch(self) -> None:
-        """Checks everything that may take too long."""
-        while not self._over.done():
-            await asyncio.sleep(self._tick_s)
-            now_s, upstream = self._loop.time(), self._upstream
-            snapshot = None
-            if upstream is not None:
-                snapshot = Snapshot(
-                    frames_from_client=self.counters.to_azure_frames,
-                    frames_to_client=self.counters.to_client_frames,
-                    pings=0 if self._client.wire is None else self._client.wire.pings,
-                    answering=self._source.is_answering(now_s),
-                    sending=self._sending,
-                    azure_full=self._azure_full,
-                    azure=upstream.socket,
-                )
-            if (ending := self._watchdog.overdue(now_s, snapshot)) is not None:
-                self.end(ending)
-                return
-            if upstream is None or snapshot is None:
-                continue
-            if self._goodbye.is_over(now_s, agent_until_s=self._source.plays_until_s):
-                self.end(ENDED_BY_AGENT)
-                return
-            if self._watchdog.azure_is_dead(now_s, snapshot):
-                upstream.health.failed(TransientError("Azure fell silent"))
-                await upstream.socket.aclose(graceful=False)
-            self._move_before_end(now_s, upstream, quiet=not snapshot.answering and not self._source.awaits_user)
-            for told in self._events.tick():
-                self._tell(told)
+    def _is_answering(self, now_s: float) -> bool:
+        return self._source.is_answering(now_s)
+
+    def _look(self, now_s: float, snapshot: Snapshot | None) -> None:
+        upstream = self._upstream
+        if upstream is None or snapshot is None:
+            return
+        if self._goodbye.is_over(now_s, agent_until_s=self._source.plays_until_s):
+            self.end(ENDED_BY_AGENT)
+            return
+        if self._watchdog.azure_is_dead(now_s, snapshot):
+            upstream.health.failed(TransientError("Azure fell silent"))
+            self._start(upstream.socket.aclose(graceful=False), "live-silent")
+        self._move_before_end(now_s, upstream, quiet=not snapshot.answering and not self._source.awaits_user)
+        for told in self._events.tick():
+            self._tell(told)
+
+    def _stop(self) -> None:
+        """Nothing but tasks could begin anything."""
 
     def _move_before_end(self, now_s: float, upstream: LiveUpstream, *, quiet: bool) -> None:
         """Leaves a session that ends soon, at a pause."""
@@ -483,21 +361,12 @@ class LiveTalk:
             self._moving = True
             upstream.socket.send(_CLOSE)
 
-    async def _finish(self, ending: Ending) -> None:
-        """Closes the client, keeps the turns that are left, and closes the session, which says what it billed."""
-        running = list(self._tasks)
-        for task in running:
-            task.cancel()
-        if running:
-            await asyncio.wait(running)
-        try:
-            await self._client.close(*self._face.farewell(ending))
-        finally:
-            upstream = self._upstream
-            if upstream is not None:
-                await self._close(upstream)
-            self._events.turns.flush()
-            self.book()
+    async def _release(self) -> None:
+        """Closes the session, which says what it billed, and keeps the turns that are left."""
+        if self._upstream is not None:
+            await self._close(self._upstream)
+        self._events.turns.flush()
+        self.book()
 
     async def _close(self, upstream: LiveUpstream) -> None:
         socket = upstream.socket

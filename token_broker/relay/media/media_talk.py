@@ -8,8 +8,7 @@ process: a lost control socket ends the connection, and the client takes a new p
 import asyncio
 import math
 import secrets
-from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -17,8 +16,8 @@ import structlog
 from strategies.session_model.running_session import agents_session
 from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.adapters import Answered, ToAzure
-from token_broker.relay.answers.actions import Refuse, Tell
-from token_broker.relay.answers.agent_calls import HANDED_OVER, AgentCalls
+from token_broker.relay.answers.actions import Refuse
+from token_broker.relay.answers.agent_calls import HANDED_OVER
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, keys_of
 from token_broker.relay.answers.greeting import greeting_response
 from token_broker.relay.answers.sequencer import ACTIVE_ALREADY, AnswerSequencer
@@ -26,7 +25,7 @@ from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
 from token_broker.relay.azure.connector import NoUpstreamError
 from token_broker.relay.azure.route import UpstreamConnection
 from token_broker.relay.client import TalkClient
-from token_broker.relay.counters import TURNS_KEPT, USAGE_EVENTS, TalkCounters
+from token_broker.relay.counters import USAGE_EVENTS
 from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import SESSION_EVENTS, compact, event_of, event_type
 from token_broker.relay.guardrail.client_words import words_of
@@ -40,22 +39,19 @@ from token_broker.relay.media.media_adapter import MediaAdapter
 from token_broker.relay.policy.allowlist import Broken, Command, Refused
 from token_broker.relay.policy.visibility import without_agents_settings, without_quoted_secrets
 from token_broker.relay.resume.session_facts import SessionFacts
+from token_broker.relay.socket_talk import SocketTalk
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.failed_answers import failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder
-from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
+from token_broker.relay.watchdog import Snapshot
 from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import (
     BAD_REQUEST,
     DONE,
-    DRAINING,
     ENDED_BY_AGENT,
-    INTERNAL,
-    TOO_LARGE,
     UPSTREAM_FAILED,
     Ending,
-    left,
 )
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.plans import TalkSpecs
@@ -90,8 +86,11 @@ _GARBAGE = Ending(UPSTREAM_FAILED, "Azure sent something that is no event: ask f
 _CHANGED = Ending(DONE, "its client changed the agent's session again and again", ends_talk=True)
 
 
-class MediaTalk:
-    """One accepted client's talk. `run` returns when the talk is over and nothing is left open."""
+class MediaTalk(SocketTalk):
+    """A talk whose sound goes by WebRTC between page and Azure. The page measures how long its answers take."""
+
+    audio_way = "over the peer connection"
+    _upstream: UpstreamConnection | None
 
     def __init__(
         self,
@@ -102,121 +101,50 @@ class MediaTalk:
         calls: CallConnector,
         owner: Owner,
         agent: Agent,
-        on_live: Callable[[str], None] = lambda _resource: None,
-        greets: Callable[[], bool] = lambda: True,
         usage: TalkUsage,
-        leash: Callable[..., Coroutine[Any, Any, None]] | None = None,
-        age_s: float = 0.0,
+        **about: Any,
     ) -> None:
-        self.counters = TalkCounters()
-        self.turn_latencies_ms: deque[float] = deque(maxlen=TURNS_KEPT)  # the page measures them, and reports
-        self.owner = owner
-        self.agent_id = agent.id
-        self._parts = parts
+        idle_s = parts.settings.call_idle_s
+        super().__init__(parts, adapter, client, owner=owner, agent=agent, usage=usage, idle_s=idle_s, **about)
         self._adapter = adapter
-        self._client = client
         self._connector = calls
-        self._agent = agent
-        self._on_live = on_live
-        self._greets = greets
-        self._usage = usage
-        self._usage.is_measured = False  # Azure tells the page alone what an answer costs
-        self._leash = leash
-        self._loop = asyncio.get_running_loop()
-        self._over: asyncio.Future[Ending] = self._loop.create_future()
+        usage.is_measured = False  # Azure tells the page alone what an answer costs
+        self._usage: TalkUsage = usage
         self._offer: asyncio.Future[CallOffer] = self._loop.create_future()
         self._offer_by_s = self._loop.time() + _OFFER_S
-        self._ready = asyncio.Event()
-        self._upstream: UpstreamConnection | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._specs = TalkSpecs(parts.settings, owner, parts.recall)
         self._turns = TurnRecorder(
-            owner, agent.id, ingest=parts.ingest, counters=self.counters, on_lost=self._report_lost_turn
+            owner, agent.id, ingest=parts.ingest, counters=self.counters, on_lost=self._tell_lost_turn
         )
         self._facts = SessionFacts()
         self._kept = KeptSettings({})
         self._goodbye = CallGoodbye()
         self._guardrail = None if agent.guardrail is None else parts.guardrail
-        self._calls = AgentCalls(parts.tools, owner, lambda: agent, self.counters, builtin=self._run_builtin)
         self._concluded = ControlAnswers()
         self._concluding: asyncio.TimerHandle | None = None
         self._answers = TalkAnswers(
             AnswerSequencer(self._calls.tools, facts=self._facts, holds=self._holds_answers),
             AnswerHooks(tell=self._tell_call, refuse=self._refuse, run=self._calls.run, start=self._start),
         )
-        self._tick_s = tick_s(parts.settings)
-        self._watchdog = Watchdog(
-            parts.settings,
-            self._loop.time(),
-            longest_s=owner.narrowed.max_session_s,
-            age_s=age_s,
-            idle_s=parts.settings.call_idle_s,
-        )
         self._heard = 0
         self._expires_s: float | None = None
-        self._sending = self._azure_full = False
-
-    def end(self, ending: Ending) -> None:
-        """Ends the talk for this reason, unless it is ending already."""
-        if not self._over.done():
-            self._over.set_result(ending)
-
-    def book(self) -> None:
-        """Counts what was relayed for the resource that carries the talk."""
-        if self._upstream is not None:
-            self._parts.counters.book(self.counters, self._upstream.resource)
-
-    async def run(self) -> Ending:
-        """Carries the talk to its end, and returns the reason."""
-        self._start(self._read_client(), "talk-client")
-        self._start(self._read_azure(), "talk-azure")
-        if self._leash is not None:
-            self._start(self._leash(warn=self._warn_of_budget, end=self._watchdog.end_softly), "talk-budget")
-        self._ticker = self._loop.call_later(self._tick_s, self._tick)
-        ending = Ending(DRAINING, "the broker is going away: ask for a new plan", outcome="drain")
-        try:
-            ending = await asyncio.shield(self._over)
-        finally:
-            self._ticker.cancel()
-            await self._finish(ending)
-        return ending
 
     # --- the client's side
 
-    async def _read_client(self) -> None:
-        longest = self._parts.settings.client_message_bytes
-        while True:
-            message = await self._client.receive()
-            if message["type"] == "websocket.disconnect":
-                self._client.gone = True
-                self.end(left(message.get("code")))
-                return
-            text = message.get("text")
-            if text is None:
-                self.end(Ending(BAD_REQUEST, "text messages only: audio travels over the peer connection"))
-                return
-            if len(text) > longest:
-                self.end(Ending(TOO_LARGE, "a message was too large"))
-                return
-            self.counters.to_azure_frames += 1
-            self.counters.to_azure_bytes += len(text)
-            if not self._offer.done():
-                offer = read_offer(text)
-                if isinstance(offer, str):
-                    self.end(Ending(BAD_REQUEST, offer))
-                    return
+    async def _take(self, text: str) -> None:
+        if not self._offer.done():
+            offer = read_offer(text)
+            if isinstance(offer, str):
+                self.end(Ending(BAD_REQUEST, offer))
+            else:
                 self._offer.set_result(offer)
-                continue
-            if not self._ready.is_set():  # one message is held; the server reads no further meanwhile
-                await self._ready.wait()
-            upstream = self._upstream
-            assert upstream is not None  # noqa: S101  # set before `ready`
-            self._forward(text, upstream)
-            await upstream.socket.has_room()
-            if not upstream.socket.writable:
-                self._azure_full = True
-                await upstream.socket.drained()
-                self._azure_full = False
+            return
+        if not self._ready.is_set():  # one message is held; the server reads no further meanwhile
+            await self._ready.wait()
+        upstream = self._upstream
+        assert upstream is not None  # noqa: S101  # set before `ready`
+        self._forward(text, upstream)
+        await upstream.socket.has_room()
 
     def _forward(self, text: str, upstream: UpstreamConnection) -> None:
         """Handles a client's message."""
@@ -276,7 +204,7 @@ class MediaTalk:
         except NoUpstreamError as error:
             self.end(error.ending)
             return
-        self._upstream = upstream
+        self._upstream, self._resource = upstream, upstream.resource
         if upstream.session:  # otherwise it is stated at Azure
             spec = await supply(self._parts.connector.resource(upstream.resource))
             own = agents_session(spec, upstream.route.dialect, without=agent.client_may_set)
@@ -284,9 +212,7 @@ class MediaTalk:
         life_s = self._loop.time() + _LIFE_S if upstream.expires_s is None else upstream.expires_s
         self._expires_s = life_s
         self._usage.went_live(upstream.resource, upstream.route.dialect)
-        self._parts.counters.ready += 1
-        self._parts.counters.use_of(upstream.resource).ready += 1
-        self._on_live(upstream.resource)
+        self._went_live(upstream.resource)
         self._answers.begin(upstream.route.dialect, self._send_own)
         upstream.socket.put_first(
             self._adapter.opening(upstream, session_id=self.owner.session_id, agent_id=self.agent_id)
@@ -308,16 +234,6 @@ class MediaTalk:
             for event in self._handle(socket.take(), upstream):
                 if not await self._tell_client(event):
                     return False
-
-    async def _tell_client(self, text: str) -> bool:
-        self._sending = True
-        if not await self._client.tell(text):
-            self.end(left(self._client.code))
-            return False
-        self._sending = False
-        self.counters.to_client_frames += 1
-        self.counters.to_client_bytes += len(text)
-        return True
 
     async def _tell_at_once(self, text: str) -> None:
         await self._tell_client(text)
@@ -489,94 +405,48 @@ class MediaTalk:
 
     # --- callbacks of the talk's parts
 
-    def _report_lost_turn(self) -> None:
-        if not self._over.done():
-            self._tell(self._adapter.error(Refused("turn_lost", "the memory is full: a turn was not kept")))
-
     def _tell(self, text: str) -> None:
         """Sends the client an event after those that wait."""
         if self._upstream is not None:
             self._upstream.socket.put(text)
 
-    def _tell_call(self, tool: Tell) -> None:
-        self._calls.note(tool)
-        if tool.duration_ms is not None:
-            self._usage.tool_ran()
-        if (text := self._adapter.called(tool)) is not None:
-            self._tell(text)
-
     def _refuse(self, what: Refuse) -> None:
         refusal = Refused(what.code, what.message, event_id=what.event_id)
         self._tell(self._adapter.error(refusal, retryable=what.retryable))
 
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = self._loop.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("talk_failed", session_id=self.owner.session_id, error=type(error).__name__, exc_info=error)
-            self.end(Ending(INTERNAL, "the broker failed: ask for a new plan"))
-
     # --- time and the end
 
-    def _warn_of_budget(self) -> None:
-        async def warn() -> None:
-            await self._ready.wait()  # nothing is told before
-            why = "the budget of today is nearly used up: the talk ends soon"
-            self._tell(self._adapter.error(Refused("budget_used", why)))
+    @property
+    def _signs_of_life(self) -> int:
+        return self._heard  # what Azure tells: the client itself is silent while it talks
 
-        self._start(warn(), "talk-budget-warning")
+    def _is_answering(self, now_s: float) -> bool:
+        acting = self._answers.sequencer.calls.is_acting or now_s < self._goodbye.plays_until_s
+        return acting or self._turns.assembler.is_answering(now_s)
 
-    def _tick(self) -> None:
-        """Checks everything that may take too long."""
-        now_s, upstream = self._loop.time(), self._upstream
+    def _look(self, now_s: float, snapshot: Snapshot | None) -> None:
+        self._turns.tell_due(now_s)
         if not self._offer.done() and now_s >= self._offer_by_s:
             self.end(_NO_OFFER)
-        snapshot = None if upstream is None else self._snapshot(upstream, now_s)
-        if (ending := self._watchdog.overdue(now_s, snapshot)) is not None:
-            self.end(ending)
-        elif upstream is not None and snapshot is not None:
-            sequencer = self._answers.sequencer
-            if self._goodbye.is_over(now_s, keys_of(sequencer.calls), answering=sequencer.is_answering):
-                self.end(ENDED_BY_AGENT)
-            elif self._watchdog.azure_is_dead(now_s, snapshot):
-                self.end(_LOST)
-            elif self._expires_s is not None and (left_s := self._expires_s - now_s) <= _EXPIRES_SOON_S:
-                self._expires_s = None
-                self._tell(self._adapter.expiring(max(0.0, left_s)))
-        self._turns.tell_due(now_s)
-        if not self._over.done():
-            self._ticker = self._loop.call_later(self._tick_s, self._tick)
+        if snapshot is None:
+            return
+        sequencer = self._answers.sequencer
+        if self._goodbye.is_over(now_s, keys_of(sequencer.calls), answering=sequencer.is_answering):
+            self.end(ENDED_BY_AGENT)
+        elif self._watchdog.azure_is_dead(now_s, snapshot):
+            self.end(_LOST)
+        elif self._expires_s is not None and (left_s := self._expires_s - now_s) <= _EXPIRES_SOON_S:
+            self._expires_s = None
+            self._tell(self._adapter.expiring(max(0.0, left_s)))
 
-    def _snapshot(self, upstream: UpstreamConnection, now_s: float) -> Snapshot:
-        acting = self._answers.sequencer.calls.is_acting or now_s < self._goodbye.plays_until_s
-        return Snapshot(
-            frames_from_client=self.counters.to_azure_frames,
-            frames_to_client=self.counters.to_client_frames,
-            pings=self._heard,  # what Azure tells: the client itself is silent while it talks
-            answering=acting or self._turns.assembler.is_answering(now_s),
-            sending=self._sending,
-            azure_full=self._azure_full,
-            azure=upstream.socket,
-        )
-
-    async def _finish(self, ending: Ending) -> None:
-        """Closes the client, keeps the turns that are left, and ends the call: its control socket is closed."""
+    def _stop(self) -> None:
         self._answers.aclose()
         if self._concluding is not None:
             self._concluding.cancel()
-        running = list(self._tasks)
-        for task in running:
-            task.cancel()
-        if running:
-            await asyncio.wait(running)  # before closing: a task must not write to a socket that is being closed
-        try:
-            await self._client.close(*self._adapter.farewell(ending))
-        finally:
-            self._turns.flush()
-            self.book()
-            if self._upstream is not None:
-                await self._upstream.socket.aclose()
+
+    async def _release(self) -> None:
+        """Keeps the turns that are left, and ends the call: its control socket is closed."""
+        self._turns.flush()
+        self.book()
+        if self._upstream is not None:
+            await self._upstream.socket.aclose()
