@@ -12,14 +12,28 @@ from typing import Any
 import httpx
 import pytest
 from aiohttp import WSMsgType, web
+from openai import AsyncOpenAI
 from pydantic import SecretStr
+from sqlalchemy import Connection, func, select
 
+from benchmarks.failover import offer
 from tests.calls.test_relayed_calls import ANSWER, CallsAzure, calls_azure
-from tests.support.broker import BrokerProcess, environment, plain_client, run_process
+from tests.hooks.support import SECRET
+from tests.live.support import agents_file
+from tests.support.broker import (
+    BrokerProcess,
+    environment,
+    make_settings,
+    plain_client,
+    run_broker,
+    run_process,
+)
 from tests.support.databases import PostgresServer
 from tests.support.offers import OFFER
 from tests.support.signalling import signalling_page
 from tests.support.waiting import eventually
+from token_broker.calls.call_row import DELIVERED
+from token_broker.memory.store.tables import calls
 from token_broker.security.tokens import MintedSession, Owner, TokenSigner
 from token_broker.simulator import SimulatorConfig, serve
 from token_broker.web.requests import uuid7
@@ -302,3 +316,58 @@ async def test_signalled_call_of_a_killed_replica(postgres: PostgresServer, tmp_
         told = await used()
         assert (told["seen"], told["complete"], told["unmeasured"]) == (True, False, 2)
         assert (told["input_tokens"], told["output_tokens"]) == (None, None)
+
+
+async def test_live_session_moves_to_its_sideband(postgres: PostgresServer, tmp_path: Path) -> None:
+    """An official client's sideband that reaches another replica than the one that placed the call."""
+    agents = tmp_path / "agents.toml"
+    agents.write_text(agents_file(None), encoding="utf-8")
+    async with postgres.lend() as url, serve(SimulatorConfig()) as azure, contextlib.AsyncExitStack() as stack:
+        settings = [
+            make_settings(
+                tmp_path,
+                azure.base_url,
+                database_url=SecretStr(url),
+                signing_keys="k" * 40,
+                agents_file=agents,
+                tools_secret=SECRET,
+                store_patience_s=20,
+            )
+            for _ in range(2)
+        ]
+        one = await stack.enter_async_context(run_broker(settings[0]))
+        await asyncio.wait_for(one.memory.ready(), 30)
+        other = await stack.enter_async_context(run_broker(settings[1]))
+        await asyncio.wait_for(other.memory.ready(), 30)
+        minted = await one.client.post("/v1/realtime/client_secrets", json={"metadata": {"agent_id": "ann"}})
+        secret = minted.json()["value"]
+        transport: Any = {"type": "webrtc", "sdp": await offer()}
+        async with AsyncOpenAI(api_key=secret, base_url=f"{one.base_url}/v1", max_retries=0) as official:
+            made = await official.live.create(session={"model": "x"}, transport=transport)
+        name = made.session.id
+
+        async def is_stored() -> bool:  # its row follows the call
+            return (await other.memory.database.read(count_calls)) == 1
+
+        await eventually(is_stored)
+        async with (
+            AsyncOpenAI(api_key=secret, base_url=f"{other.base_url}/v1", max_retries=0) as official,
+            official.live.sideband.connect(session_id=name) as sideband,
+            asyncio.timeout(30),
+        ):
+            told = "error"
+            while told == "error":  # while the former holder does not know, Azure has its sideband
+                await sideband.session.input_audio.mute()
+                told = (await sideband.recv()).type
+                await asyncio.sleep(0.2)
+            assert told == "session.input_audio.muted"
+
+        async def has_moved() -> bool:
+            return (len(one.state["watched"]), len(other.state["watched"])) == (0, 1) and not one.talks.active
+
+        await eventually(has_moved)
+        assert azure.calls == 1
+
+
+def count_calls(connection: Connection) -> int:
+    return int(connection.scalar(select(func.count()).select_from(calls).where(calls.c.state == DELIVERED)) or 0)

@@ -4,13 +4,13 @@ Leases go by the database's clock, since those of replicas differ. Each time a c
 what a former holder still writes finds no row.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, delete, func, or_, select, text, tuple_, update
 
-from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, HeldCall, TakenCall
+from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, HeldCall, PageCall, TakenCall
 from token_broker.memory.store.tables import NOW_US, call_events, calls, insert_for, is_session, usage
 from token_broker.memory.types import bucket_of
 from token_broker.security.tokens import Owner
@@ -26,6 +26,7 @@ __all__ = [
     "reclaim_calls",
     "release_calls",
     "renew_calls",
+    "take_call",
     "take_calls",
     "values_of",
     "want_ends",
@@ -94,6 +95,21 @@ def take_calls(
     is_free = calls.c.lease_until_us == 0 if given_up else calls.c.lease_until_us < now_us
     free = select(calls.c.call_key, calls.c.lease_until_us).where(calls.c.state < ENDED, is_free).limit(limit)
     until_us = {row.call_key: row.lease_until_us for row in connection.execute(free.with_for_update(skip_locked=True))}
+    return _take(connection, holder, lease_us, until_us, now_us)
+
+
+def take_call(connection: Connection, holder: str, lease_us: int, page: PageCall) -> list[TakenCall]:
+    """Takes one call of a session from the replica that holds it, which finds out as it renews; none: it is over."""
+    is_one = and_(calls.c.session_id == page[0], calls.c.call_id == page[1], calls.c.holder != holder)
+    lives = and_(calls.c.state == DELIVERED, calls.c.ending.is_(None))
+    keys = connection.scalars(select(calls.c.call_key).where(is_one, lives).with_for_update())
+    return _take(connection, holder, lease_us, dict.fromkeys(keys, 0), now_us_of(connection))
+
+
+def _take(
+    connection: Connection, holder: str, lease_us: int, until_us: Mapping[str, int], now_us: int
+) -> list[TakenCall]:
+    """Takes calls by their keys; `until_us` is the end of each one's lease, 0 where its holder is there yet."""
     if not until_us:
         return []
     is_one = calls.c.call_key.in_(until_us)

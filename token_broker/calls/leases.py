@@ -8,14 +8,14 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from token_broker.calls.call_row import DELIVERED, MADE, CallName, CallRow, TakenCall
+from token_broker.calls.call_row import DELIVERED, MADE, CallName, CallRow, PageCall, TakenCall
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store_errors import StoreError
 
@@ -247,14 +247,29 @@ class CallLeases:
             return
         for each in older:
             self.watcher.replaced(each)
+        self._note_taken(self.watcher, taken)
+        if len(taken) == _TAKEN_AT_ONCE:
+            self._changed.set()
+
+    async def take(self, page: PageCall) -> bool:
+        """Takes a call from the replica that holds it; False: no other one has such a call. Raises StoreError."""
+        from token_broker.calls.lease_statements import take_call
+
+        if self.watcher is None or self._leaves or self._is_alone:
+            return False
+        work = partial(take_call, holder=self._holder, lease_us=round(self._lease_s * 1_000_000), page=page)
+        async with self._beat:
+            taken = await self._database.write(work)
+            self._note_taken(self.watcher, taken)
+        return bool(taken)
+
+    def _note_taken(self, watcher: LeaseWatcher, taken: Sequence[TakenCall]) -> None:
         self.counts.taken += len(taken)
         for each in taken:
             self._held[each.row.name] = _LeasedCall(
                 each.row, each.state, each.epoch, each.ending, is_stored=True, is_told=each.ending is not None
             )
-            self.watcher.taken(each)
-        if len(taken) == _TAKEN_AT_ONCE:
-            self._changed.set()
+            watcher.taken(each)
 
     async def hand_over(self) -> None:
         """Leaves the calls to other replicas; those that nobody takes within 10 s stay ours."""

@@ -6,6 +6,7 @@ taken over, with what is left of their time.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +51,7 @@ _UNANSWERED = Ending(DONE, "its client never had its answer", outcome="lost")
 _ERASED = Ending(DONE, "its session was erased", ends_talk=True, outcome="blocked")
 _BLOCKED = Ending(DONE, "the operator has blocked its session or its user", ends_talk=True, outcome="blocked")
 _BY_OUTCOME = {ending.outcome: ending for ending in (_BLOCKED, _HUNG_UP, _REPLACED, BUDGET_USED)}
+_TAKEN_S = 2.0  # until a call that was taken is listened to
 _PLACE_KEPT_S = 600.0  # beyond the longest time of a call, whose end gives its place back
 
 
@@ -214,6 +216,17 @@ class WatchedCalls:
         is_theirs = call is not None and call.owner.session_id == owner.session_id
         listener = call.listener if call is not None and is_theirs else None
         return listener if isinstance(listener, LiveListener) else None
+
+    async def fetch_live_call(self, call_id: str, owner: Owner) -> LiveListener | None:
+        """As `live_call`. A session that another replica listens to is taken from it. Raises StoreError."""
+        found = self.live_call(call_id, owner)
+        if found is not None or self._leases is None or not await self._leases.take((owner.session_id, call_id)):
+            return found
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TAKEN_S):
+                while (found := self.live_call(call_id, owner)) is None:  # noqa: ASYNC110  # it has no event
+                    await asyncio.sleep(0.02)
+        return found
 
     def endpoint_of(self, call_id: str, owner: Owner) -> str | None:
         """The host of the owner's call of that id; None where this process listens to no such call of theirs."""

@@ -9,11 +9,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
+from strategies.endpoint import is_live_endpoint
 from token_broker.api.live.operations import LIVE_ATTACH_PATHS, LIVE_PATHS, LiveSessionRequest
 from token_broker.api.offers import CallRelay, check_offer
 from token_broker.api.token import ASKING_SHARE
 from token_broker.calls.live_listener import LiveListener, SidebandObserver
 from token_broker.calls.watched_calls import WatchedCalls
+from token_broker.memory.store_errors import StoreError
 from token_broker.observability.logging import bind_ids
 from token_broker.relay.admission import Admission
 from token_broker.relay.event_text import compact
@@ -51,6 +53,11 @@ class _LiveSideband:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             listener = await self._admit(scope)
+        except StoreError:
+            detail = "Whether another replica has this session can't be told just now: try again."
+            problem = Problem(503, "store_away", detail, headers={"Retry-After": "2"})
+            await refuse_socket(problem, scope, receive, send)
+            return
         except Problem as problem:
             await refuse_socket(problem, scope, receive, send)
             return
@@ -75,18 +82,23 @@ class _LiveSideband:
             await send({"type": "websocket.close", "code": code})
 
     async def _admit(self, scope: Scope) -> LiveListener:
-        """The session's listener. Raises Problem 401, 403, 404, 429."""
+        """The session's listener; another replica's session moves here.
+
+        Raises Problem 401, 403, 404, 429, and StoreError.
+        """
         state: LiveState = scope["state"]
         admitted = state["admission"].by_any(scope)
         bind_ids(session_id=admitted.owner.session_id)
         await state["callers"].hang_ups.admit(admitted.limit_key)
-        unknown = Problem(404, "unknown_call", "This session has no such GPT-Live session, or another replica has it.")
+        unknown = Problem(404, "unknown_call", "This session has no such GPT-Live session.")
         try:
             call = state["callers"].signer.read_call_token(scope["path_params"]["call_id"])
         except TokenError:
             raise unknown from None
-        listener = state["watched"].live_call(call.call_id, admitted.owner)
-        if call.session_id != admitted.owner.session_id or listener is None:
+        if call.session_id != admitted.owner.session_id or not is_live_endpoint(call.endpoint):
+            raise unknown
+        listener = await state["watched"].fetch_live_call(call.call_id, admitted.owner)
+        if listener is None:
             raise unknown
         if listener.observers >= _OBSERVERS_AT_MOST:
             raise Problem(429, "too_many_sessions", "This session is observed by too many already.")
