@@ -275,5 +275,10 @@ def test_response_shows_only_marked_settings(kind: str) -> None:
 
 
 def test_other_events_are_shown_unchanged() -> None:
-    event = {"type": "conversation.item.added", "session": {"instructions": "no session event"}}
+    event = {"type": "conversation.item.added", "item": {"instructions": "of no session"}}
     assert without_agents_settings(event) is event
+
+
+def test_session_in_any_event_hides_agents_settings() -> None:
+    event = {"type": "rtc.call.sdp.created", "session": {"instructions": "Be brief.", "model": "gpt-realtime"}}
+    assert "instructions" not in without_agents_settings(event)["session"]

@@ -62,7 +62,7 @@ async def soak(browser: Browser, url: str, said: Samples, seconds: float) -> Soa
     assert before is not None
     # In threads: `retry_if_host_busy` takes an event loop that stands still for a busy machine.
     given, answers = await asyncio.gather(*(asyncio.to_thread(track.find, said) for track in (spoken, heard)))
-    delays_ms = _delays_ms([place for place, _ in given], [place for place, _ in answers])
+    delays_ms = _delays_ms([place for place, _ in given], [place for place, _ in answers]) or [0.0]
     likenesses, microphones = (np.array([likeness for _, likeness in found] or [0.0]) for found in (answers, given))
     third = max(1, len(delays_ms) // 3)
     return Soak(
