@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -238,7 +239,7 @@ def run_chromium(
         trust += [f"--host-resolver-rules={hosts}"] if hosts else []
         process = subprocess.Popen(
             [find_chromium(), *_FLAGS, *sound, *trust, f"--user-data-dir={profile}", "about:blank"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         try:
             yield _devtools_url(profile, process)
@@ -267,11 +268,12 @@ def _devtools_url(profile: Path, process: subprocess.Popen[bytes]) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    for stop in (process.terminate, process.kill):
-        stop()
+    """Ends the browser with its group: Debian's command is a shell that waits for it."""
+    for stop in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, stop)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
-            return
 
 
 @contextlib.contextmanager
