@@ -177,11 +177,11 @@ def simulate(port: int, kind: str, listed: str, deployments: tuple[str, ...]) ->
     ports = [port + number if port else 0 for number in range(max(len(names), 1))]
 
     async def run() -> None:
+        done = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):  # before it listens: who reaches it may also end it
+            asyncio.get_running_loop().add_signal_handler(number, done.set)
         simulating = _simulator(settings.simulator_key, ports, kind, names or ("default",), models)
         async with simulating as azure:
-            done = asyncio.Event()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, done.set)
             where = ", ".join(f"{each.name} at {each.url}" if names else f"at {each.url}" for each in azure)
             if names:
                 click.echo(azure.resources_file())
