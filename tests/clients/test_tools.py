@@ -27,6 +27,8 @@ async def test_client_runs_its_own_tools_alone(
         assert report["called"] == ["Rome"]
         assert [call["tool"] for call in server.calls] == ["ok", "ok"]
         gave = '[simulated] the function gave: {"ran": "ok", "arguments": {}}'
-        assert report["answers"] == [gave, gave, "[simulated] you wrote: Thanks."]
+        first, second, last = report["answers"]
+        assert (first, last) == (gave, "[simulated] you wrote: Thanks.")
+        assert second in {gave, "[simulated] the function gave: shown: Rome"}  # whichever output came last
         tools = [answer.follows for answer in compat.azure.transcript.answers].count("tool")
         assert (tools, len(compat.azure.transcript.answers)) == (2, 5)
