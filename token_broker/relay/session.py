@@ -73,6 +73,7 @@ class Talk(SocketTalk):
     """A talk whose sound goes through the broker, in whatever dialect the client speaks."""
 
     audio_way = "in input_audio_buffer.append"
+    _face: ProtocolAdapter
     _upstream: UpstreamConnection | None
 
     def __init__(
@@ -87,7 +88,6 @@ class Talk(SocketTalk):
         **about: Any,
     ) -> None:
         super().__init__(parts, adapter, client, owner=owner, agent=agent, usage=usage, **about)
-        self._adapter = adapter
         self._memory = TalkMemory(
             parts.recall,
             owner,
@@ -143,7 +143,7 @@ class Talk(SocketTalk):
         self._ledger.acting = lambda: sequencer.calls.is_acting
         self._answers = TalkAnswers(
             sequencer,
-            AnswerHooks(tell=self._tell_call, refuse=self._refuse, run=self._calls.run, start=self._start),
+            AnswerHooks(tell=self._tell_call, refuse=self._tell_refusal, run=self._calls.run, start=self._start),
         )
         self._guard = TalkGuard(
             parts.guardrail or NoHook(),
@@ -155,7 +155,7 @@ class Talk(SocketTalk):
                 want=lambda response: self._answers.want("guardrail", response),
                 keep=lambda event: self._turns.feed(event, self._loop.time()),
                 drop=self._turns.drop,
-                refuse=lambda refusal: self._refuse(Refuse(refusal.code, refusal.message, refusal.event_id)),
+                refuse=lambda refusal: self._tell_refusal(Refuse(refusal.code, refusal.message, refusal.event_id)),
                 instructions=lambda: self._ledger.facts.instructions,
                 settled=self._answers.tick,
                 start=self._start,
@@ -247,7 +247,7 @@ class Talk(SocketTalk):
             upstream.socket.send(text)
             self._ledger.audio.append(text)
             return
-        match self._adapter.from_client(text, upstream.route.dialect, self._handoff.agent.client_may_set):
+        match self._face.from_client(text, upstream.route.dialect, self._handoff.agent.client_may_set):
             case ToAzure(texts=checked, left_out=left_out, told=told):
                 self.counters.fields_left_out += left_out
                 for error in told:
@@ -260,11 +260,11 @@ class Talk(SocketTalk):
                 self._handoff.request(event, upstream)
             case Command():
                 self.counters.refused_events += 1
-                upstream.socket.put(self._adapter.error(Refused("unknown_event", "the broker knows no such event")))
+                upstream.socket.put(self._face.error(Refused("unknown_event", "the broker knows no such event")))
             case Refused() as refusal:
                 self.counters.refused_events += 1
                 log.debug("client_event_refused", code=refusal.code, why=refusal.message)
-                upstream.socket.put(self._adapter.error(refusal))
+                upstream.socket.put(self._face.error(refusal))
             case Broken(reason=reason):
                 self.end(Ending(BAD_REQUEST, reason))
 
@@ -298,7 +298,7 @@ class Talk(SocketTalk):
             return
         if kind == "input_audio_buffer.commit" and self._upstream is None and self._ledger.hears_nothing:
             empty = Refused("input_audio_buffer_commit_empty", "there is no audio", event_id=event.get("event_id"))
-            upstream.socket.put(self._adapter.error(empty))
+            upstream.socket.put(self._face.error(empty))
             return
         self._ledger.client_sent(kind, message, event)
         if kind == "session.update":
@@ -314,7 +314,7 @@ class Talk(SocketTalk):
             upstream = await self._parts.connector.connect(
                 self._supply(self._handoff.agent),
                 wanted=self._handoff.agent.wanted(self.owner.session_id),
-                prefer=self._adapter.dialect,
+                prefer=self._face.dialect,
             )
         except NoUpstreamError as error:
             self.end(error.ending)
@@ -325,7 +325,7 @@ class Talk(SocketTalk):
         self._use(upstream)
         self._went_live(upstream.resource)
         self._start(self._greet(), "talk-greeting")
-        upstream.first[:] = self._adapter.opening(
+        upstream.first[:] = self._face.opening(
             upstream, session_id=self.owner.session_id, agent_id=self._handoff.agent.id
         )
         self._ready.set()
@@ -402,7 +402,7 @@ class Talk(SocketTalk):
 
     def _note_answer(self, turn: TurnLatency, upstream: UpstreamConnection) -> None:
         latency_ms = self._parts.note_answer(
-            turn, transport=self._adapter.transport, agent_id=self._handoff.agent.id, resource=upstream.resource
+            turn, transport=self._face.transport, agent_id=self._handoff.agent.id, resource=upstream.resource
         )
         self.turn_latencies_ms.append(latency_ms)
 
@@ -453,7 +453,7 @@ class Talk(SocketTalk):
         self._turns.cut(handover.unsaid, now_s)
         ended: list[str] = []
         for event in handover.endings:
-            ended += self._adapter.to_client(without_agents_settings(event), old.route.dialect)
+            ended += self._face.to_client(without_agents_settings(event), old.route.dialect)
         new.first[:0] = ended
         self._restored.begin()
         dialect = new.route.dialect
@@ -484,10 +484,6 @@ class Talk(SocketTalk):
             self._upstream.socket.put(text)
         else:
             self._resumption.tell_later(text)
-
-    def _refuse(self, what: Refuse) -> None:
-        refusal = Refused(what.code, what.message, event_id=what.event_id)
-        self._tell(self._adapter.error(refusal, retryable=what.retryable))
 
     async def _run_builtin(self, name: str, arguments: str, call_id: str) -> ToolOutput:
         if name == "handoff":

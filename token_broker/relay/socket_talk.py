@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 import structlog
 
-from token_broker.relay.answers.actions import Tell
+from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
 from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.client import TalkClient
@@ -235,6 +235,10 @@ class SocketTalk(ABC):
             self._usage.tool_ran()
         if (text := self._face.called(tool)) is not None:
             self._tell(text)
+
+    def _tell_refusal(self, what: Refuse) -> None:
+        refusal = Refused(what.code, what.message, event_id=what.event_id)
+        self._tell(self._face.error(refusal, retryable=what.retryable))
 
     def _tell_lost_turn(self) -> None:
         if not self._over.done():

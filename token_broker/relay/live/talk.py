@@ -76,6 +76,7 @@ class LiveTalk(SocketTalk):
     """A talk with GPT-Live, whose sound goes through the broker."""
 
     audio_way = f"in {AUDIO_APPEND}"
+    _face: LiveFace
     _upstream: LiveUpstream | None
 
     def __init__(
@@ -92,7 +93,6 @@ class LiveTalk(SocketTalk):
     ) -> None:
         super().__init__(parts, face, client, owner=owner, agent=agent, usage=usage, **about)
         self._upstreams = upstreams
-        self._live_face = face
         self._specs = TalkSpecs(parts.settings, owner, parts.recall)
         self._backend = False
         self._format: Mapping[str, Any] | None = None
@@ -125,7 +125,7 @@ class LiveTalk(SocketTalk):
     # --- the client's side
 
     async def _take(self, text: str) -> None:
-        if not self._started.done() and self._live_face.starts:
+        if not self._started.done() and self._face.starts:
             self._take_start(text)
             return
         await self._started
@@ -169,12 +169,12 @@ class LiveTalk(SocketTalk):
     def _refuse(self, refusal: Refused) -> None:
         self.counters.refused_events += 1
         log.debug("client_event_refused", code=refusal.code, why=refusal.message)
-        self._tell(self._live_face.error(refusal))
+        self._tell(self._face.error(refusal))
 
     # --- Azure's side
 
     async def _read_azure(self) -> None:
-        if self._live_face.starts:
+        if self._face.starts:
             try:
                 async with asyncio.timeout(_START_S):
                     await self._started
@@ -187,7 +187,7 @@ class LiveTalk(SocketTalk):
             self.end(error.ending)
             return
         self._went_live(upstream.resource)
-        opening = self._live_face.opening(upstream, session_id=self.owner.session_id, agent_id=self.agent_id)
+        opening = self._face.opening(upstream, session_id=self.owner.session_id, agent_id=self.agent_id)
         upstream.socket.put_first(opening)
         self._greet()
         if not self._started.done():
@@ -271,7 +271,7 @@ class LiveTalk(SocketTalk):
             return None
         self._resumes.append(now_s)
         log.info("talk_resuming", session_id=self.owner.session_id, reason=reason, resource=lost.resource)
-        if (told := self._live_face.resuming(reason)) is not None and not await self._tell_client(told):
+        if (told := self._face.resuming(reason)) is not None and not await self._tell_client(told):
             return None
         try:
             upstream = await self._connect(running=True)
@@ -283,7 +283,7 @@ class LiveTalk(SocketTalk):
         for text in self._held:
             upstream.socket.send(text)
         self._held.clear()
-        if (told := self._live_face.resumed(upstream)) is not None and not await self._tell_client(told):
+        if (told := self._face.resumed(upstream)) is not None and not await self._tell_client(told):
             return None
         return upstream
 
@@ -315,7 +315,7 @@ class LiveTalk(SocketTalk):
         del call_id
         agent_id = (event_of(arguments) or {}).get("agent_id")
         named = agent_id if isinstance(agent_id, str) and agent_id in self._agent.handoff_ids else None
-        if name == "handoff" and named is not None and (told := self._live_face.switching(named)) is not None:
+        if name == "handoff" and named is not None and (told := self._face.switching(named)) is not None:
             self._tell(told)  # a session of GPT-Live's keeps its instructions and voice: the page takes a new plan
             return HANDED_OVER
         if name != "end_talk":
@@ -325,10 +325,10 @@ class LiveTalk(SocketTalk):
 
     def _note_wait(self, turn: TurnLatency) -> str | None:
         latency_ms = self._parts.note_answer(
-            turn, transport=self._live_face.transport, agent_id=self.agent_id, resource=self._resource
+            turn, transport=self._face.transport, agent_id=self.agent_id, resource=self._resource
         )
         self.turn_latencies_ms.append(latency_ms)
-        return self._live_face.answered(turn)
+        return self._face.answered(turn)
 
     # --- time and the end
 

@@ -16,7 +16,6 @@ import structlog
 from strategies.session_model.running_session import agents_session
 from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.adapters import Answered, ToAzure
-from token_broker.relay.answers.actions import Refuse
 from token_broker.relay.answers.agent_calls import HANDED_OVER
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, keys_of
 from token_broker.relay.answers.greeting import greeting_response
@@ -90,6 +89,7 @@ class MediaTalk(SocketTalk):
     """A talk whose sound goes by WebRTC between page and Azure. The page measures how long its answers take."""
 
     audio_way = "over the peer connection"
+    _face: MediaAdapter
     _upstream: UpstreamConnection | None
 
     def __init__(
@@ -106,7 +106,6 @@ class MediaTalk(SocketTalk):
     ) -> None:
         idle_s = parts.settings.call_idle_s
         super().__init__(parts, adapter, client, owner=owner, agent=agent, usage=usage, idle_s=idle_s, **about)
-        self._adapter = adapter
         self._connector = calls
         usage.is_measured = False  # Azure tells the page alone what an answer costs
         self._usage: TalkUsage = usage
@@ -124,7 +123,7 @@ class MediaTalk(SocketTalk):
         self._concluding: asyncio.TimerHandle | None = None
         self._answers = TalkAnswers(
             AnswerSequencer(self._calls.tools, facts=self._facts, holds=self._holds_answers),
-            AnswerHooks(tell=self._tell_call, refuse=self._refuse, run=self._calls.run, start=self._start),
+            AnswerHooks(tell=self._tell_call, refuse=self._tell_refusal, run=self._calls.run, start=self._start),
         )
         self._heard = 0
         self._expires_s: float | None = None
@@ -148,7 +147,7 @@ class MediaTalk(SocketTalk):
 
     def _forward(self, text: str, upstream: UpstreamConnection) -> None:
         """Handles a client's message."""
-        match self._adapter.from_client(text, upstream.route.dialect, self._agent.client_may_set):
+        match self._face.from_client(text, upstream.route.dialect, self._agent.client_may_set):
             case ToAzure(texts=checked, left_out=left_out, told=told):
                 self.counters.fields_left_out += left_out
                 for error in told:
@@ -159,17 +158,15 @@ class MediaTalk(SocketTalk):
                 upstream.socket.put(answer)
             case Command(event={"type": "broker.agent.switch"} as event):
                 refusal = switch_refusal(event, self._parts.agents, self._agent)
-                told_of = (
-                    self._adapter.switching(event["agent_id"]) if refusal is None else self._adapter.error(refusal)
-                )
+                told_of = self._face.switching(event["agent_id"]) if refusal is None else self._face.error(refusal)
                 upstream.socket.put(told_of)
             case Command():
                 self.counters.refused_events += 1
-                upstream.socket.put(self._adapter.error(Refused("unknown_event", "the broker knows no such event")))
+                upstream.socket.put(self._face.error(Refused("unknown_event", "the broker knows no such event")))
             case Refused() as refusal:
                 self.counters.refused_events += 1
                 log.debug("client_event_refused", code=refusal.code, why=refusal.message)
-                upstream.socket.put(self._adapter.error(refusal))
+                upstream.socket.put(self._face.error(refusal))
             case Broken(reason=reason):
                 self.end(Ending(BAD_REQUEST, reason))
 
@@ -215,7 +212,7 @@ class MediaTalk(SocketTalk):
         self._went_live(upstream.resource)
         self._answers.begin(upstream.route.dialect, self._send_own)
         upstream.socket.put_first(
-            self._adapter.opening(upstream, session_id=self.owner.session_id, agent_id=self.agent_id)
+            self._face.opening(upstream, session_id=self.owner.session_id, agent_id=self.agent_id)
         )
         self._ready.set()
         self._start(self._greet(), "talk-greeting")
@@ -284,14 +281,14 @@ class MediaTalk(SocketTalk):
         elif kind == "response.done" and (failed := failed_answer(event)) is not None:
             self._parts.counters.count_failed_answer(failed, self.counters, resource=upstream.resource)
             log_failed_answer(failed, self.owner, self.agent_id)
-            events.append(self._adapter.error(Refused("answer_failed", failed.message), retryable=failed.retryable))
+            events.append(self._face.error(Refused("answer_failed", failed.message), retryable=failed.retryable))
         return events
 
     def _shown(self, kind: str, text: str, event: dict[str, Any], upstream: UpstreamConnection) -> list[str]:
         """The event without the agent's own, and without secrets that an error may quote."""
         shown = without_quoted_secrets(without_agents_settings(event), self._parts.redact)
-        if shown is not event or self._adapter.reads(kind, upstream.route.dialect):
-            return self._adapter.to_client(shown, upstream.route.dialect, text=text if shown is event else None)
+        if shown is not event or self._face.reads(kind, upstream.route.dialect):
+            return self._face.to_client(shown, upstream.route.dialect, text=text if shown is event else None)
         return [text]
 
     def _answer_was_said(self, response_id: str, upstream: UpstreamConnection, now_s: float) -> None:
@@ -377,7 +374,7 @@ class MediaTalk(SocketTalk):
             return ToolOutput(END_TALK_OUTPUT, ok=True)
         agent_id = (event_of(arguments) or {}).get("agent_id")
         if name == "handoff" and isinstance(agent_id, str) and agent_id in self._agent.handoff_ids:
-            self._tell(self._adapter.switching(agent_id))  # a voice can't change in a call
+            self._tell(self._face.switching(agent_id))  # a voice can't change in a call
             return HANDED_OVER
         return ToolOutput("This can't be done in this call. Go on yourself.", ok=False)
 
@@ -410,10 +407,6 @@ class MediaTalk(SocketTalk):
         if self._upstream is not None:
             self._upstream.socket.put(text)
 
-    def _refuse(self, what: Refuse) -> None:
-        refusal = Refused(what.code, what.message, event_id=what.event_id)
-        self._tell(self._adapter.error(refusal, retryable=what.retryable))
-
     # --- time and the end
 
     @property
@@ -437,7 +430,7 @@ class MediaTalk(SocketTalk):
             self.end(_LOST)
         elif self._expires_s is not None and (left_s := self._expires_s - now_s) <= _EXPIRES_SOON_S:
             self._expires_s = None
-            self._tell(self._adapter.expiring(max(0.0, left_s)))
+            self._tell(self._face.expiring(max(0.0, left_s)))
 
     def _stop(self) -> None:
         self._answers.aclose()
