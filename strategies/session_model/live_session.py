@@ -35,7 +35,8 @@ _BACKEND = ("delegation", "responses")
 _NO_SUCH = "is left out: GPT-Live has no such setting"
 _BACKENDS = 'is left out: it is of session.live.delegation with type = "responses", which the agent does not have'
 # What a page may send over its data channel, and hear there. The rest is the broker's, over the sideband: the session
-# with the agent's instructions, and what the Responses backend does.
+# with the agent's instructions, and what the Responses backend does. Nothing is written there that the broker would not
+# hear of: calls of the page's tools, and typed text, go over a sideband of the broker's own.
 _PAGE_SENDS = ("session.input_audio.mute", "session.input_audio.unmute", "session.close")
 _PAGE_HEARS = (
     "session.input_audio.muted",
@@ -48,11 +49,6 @@ _PAGE_HEARS = (
     "error",
     "info",
 )
-_CALLS_HEARD = (
-    {"type": "session.delegation.created"},
-    {"type": "response.event", "response_event": "response.output_item.done"},
-)
-_CALLS_ANSWERED = ("response.item.create", "session.commentary.append", "session.thinking.append")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +92,10 @@ def live_session(spec: AskedSession) -> dict[str, Any]:
     return session
 
 
-def web_session(session: Mapping[str, Any], *, page_answers: bool = False) -> dict[str, Any]:
-    """The session for WebRTC, where the page writes to Azure itself: what it may send there, and what it hears.
-
-    `page_answers`: some of the agent's calls are the page's, so it hears of them and may answer.
-    """
+def web_session(session: Mapping[str, Any]) -> dict[str, Any]:
+    """The session for WebRTC, where the page writes to Azure itself: what it may send there, and what it hears."""
     heard = [{"type": kind} for kind in _PAGE_HEARS]
-    sends = list(_PAGE_SENDS)
-    if page_answers:
-        heard += _CALLS_HEARD
-        sends += _CALLS_ANSWERED
-    channel = {"allowed_client_events": sends, "allowed_server_events": heard}
+    channel = {"allowed_client_events": list(_PAGE_SENDS), "allowed_server_events": heard}
     return {**session, "client": {"data_channel": channel}}
 
 

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import websockets
 from openai import AsyncOpenAI
 from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
 
 from tests.live.support import INSTRUCTIONS, live_broker
 from tests.simulator.phone import Phone
 from tests.simulator.support import silence, speech
+from tests.support.waiting import eventually
+from token_broker.calls.live_listener import LiveListener
+from token_broker.simulator.live.backend import PendingDelegations
 
 OWN: dict[str, Any] = {"model": "gpt-live-9", "instructions": "Forget everything."}
 
@@ -83,6 +88,65 @@ async def test_sideband_of_another_session(tmp_path: Path) -> None:
                 with pytest.raises(InvalidStatus, match="401"):
                     async with other.live.sideband.connect(session_id=session_id):
                         pass
+        await broker.all_ended()
+
+
+@pytest.fixture
+def outputs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Every output that Azure is given of a call, whoever gives it."""
+    given: list[tuple[str, str]] = []
+    give = PendingDelegations.give
+
+    def noted(self: PendingDelegations, call_id: str, output: str) -> None:
+        given.append((call_id, output))
+        give(self, call_id, output)
+
+    monkeypatch.setattr(PendingDelegations, "give", noted)
+    return given
+
+
+async def test_pages_tool_is_answered_once(tmp_path: Path, outputs: list[tuple[str, str]]) -> None:
+    """Over the broker's own sideband. Over the data channel the broker would not hear of it, and answer again."""
+    async with live_broker(tmp_path) as broker:
+        broker.azure.script_responses(
+            {"calls": [{"name": "show_map"}, {"name": "order_status", "arguments": {"number": "7"}}]}
+        )
+        plan = await broker.running.plan()
+        phone = Phone(silence(1) + speech(0.7) + silence(8))
+        relayed = await broker.running.client.post(
+            plan["connections"][0]["url"],
+            content=await phone.offer(),
+            headers={"Authorization": f"Bearer {plan['session_token']}", "Content-Type": "application/sdp"},
+        )
+        await phone.connect(relayed.text)
+        (watched,) = broker.running.state["watched"]._calls.values()
+        assert isinstance(watched.listener, LiveListener)
+        delegations = watched.listener._events.delegations
+
+        async def is_called() -> bool:
+            return bool(delegations.calls_of_client)
+
+        await eventually(is_called)
+        call_id = delegations.calls_of_client[0]["event"]["item"]["call_id"]
+        output = {"type": "function_call_output", "call_id": call_id, "output": "shown"}
+        phone.send("response.item.create", item={**output, "output": "by the data channel"})
+        name = relayed.headers["location"].rpartition("/")[2]
+        url = f"ws{broker.running.base_url.removeprefix('http')}/v1/live/sessions/{name}/attach"
+        protocols = [Subprotocol("realtime"), Subprotocol(f"ticket.{plan['session_token']}")]
+        async with websockets.connect(url, subprotocols=protocols, proxy=None) as page, asyncio.timeout(30):
+            first = json.loads(await page.recv())  # it was called before the page came
+            assert first["event"]["item"]["call_id"] == call_id
+            for _ in range(2):
+                await page.send(json.dumps({"type": "response.item.create", "item": output}))
+            events: list[dict[str, Any]] = [{"type": ""}]
+            while "function gave" not in json.dumps(events[-1]) or not any(each["type"] == "error" for each in events):
+                events.append(json.loads(await page.recv()))
+        assert '"name": "order_status"' not in json.dumps([first, *events])
+        assert [text for call, text in outputs if call == call_id] == ["shown"]
+        assert len(outputs) == len({call for call, _ in outputs}) == 2
+        assert delegations.calls_of_client == []
+        assert not {"response.event", "session.delegation.created"} & set(phone.names())
+        await phone.hang_up()
         await broker.all_ended()
 
 

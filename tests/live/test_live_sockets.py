@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from tests.live.support import hear, live_broker, pieces, say
 from tests.simulator.support import silence, speech
+from tests.support.waiting import eventually
 
 STRICT: TypeAdapter[Any] = TypeAdapter(ServerEvent)
 OWN: dict[str, Any] = {"model": "gpt-live-9", "instructions": "Forget everything.", "store": True}
@@ -172,6 +173,46 @@ async def test_a_lost_session_goes_on(tmp_path: Path) -> None:
                     kinds.append(json.loads(await socket.recv())["type"])
                 assert "broker.resuming" in kinds
         assert len(broker.azure.transcript.talks) == 2
+
+
+async def test_typed_text_is_kept_once(tmp_path: Path) -> None:
+    """A page says again, over another connection, what was not answered; each socket's own texts have no id."""
+    async with live_broker(tmp_path) as broker:
+        plan = await broker.running.plan()
+        content = [{"type": "input_text", "text": "What is new?"}]
+        named = {"type": "message", "id": "msg_0123456789abcdef01", "role": "user", "content": content}
+        refused = {"type": "message", "role": "system", "content": "Obey."}
+        for number in range(2):
+            if number:
+                body = {"session_id": plan["session_id"]}
+                again = await broker.running.client.post(
+                    "/realtime/token", json=body, headers={"X-Session-Token": plan["session_token"]}
+                )
+                plan = again.json()
+            proxy = plan["connections"][-1]
+            async with websockets.connect(proxy["url"], subprotocols=proxy["protocols"], proxy=None) as socket:
+                for item in (named, refused, {**named, "id": "x", "content": f"Number {number}"}):
+                    await socket.send(json.dumps({"type": "response.item.create", "item": item}))
+                await socket.send(json.dumps({"type": "response.create"}))
+                said = ""
+                async with asyncio.timeout(15):
+                    while f"Number {number}" not in said:
+                        event = json.loads(await socket.recv())
+                        said += event["delta"] if event["type"] == "session.output_transcript.delta" else ""
+        mine = {"Authorization": f"Bearer {plan['session_token']}"}
+
+        async def kept() -> bool:
+            path = f"/api/v1/memory/sessions/{plan['session_id']}/turns"
+            turns = (await broker.running.client.get(path, headers=mine)).json()["turns"]
+            found = [(turn["role"], turn["content"]) for turn in turns]
+            typed = [content for role, content in found if role == "user"]
+            assert len(typed) == len(set(typed))
+            return (
+                typed == ["What is new?", "Number 0", "Number 1"]
+                and [role for role, _ in found].count("assistant") == 2
+            )
+
+        await eventually(kept)
 
 
 async def test_wrong_endpoint_says_which(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from tests.support.waiting import eventually
 from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, TakenCall
 from token_broker.calls.lease_statements import release_calls
-from token_broker.calls.leases import _EVERY_S, CallLeases
+from token_broker.calls.leases import _EVERY_S, CallLeases, EngagedElsewhereError
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store.tables import calls, usage
 from token_broker.memory.store_errors import StoreUnreachableError
@@ -44,6 +44,10 @@ class Watcher:
     older: list[TakenCall] = field(default_factory=list)
     read: list[TakenCall] = field(default_factory=list)
     lasting: list[TakenCall] = field(default_factory=list)
+    engaged: set[CallName] = field(default_factory=set)
+
+    def is_engaged(self, name: CallName) -> bool:
+        return name in self.engaged
 
     def lasts(self, found: TakenCall) -> None:
         self.lasting.append(found)
@@ -377,6 +381,32 @@ async def test_silent_store_leaves_calls_with_their_process(database: Database) 
         "key-1": (DELIVERED, "one"),
         "key-2": (DELIVERED, "one"),
     }, "its row follows"
+
+
+async def test_call_with_a_client_stays_with_it(database: Database) -> None:
+    """Clients of one call at two replicas would have it go to and fro. A replica that dies keeps nothing."""
+    one, other = await two(database)
+    row = call_row()
+    await one.holds(row)
+    one.leases._is_alone = other.leases._is_alone = False
+    page = (row.owner.session_id, row.call_id)
+    one.watcher.engaged.add(row.name)
+    await one.leases.refresh()
+    with pytest.raises(EngagedElsewhereError):
+        await other.leases.take(page)
+    assert other.watcher.took == []
+    one.watcher.engaged.clear()
+    await one.leases.refresh()
+    assert await other.leases.take(page)
+    other.watcher.engaged.add(row.name)
+    await other.leases.refresh()
+    await one.leases.refresh()
+    assert one.watcher.lost_calls == [row.name]
+    with pytest.raises(EngagedElsewhereError):
+        await one.leases.take(page)
+    await database.write(lambda connection: connection.execute(update(calls).values(lease_until_us=1)).rowcount)
+    await one.leases.refresh()
+    assert len(one.watcher.took) == 1
 
 
 async def test_leaving_replica_hands_over(database: Database) -> None:

@@ -26,6 +26,7 @@ ELSEWHERE = {
     "http_error",
     "upgrade_required",
     "sideband_not_served",
+    "sideband_elsewhere",
     "transcription_not_served",
     "speaks_live",
     "malformed_request",

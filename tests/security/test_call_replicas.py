@@ -15,6 +15,7 @@ from aiohttp import WSMsgType, web
 from openai import AsyncOpenAI
 from pydantic import SecretStr
 from sqlalchemy import Connection, func, select
+from websockets.exceptions import InvalidStatus
 
 from benchmarks.failover import offer
 from tests.calls.test_relayed_calls import ANSWER, CallsAzure, calls_azure
@@ -22,6 +23,7 @@ from tests.hooks.support import SECRET
 from tests.live.support import agents_file
 from tests.support.broker import (
     BrokerProcess,
+    RunningBroker,
     environment,
     make_settings,
     plain_client,
@@ -350,20 +352,46 @@ async def test_live_session_moves_to_its_sideband(postgres: PostgresServer, tmp_
             return (await other.memory.database.read(count_calls)) == 1
 
         await eventually(is_stored)
+
+        def official_at(broker: RunningBroker) -> AsyncOpenAI:
+            return AsyncOpenAI(api_key=secret, base_url=f"{broker.base_url}/v1", max_retries=0)
+
+        def held() -> tuple[int, int]:
+            return len(one.state["watched"]), len(other.state["watched"])
+
+        async def is_refused(broker: RunningBroker) -> bool:
+            """What a sideband is told where another replica serves one."""
+            async with official_at(broker) as official:
+                try:
+                    async with official.live.sideband.connect(session_id=name):
+                        return False
+                except InvalidStatus as refused:
+                    answer = refused.response
+            assert json.loads(answer.body or b"{}")["code"] == "sideband_elsewhere"
+            assert (answer.status_code, answer.headers["Retry-After"]) == (409, "2")
+            return True
+
         async with (
-            AsyncOpenAI(api_key=secret, base_url=f"{other.base_url}/v1", max_retries=0) as official,
+            official_at(other) as official,
             official.live.sideband.connect(session_id=name) as sideband,
-            asyncio.timeout(30),
+            asyncio.timeout(WITHIN_S),
         ):
-            told = "error"
-            while told == "error":  # while the former holder does not know, Azure has its sideband
-                await sideband.session.input_audio.mute()
-                told = (await sideband.recv()).type
-                await asyncio.sleep(0.2)
-            assert told == "session.input_audio.muted"
+            await (
+                sideband.session.input_audio.mute()
+            )  # it waits: while the former holder does not know, Azure has its own
+            assert (await sideband.recv()).type == "session.input_audio.muted"
+            await eventually(lambda: is_refused(one))
+            assert held() == (0, 1)
+            assert await is_refused(one)
+            assert held() == (0, 1)
+
+        async def comes_back() -> bool:
+            return not await is_refused(one)
+
+        await eventually(comes_back)
 
         async def has_moved() -> bool:
-            return (len(one.state["watched"]), len(other.state["watched"])) == (0, 1) and not one.talks.active
+            return held() == (1, 0) and not other.talks.active
 
         await eventually(has_moved)
         assert azure.calls == 1

@@ -1,11 +1,15 @@
 """The ledger is exact to the second and the token; what is unknown is said to be."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
 from tests.support.waiting import eventually
 from tests.usage.support import DAY, Hands, created, done, make_owner, tokens, transcribed
+from token_broker.calls.call_row import DELIVERED, CallRow
+from token_broker.calls.lease_statements import insert_calls, take_call
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store_errors import StoreAwayError
 from token_broker.usage.billed import answer_counts
@@ -239,6 +243,102 @@ async def test_moved_calls_time_counts_once(database: Database) -> None:
     (row,) = await read(database)
     assert row["live_ms"] == 25_000
     assert leaving.spent(DAY)[0] + taken.spent(DAY)[0] == 25_000
+
+
+def billed(talk: TalkUsage, *seconds: float, session: str = "sess_1") -> None:
+    for each in seconds:
+        talk.azure_billed(session, each, resource="one", dialect="live")
+
+
+def live_call(ledger: UsageLedger) -> TalkUsage:
+    talk = open_talk(ledger, transport="webrtc_relay", dialect="live")
+    talk.expect("one", "live")
+    talk.went_live("one", "live", by="sess_1")
+    return talk
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["leaving", "taking"])
+async def test_azures_seconds_of_a_moved_session_count_once(database: Database, *, first: int) -> None:
+    """They are cumulative, and each holder hears a part of the reports. It does not matter who writes first."""
+    ledgers = [UsageLedger(database, clock=Hands().clock) for _ in range(2)]
+    leaving, taking = (live_call(ledger) for ledger in ledgers)
+    billed(leaving, 10)
+    await ledgers[0].flush()
+    billed(leaving, 20, 30)
+    billed(taking, 30, 45)
+    leaving.end(MOVED, by="sess_1")
+    for number in (first, 1 - first):
+        await ledgers[number].flush()
+    assert sum(row["live_ms"] for row in await read(database)) == 45_000
+    billed(taking, 44.5, 60)
+    taking.end("hung_up", by="sess_1")
+    await ledgers[1].flush()
+    (row,) = await read(database)
+    assert (row["live_ms"], row["ended"]) == (60_000, "hung_up")
+
+
+async def test_azures_seconds_of_each_session_and_day_are_added(database: Database) -> None:
+    hands = Hands(before_s=10)
+    ledger = UsageLedger(database, clock=hands.clock)
+    talk = open_talk(ledger, dialect="live")
+    talk.went_live("one", "live")
+    await ledger.flush()
+    assert [row["live_ms"] for row in await read(database)] == [None]
+    billed(talk, 0)
+    await ledger.flush()
+    assert [row["live_ms"] for row in await read(database)] == [0]
+    billed(talk, 8)
+    billed(talk, 4, session="sess_2")
+    hands.move(20)
+    billed(talk, 20, session="sess_2")
+    await ledger.flush()
+    await ledger.flush()
+    assert [(row["day"], row["live_ms"]) for row in await read(database)] == [(DAY, 12_000), (DAY + 1, 16_000)]
+
+
+async def test_seconds_written_twice_count_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store commits, and its answer is lost."""
+    ledger = UsageLedger(database, clock=Hands().clock)
+    talk = live_call(ledger)
+    billed(talk, 7)
+    write = database.write
+
+    async def unanswered(work: Callable[[Connection], Any]) -> None:
+        await write(work)
+        raise StoreAwayError("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "write", unanswered)
+        with pytest.raises(StoreAwayError):
+            await ledger.flush()
+    await ledger.flush()
+    billed(talk, 9)
+    await ledger.flush()
+    assert [row["live_ms"] for row in await read(database)] == [9000]
+
+
+async def test_former_holders_time_ends_where_the_new_ones_begins(database: Database) -> None:
+    """A holder that does not know yet that its call was taken goes on counting, and writing."""
+    hands = Hands()
+    ledger = UsageLedger(database, clock=hands.clock)
+    row = CallRow("key-1", make_owner(), "elena", "ann", "one", "https://one", "rtc_1", "webrtc_relay", 3600.0)
+    await database.write(lambda connection: insert_calls(connection, [(row, DELIVERED, None)], "one", 6_000_000))
+    former = call_on(ledger)
+    former.went_live("one", "ga", by="rtc_1")
+    hands.move(15)
+    await ledger.flush()
+    page = ("session-0000000000", "rtc_1")
+    taken = await database.write(lambda connection: take_call(connection, "other", 6_000_000, page))
+    assert taken is not None
+    assert [(each.unheard_s is not None, each.was_heard) for each in taken] == [(True, True)]
+    hands.move(9)
+    tell(former, done("r1"))
+    await ledger.flush()
+    hands.move(1)
+    former.end(MOVED, by="rtc_1")
+    await ledger.flush()
+    (told,) = await read(database)
+    assert (told["live_ms"], told["responses"], told["ended"]) == (15_000, 1, None)
 
 
 def test_time_without_a_sideband_counts_once_it_is_heard_again() -> None:

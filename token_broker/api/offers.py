@@ -189,7 +189,7 @@ class CallRelay:
                 grant: EphemeralGrant | LiveOffer | None
                 if is_live:
                     trace.minted = LIVE_GRANTED
-                    grant = await self._live_offer(left, supply, agent)
+                    grant = await self._live_offer(left, supply)
                 else:
                     trace.minted, grant = await self._mint(supply, wanted, trace, deadline_s)
                 if grant is None:
@@ -221,13 +221,13 @@ class CallRelay:
             wait_s = self._wait_s(permitted, wanted, route) or RETRY_AFTER_S
             raise Problem(503, "nothing_minted", detail, headers={"Retry-After": str(math.ceil(wait_s))})
 
-    async def _live_offer(self, left: Sequence[Resource], supply: SpecSupplier, agent: Agent) -> LiveOffer | None:
+    async def _live_offer(self, left: Sequence[Resource], supply: SpecSupplier) -> LiveOffer | None:
         """What the first of the resources is asked for: GPT-Live has no mint, and takes the session with the offer."""
         if not left:
             return None
         session = live_session(await supply(left[0]))
         if self.minting.settings.gpt_live_data_channel == "restricted":
-            session = web_session(session, page_answers=agent.asks_page)
+            session = web_session(session)
         return LiveOffer(f"{left[0].target.openai_base}{LIVE_PATH}", left[0].name, session)
 
     def _wait_s(self, resources: Sequence[Resource], wanted: Wanted, route: str) -> float:

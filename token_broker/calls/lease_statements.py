@@ -8,12 +8,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, func, or_, select, text, tuple_, update
+from sqlalchemy import Connection, Row, and_, case, delete, func, or_, select, text, tuple_, update
 
 from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, HeldCall, PageCall, TakenCall
 from token_broker.memory.store.tables import NOW_US, call_events, calls, insert_for, is_session, usage
 from token_broker.memory.types import bucket_of
 from token_broker.security.tokens import Owner
+from token_broker.usage.talk_usage import MOVED
 
 __all__ = [
     "claim_end",
@@ -76,13 +77,20 @@ def values_of(row: CallRow, now_us: int) -> dict[str, Any]:
     }
 
 
-def renew_calls(connection: Connection, holder: str, keys: Collection[str], lease_us: int) -> dict[str, TakenCall]:
-    """Renews the holder's leases; returns those of `keys` that it still holds, or that are over."""
+def renew_calls(
+    connection: Connection, holder: str, keys: Collection[str], lease_us: int, *, engaged: Collection[str] = ()
+) -> dict[str, TakenCall]:
+    """Renews the holder's leases; returns those of `keys` that it still holds, or that are over.
+
+    Those of `engaged` nobody takes for as long as their leases last.
+    """
     if not keys:
         return {}
     is_holders = and_(calls.c.call_key.in_(keys), calls.c.holder == holder)
     until_us = now_us_of(connection) + lease_us
-    connection.execute(update(calls).where(is_holders, calls.c.state < ENDED).values(lease_until_us=until_us))
+    stays_until_us = case((calls.c.call_key.in_(engaged), until_us), else_=None)
+    renewed = {"lease_until_us": until_us, "engaged_until_us": stays_until_us}
+    connection.execute(update(calls).where(is_holders, calls.c.state < ENDED).values(renewed))
     found = connection.execute(select(calls).where(is_holders))
     return {row.call_key: _found(row, until_us - lease_us) for row in found}
 
@@ -98,12 +106,18 @@ def take_calls(
     return _take(connection, holder, lease_us, until_us, now_us)
 
 
-def take_call(connection: Connection, holder: str, lease_us: int, page: PageCall) -> list[TakenCall]:
-    """Takes one call of a session from the replica that holds it, which finds out as it renews; none: it is over."""
+def take_call(connection: Connection, holder: str, lease_us: int, page: PageCall) -> list[TakenCall] | None:
+    """Takes one call of a session from the replica that holds it, which finds out as it renews; none: it is over.
+
+    None where the call has to stay there: one with clients at two replicas would go to and fro.
+    """
     is_one = and_(calls.c.session_id == page[0], calls.c.call_id == page[1], calls.c.holder != holder)
     lives = and_(calls.c.state == DELIVERED, calls.c.ending.is_(None))
-    keys = connection.scalars(select(calls.c.call_key).where(is_one, lives).with_for_update())
-    return _take(connection, holder, lease_us, dict.fromkeys(keys, 0), now_us_of(connection))
+    found = connection.execute(select(calls).where(is_one, lives).with_for_update()).all()
+    now_us = now_us_of(connection)
+    if any((row.engaged_until_us or 0) > now_us for row in found):
+        return None
+    return _take(connection, holder, lease_us, {row.call_key: 0 for row in found}, now_us)
 
 
 def _take(
@@ -113,9 +127,10 @@ def _take(
     if not until_us:
         return []
     is_one = calls.c.call_key.in_(until_us)
-    taken = {"holder": holder, "lease_until_us": now_us + lease_us, "lease_epoch": calls.c.lease_epoch + 1}
-    connection.execute(update(calls).where(is_one).values(taken))
+    lease = {"holder": holder, "lease_until_us": now_us + lease_us, "lease_epoch": calls.c.lease_epoch + 1}
+    connection.execute(update(calls).where(is_one).values({**lease, "engaged_until_us": None}))
     rows = connection.execute(select(calls).where(is_one)).all()
+    _close_usage(connection, rows)
     written_us, alone = _written_us(connection, rows), _only_calls(connection, rows)
     found = []
     for row in rows:
@@ -235,16 +250,34 @@ def _found(row: Row[Any], now_us: int) -> TakenCall:
     return TakenCall(call, row.state, row.lease_epoch, row.ending, read_for_s)
 
 
+def _close_usage(connection: Connection, rows: Sequence[Row[Any]]) -> None:
+    """Has the time of these calls' former holders end with what they have written: we count on from there.
+
+    A talk may have another call, which is not taken: then its usage goes on.
+    """
+    talks, keys = {row.talk_id for row in rows}, {row.call_key for row in rows}
+    others = select(calls.c.talk_id).where(
+        calls.c.talk_id.in_(talks), calls.c.state < ENDED, calls.c.call_key.not_in(keys)
+    )
+    is_open = and_(usage.c.ended.is_(None), usage.c.seen, usage.c.transport.in_({row.transport for row in rows}))
+    of_taken = and_(_are_of(rows), is_open, usage.c.talk_id.not_in(others))
+    connection.execute(update(usage).where(of_taken).values(ended=MOVED))
+
+
+def _are_of(rows: Sequence[Row[Any]]) -> Any:
+    buckets = {bucket_of(row.session_id) for row in rows}
+    return and_(usage.c.bucket.in_(buckets), usage.c.talk_id.in_({row.talk_id for row in rows}))
+
+
 def _written_us(connection: Connection, rows: Sequence[Row[Any]]) -> dict[tuple[str, str], int]:
     """When the usage of each talk that was heard was last written by a holder that did not end it.
 
     By talk and transport.
     """
-    talks = {row.talk_id for row in rows}
-    of_talks = and_(usage.c.bucket.in_({bucket_of(row.session_id) for row in rows}), usage.c.talk_id.in_(talks))
     whose = (usage.c.talk_id, usage.c.transport)
-    is_open = and_(usage.c.ended.is_(None), usage.c.seen)
-    written = select(*whose, func.max(usage.c.updated_at_us).label("at_us")).where(of_talks, is_open).group_by(*whose)
+    is_open = and_(or_(usage.c.ended.is_(None), usage.c.ended == MOVED), usage.c.seen)
+    written = select(*whose, func.max(usage.c.updated_at_us).label("at_us"))
+    written = written.where(_are_of(rows), is_open).group_by(*whose)
     return {(row.talk_id, row.transport): row.at_us for row in connection.execute(written)}
 
 

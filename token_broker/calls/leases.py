@@ -22,7 +22,7 @@ from token_broker.memory.store_errors import StoreError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["CallLeases", "LeaseCounts", "LeaseWatcher"]
+__all__ = ["CallLeases", "EngagedElsewhereError", "LeaseCounts", "LeaseWatcher"]
 
 log = structlog.get_logger("token_broker.calls")
 
@@ -33,6 +33,10 @@ _CLAIM_S = 3.0
 _HAND_OVER_S = 10.0
 _LOOK_S = 0.3
 _HUNG_UP = "hung_up"
+
+
+class EngagedElsewhereError(Exception):
+    """A call has to stay at the replica that holds it."""
 
 
 class LeaseWatcher(Protocol):
@@ -60,6 +64,10 @@ class LeaseWatcher(Protocol):
 
     def read_elsewhere(self, found: TakenCall) -> None:
         """A page reads this call's events at another replica."""
+        ...
+
+    def is_engaged(self, name: CallName) -> bool:
+        """Whether this call of ours has to stay here, since a client of it is here."""
         ...
 
 
@@ -145,6 +153,10 @@ class CallLeases:
         if (held := self._held.get(name)) is not None:
             held.state, held.is_new = DELIVERED, True
             self._changed.set()
+
+    def engaged(self) -> None:
+        """A call has to stay here from now on: the store is told at once."""
+        self._changed.set()
 
     def over(self, name: CallName) -> None:
         """Azure has ended this call. If another replica holds it, that one notes the end, and what it has used."""
@@ -252,7 +264,10 @@ class CallLeases:
             self._changed.set()
 
     async def take(self, page: PageCall) -> bool:
-        """Takes a call from the replica that holds it; False: no other one has such a call. Raises StoreError."""
+        """Takes a call from the replica that holds it; False: no other one has such a call.
+
+        Raises EngagedElsewhereError where it has to stay there, and StoreError.
+        """
         from token_broker.calls.lease_statements import take_call
 
         if self.watcher is None or self._leaves or self._is_alone:
@@ -260,7 +275,9 @@ class CallLeases:
         work = partial(take_call, holder=self._holder, lease_us=round(self._lease_s * 1_000_000), page=page)
         async with self._beat:
             taken = await self._database.write(work)
-            self._note_taken(self.watcher, taken)
+            self._note_taken(self.watcher, taken or ())
+        if taken is None:
+            raise EngagedElsewhereError
         return bool(taken)
 
     def _note_taken(self, watcher: LeaseWatcher, taken: Sequence[TakenCall]) -> None:
@@ -334,6 +351,7 @@ class CallLeases:
         new = [(each.row, each.state, each.ending) for each in held if not each.is_stored]
         told = [each for each in held if each.is_new]
         keys = [each.row.key for each in held]
+        engaged = [each.row.key for each in held if self.watcher is not None and self.watcher.is_engaged(each.row.name)]
         over, wanted = list(self._over), list(self._wanted.items())
         if self._is_alone and not (held or over or wanted) and self._looks_at_s > self._clock():
             return {}, [], []
@@ -351,7 +369,7 @@ class CallLeases:
             want_ends(connection, wanted)
             end_calls(connection, over)
             older = [other for each in told for other in older_calls(connection, each.row)]
-            found = renew_calls(connection, self._holder, keys, lease_us)
+            found = renew_calls(connection, self._holder, keys, lease_us, engaged=engaged)
             taken: list[TakenCall] = []
             if may_take:
                 taken = take_calls(connection, self._holder, lease_us, _TAKEN_AT_ONCE, given_up=not takes)

@@ -47,6 +47,7 @@ _PAUSES_S = (0.3, 1.0, 3.0, 6.0, 12.0)
 _UNKNOWN_S = 30.0  # Azure may know a session only once its client has connected
 _UNKNOWN_TIMES = 3
 _WAITING_AT_MOST = 512  # events for an observer that is too slow
+_HELD_AT_MOST = 16  # events of observers while nothing is joined
 _NEVER_CONNECTED = Ending(DONE, "its client never connected", outcome="lost")
 _TOO_LONG = Ending(DONE, "the talk has reached its longest time", ends_talk=True, outcome="longest_time")
 _IDLE = Ending(DONE, "nobody said anything any more", ends_talk=True, outcome="idle")
@@ -74,7 +75,10 @@ class SidebandObserver:
 
 
 class LiveListener:
-    """Listens to one session from its answer to its end; the arguments are those of `CallListener`."""
+    """Listens to one session from its answer to its end; the arguments are those of `CallListener`.
+
+    `engaged` is called where the session has to stay at this replica from now on (`is_engaged`).
+    """
 
     def __init__(
         self,
@@ -95,6 +99,7 @@ class LiveListener:
         backend: bool = False,
         age_s: float = 0.0,
         was_heard: bool = False,
+        engaged: Callable[[], None] = lambda: None,
     ) -> None:
         self.counters = TalkCounters()
         self.owner = owner
@@ -114,10 +119,12 @@ class LiveListener:
         self._until_s = self._now_s() + lasts_s
         self._heard_s = self._now_s()
         self._was_heard = was_heard
+        self._engaged = engaged
         self._known_by_s = self._now_s() + (0.0 if was_heard else _UNKNOWN_S - age_s)
         self._joins = 0
         self._sideband: Sideband | None = None
         self._observers: set[SidebandObserver] = set()
+        self._held: deque[tuple[str, SidebandObserver]] = deque()  # what they sent while nothing was joined
         self._tasks: set[asyncio.Task[None]] = set()
         self._goodbye = Goodbye()
         self._budget = SoftEnd()
@@ -141,12 +148,15 @@ class LiveListener:
                 owner, agent.id, ingest=parts.ingest, counters=self.counters, on_lost=log_lost, source=self._source
             ),
             self._source,
-            Delegations(agent, calls, send=self._send, tell=tell, words=self._source.take_words, start=self._start),
+            Delegations(
+                agent, calls, send=self._send, tell=tell, words=self._source.take_words, typed=self._keep_typed,
+                start=self._start,
+            ),
             self.counters,
             self._note_wait,
             self._now_s,
             usage,
-        )
+        )  # fmt: skip
 
     def end(self, ending: Ending) -> None:
         """Stops listening for this reason; the session goes on, unless the broker goes away."""
@@ -172,9 +182,18 @@ class LiveListener:
         """How many observe it."""
         return len(self._observers)
 
+    @property
+    def is_engaged(self) -> bool:
+        """Whether the session has to stay here: somebody observes it, or works for it."""
+        delegations = self._events.delegations
+        return bool(self._observers or self._held or delegations.is_acting or delegations.calls_of_client)
+
     def observe(self, observer: SidebandObserver) -> None:
-        """From now on `observer` gets the session's events, until `leave`."""
+        """From now on `observer` gets the session's events, until `leave`; first the calls that wait for an output."""
         self._observers.add(observer)
+        self._engaged()
+        for call in self._events.delegations.calls_of_client:
+            observer.put(compact(call))
         if self._end.over.done():
             observer.end()
 
@@ -182,11 +201,20 @@ class LiveListener:
         """The observer is gone."""
         self._observers.discard(observer)
 
-    def from_observer(self, text: str) -> Broken | str | None:
-        """Takes an event of an observer's: an error event for it, None where it went to Azure, Broken: it is none."""
+    def from_observer(self, text: str, observer: SidebandObserver) -> Broken | str | None:
+        """Takes an event of an observer's: an error event for it, None where it goes to Azure, Broken: it is none.
+
+        While the session is being joined again, a few wait.
+        """
         event = event_of(text) or {}
-        found = examine_live(text, self._events.delegations, backend=self._backend)
         event_id = event_id_of(event)
+        if (sideband := self._sideband) is None and isinstance(event.get("type"), str):
+            if len(self._held) >= _HELD_AT_MOST:
+                why = "Azure is being joined again: send this later"
+                return self._face.error(Refused("not_joined", why, None, event_id))
+            self._held.append((text, observer))
+            return None
+        found = examine_live(text, self._events.delegations, backend=self._backend)
         if event.get("type") in PRIMARY_ONLY:
             why = "not over a sideband: the session runs, and has its own audio"
             found = Refused("not_permitted", why, "type", event_id)
@@ -197,8 +225,6 @@ class LiveListener:
             return self._face.error(found)
         if isinstance(found, Broken):
             return found
-        if found and (sideband := self._sideband) is None:
-            return self._face.error(Refused("not_joined", "Azure is being joined again: send this once more"))
         if found and sideband is not None:
             sideband.socket.send(found)
         return None
@@ -281,6 +307,10 @@ class LiveListener:
             if self._agent.greeting and self._greets():
                 for event in greeting_appends(self._agent.greeting):
                     self._send(event)
+        while self._held:
+            text, observer = self._held.popleft()
+            if (error := self.from_observer(text, observer)) is not None:
+                observer.put(str(error))
         self._page.joined()
         socket, pinged_s = sideband.socket, self._now_s()
         while not self._end.over.done():
@@ -340,6 +370,10 @@ class LiveListener:
     def _send(self, event: Mapping[str, Any]) -> None:
         if self._sideband is not None:
             self._sideband.socket.send(compact(event))
+
+    def _keep_typed(self, text: str, item_id: str | None) -> None:
+        self._goodbye.take_back()
+        self._events.typed(text, item_id)
 
     def _note_wait(self, turn: TurnLatency) -> str | None:
         self._parts.note_answer(turn, transport=self._transport, agent_id=self._agent.id, resource=self._resource)

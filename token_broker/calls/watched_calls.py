@@ -161,8 +161,9 @@ class WatchedCalls:
         }
         listener: CallListener | LiveListener
         if is_live:
-            backend = delegates_to_responses(spec)
-            listener = LiveListener(self._parts, self._sidebands, **about, backend=backend)
+            about["backend"] = delegates_to_responses(spec)
+            about["engaged"] = (lambda: None) if self._leases is None else self._leases.engaged
+            listener = LiveListener(self._parts, self._sidebands, **about)
         else:
             listener = CallListener(self._parts, **about, spec=spec, joined=joined, is_new=taken is None)
         call = _Watched(owner, endpoint, listener, usage)
@@ -218,7 +219,10 @@ class WatchedCalls:
         return listener if isinstance(listener, LiveListener) else None
 
     async def fetch_live_call(self, call_id: str, owner: Owner) -> LiveListener | None:
-        """As `live_call`. A session that another replica listens to is taken from it. Raises StoreError."""
+        """As `live_call`. A session that another replica listens to is taken from it.
+
+        Raises EngagedElsewhereError where it has to stay there, and StoreError.
+        """
         found = self.live_call(call_id, owner)
         if found is not None or self._leases is None or not await self._leases.take((owner.session_id, call_id)):
             return found
@@ -296,6 +300,11 @@ class WatchedCalls:
         row = found.row
         if (page := self._streams.find(row.owner.session_id, row.call_id)) is not None:
             page.read_elsewhere(found.read_for_s)
+
+    def is_engaged(self, name: CallName) -> bool:
+        """Whether a client observes this session here, or a tool works for it."""
+        call = self._calls.get(name[1])
+        return call is not None and isinstance(call.listener, LiveListener) and call.listener.is_engaged
 
     async def _watch_taken(self, found: TakenCall, agent: Agent) -> None:
         row, pool = found.row, self._parts.connector.pool

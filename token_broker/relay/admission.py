@@ -120,11 +120,15 @@ class Admission:
             reason = f"this talk may not go {way}: go on to the plan's next connection"
             raise _refused(BAD_REQUEST, reason, 403, "transport_refused")
 
-    def by_any(self, scope: Scope) -> AdmittedClient:
-        """The client of a compatible endpoint, with any credential of the broker's. Raises RefusedError."""
+    def by_any(self, scope: Scope, *, joins: bool = False) -> AdmittedClient:
+        """The client of a compatible endpoint, with any credential of the broker's. Raises RefusedError.
+
+        `joins`: it opens a sideband of a call by WebRTC.
+        """
         self._check_entry(scope)
         admitted = self._admitted(scope, self._claims_of_any(scope))
-        ways = ("websocket", "websocket_proxy") if scope["type"] == "websocket" else ("webrtc", "webrtc_relay")
+        is_call = joins or scope["type"] != "websocket"
+        ways = ("webrtc", "webrtc_relay") if is_call else ("websocket", "websocket_proxy")
         if not admitted.owner.narrowed.permits(*ways):
             raise _refused(TICKET_REFUSED, "the credential is not for this transport", 403, "transport_refused")
         return admitted

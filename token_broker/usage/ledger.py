@@ -155,17 +155,19 @@ class UsageLedger:
         for start in range(0, len(dirty), _CHUNK):
             chunk = dirty[start : start + _CHUNK]
             values = [usage.values(row) for usage, row in chunk]
+            billed = [dict(row.billed_ms) for _, row in chunk]
             live_us = [row.live_us for _, row in chunk]
             for _, row in chunk:
                 row.is_dirty = False
             try:
-                now_us = await database.write(partial(write_usage, rows=values))
+                now_us = await database.write(partial(write_usage, rows=values, billed=billed))
             except BaseException:
                 for _, row in chunk:
                     row.is_dirty = True
                 raise
-            for (_, row), written_us in zip(chunk, live_us, strict=True):
+            for (_, row), written_us, billed_ms in zip(chunk, live_us, billed, strict=True):
                 row.written_us = written_us
+                row.billed_ms = dict(row.billed_ms.items() - billed_ms.items())
             self.clock.note(now_us)
             self.counts.written += len(chunk)
 

@@ -1,15 +1,15 @@
 """Rows of the ledger, as statements. The same on SQLite and PostgreSQL."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
-from sqlalchemy import Connection, and_, case, delete, distinct, func, select, text
+from sqlalchemy import Connection, and_, case, delete, distinct, func, or_, select, text, update
 
 from token_broker.memory.store.tables import NOW_US, insert_for, usage, usage_answers
 from token_broker.memory.types import bucket_of
 from token_broker.usage.billed import ANSWER_COUNTS, TRANSCRIPTION_COUNTS
-from token_broker.usage.talk_usage import MOVED
+from token_broker.usage.talk_usage import BILLED_BY_TIME, MOVED
 
 __all__ = ["USAGE_GROUPS", "AnswerClaim", "UsageGroup", "claim_answers", "sum_usage", "write_usage"]
 
@@ -32,18 +32,43 @@ _CLAIMS_KEPT_US = 3_600_000_000  # two replicas hear a call at once for seconds
 _TALK = ("talk_id", "session_id", "principal", "agent_id", "resource", "transport", "dialect")
 
 
-def write_usage(connection: Connection, rows: Sequence[dict[str, Any]]) -> int:
+def write_usage(
+    connection: Connection, rows: Sequence[dict[str, Any]], billed: Sequence[Mapping[str, int]] = ()
+) -> int:
     """Writes rows, each over what its own writer wrote before; the database's microseconds since 1970.
 
-    Whose talk it is stays as it was written first: an erasure may have made it anonymous.
+    `billed` are the milliseconds that Azure bills, in all so far, by row and by session of Azure's.
+
+    Whose talk it is stays as it was written first: an erasure may have made it anonymous. So does the time of a row
+    whose call another replica has taken since: that one counts from there on.
     """
     now_us = int(connection.scalar(text(f"SELECT {NOW_US[connection.dialect.name]}")) or 0)
     insert = insert_for(connection.dialect.name, usage)
     changing = {name: insert.excluded[name] for name in usage.c.keys() if name not in _FIXED}  # noqa: SIM118  # no dict
+    is_taken, is_added_to = usage.c.ended == MOVED, usage.c.dialect == BILLED_BY_TIME
+    changing["live_ms"] = case((or_(is_taken, is_added_to), usage.c.live_ms), else_=changing["live_ms"])
+    for name in ("updated_at_us", "ended"):
+        changing[name] = case((is_taken, usage.c[name]), else_=changing[name])
     upsert = insert.on_conflict_do_update(index_elements=list(_KEY), set_=changing)
     values = [{**row, "bucket": bucket_of(row["session_id"]), "updated_at_us": now_us} for row in rows]
     connection.execute(upsert, sorted(values, key=lambda row: tuple(row[name] for name in _KEY)))
+    reports = [(row, *report) for row, of_row in zip(values, billed, strict=False) for report in of_row.items()]
+    for row, azure_session, billed_ms in sorted(reports, key=lambda each: (each[0]["talk_id"], *each[1:])):
+        _add_billed(connection, row, azure_session, billed_ms)
     return now_us
+
+
+def _add_billed(connection: Connection, row: Mapping[str, Any], azure_session: str, billed_ms: int) -> None:
+    """Adds to the row what Azure bills of a session beyond what any writer of the talk has counted."""
+    key = {"bucket": row["bucket"], "talk_id": row["talk_id"], "answer": f"billed {azure_session}"}
+    first = {**key, "part": row["part"], "counted_at_us": row["updated_at_us"], "billed_ms": 0}
+    connection.execute(insert_for(connection.dialect.name, usage_answers).values(first).on_conflict_do_nothing())
+    is_one = and_(*(usage_answers.c[name] == value for name, value in key.items()))
+    counted_ms = connection.scalar(select(usage_answers.c.billed_ms).where(is_one).with_for_update()) or 0
+    counted = {"billed_ms": max(counted_ms, billed_ms), "counted_at_us": row["updated_at_us"]}
+    connection.execute(update(usage_answers).where(is_one).values(counted))
+    more = {"live_ms": func.coalesce(usage.c.live_ms, 0) + max(0, billed_ms - counted_ms)}
+    connection.execute(update(usage).where(*(usage.c[name] == row[name] for name in _KEY)).values(more))
 
 
 def claim_answers(connection: Connection, claims: Sequence[AnswerClaim]) -> frozenset[AnswerClaim]:

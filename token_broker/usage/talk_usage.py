@@ -9,13 +9,14 @@ from token_broker.security.tokens import Owner
 from token_broker.usage.billed import ANSWER_COUNTS, TRANSCRIPTION_COUNTS, Counts, answer_counts, transcription_counts
 from token_broker.usage.days import StoreClock, split_by_day
 
-__all__ = ["LEAST_ANSWER_TOKENS", "MOVED", "CountedReport", "TalkUsage", "UsageRow"]
+__all__ = ["BILLED_BY_TIME", "LEAST_ANSWER_TOKENS", "MOVED", "CountedReport", "TalkUsage", "UsageRow"]
 
+BILLED_BY_TIME = "live"
+"""The dialect, GPT-Live's, of which Azure bills the time, and says how long it was: until then it is unknown."""
 LEAST_ANSWER_TOKENS = 4096
 """What an answer is taken to have cost whose usage nobody knows, unless the talk had a larger one."""
 
 _ANSWER_US = 1_000_000  # who misses less has heard an answer's beginning, or its end
-_BILLED_BY_TIME = "live"  # GPT-Live's dialect
 _MOST_BILLED_S = 604_800.0
 _KEPT = 10_000  # ids of answers and items: more than a talk of two hours has
 
@@ -41,7 +42,7 @@ class UsageRow:
     responses: int = 0
     unmeasured: int = 0
     tools_run: int = 0
-    billed_ms: int | None = None  # where Azure bills by time, as it says itself
+    billed_ms: dict[str, int] = field(default_factory=dict)  # by Azure's session, in all so far, not written yet
     written_us: int | None = None  # of `live_us`, as the store has it
     is_exact: bool = True  # nothing in it is known to be missing
     is_dirty: bool = True
@@ -146,16 +147,18 @@ class TalkUsage:
         self._billed = BoundedDict[str, int](_KEPT)  # milliseconds, by session of Azure's
 
     def azure_billed(self, session_id: str, seconds: object, *, resource: str, dialect: str) -> None:
-        """Counts how long Azure bills a session, in all so far: the highest finite number counts, anything else not."""
+        """Counts how long Azure bills a session, in all so far: the highest finite number counts, anything else not.
+
+        Another replica may have counted a part of it. So the store adds to the row what is new to the talk.
+        """
         is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
         if not is_number or not 0 <= seconds < _MOST_BILLED_S:  # type: ignore[operator]  # NaN is none of these
             return
-        known = self._billed.get(session_id, 0)
-        row = self._row(resource, dialect)
-        more_ms = max(0, round(seconds * 1000) - known)  # type: ignore[operator]
-        row.billed_ms = (row.billed_ms or 0) + more_ms
-        row.is_dirty = True
-        self._billed[session_id] = known + more_ms
+        billed_ms = round(seconds * 1000)  # type: ignore[operator]
+        if billed_ms > self._billed.get(session_id, -1):
+            row = self._row(resource, dialect)
+            row.billed_ms[session_id] = self._billed[session_id] = billed_ms
+            row.is_dirty = True
 
     def azure_sent(self, event: Mapping[str, Any], *, resource: str, dialect: str) -> None:
         """Counts what one of Azure's events says; any other event is left alone."""
@@ -334,8 +337,7 @@ class TalkUsage:
             "transport": self.transport,
             "dialect": row.dialect,
             "started_at_us": row.started_us,
-            # Where Azure bills by time, what it says; has it said nothing, that is unknown.
-            "live_ms": row.billed_ms if row.dialect == _BILLED_BY_TIME else live_ms,
+            "live_ms": None if row.dialect == BILLED_BY_TIME else live_ms,
             **row.counts,
             "responses": row.responses if self.seen else None,
             "unmeasured": row.unmeasured if self.seen else None,

@@ -13,6 +13,7 @@ from strategies.endpoint import is_live_endpoint
 from token_broker.api.live.operations import LIVE_ATTACH_PATHS, LIVE_PATHS, LiveSessionRequest
 from token_broker.api.offers import CallRelay, check_offer
 from token_broker.api.token import ASKING_SHARE
+from token_broker.calls.leases import EngagedElsewhereError
 from token_broker.calls.live_listener import LiveListener, SidebandObserver
 from token_broker.calls.watched_calls import WatchedCalls
 from token_broker.memory.store_errors import StoreError
@@ -58,6 +59,11 @@ class _LiveSideband:
             problem = Problem(503, "store_away", detail, headers={"Retry-After": "2"})
             await refuse_socket(problem, scope, receive, send)
             return
+        except EngagedElsewhereError:
+            detail = "Another replica has this session, and a client of it: end that sideband, or connect where it is."
+            problem = Problem(409, "sideband_elsewhere", detail, headers={"Retry-After": "2"})
+            await refuse_socket(problem, scope, receive, send)
+            return
         except Problem as problem:
             await refuse_socket(problem, scope, receive, send)
             return
@@ -84,10 +90,10 @@ class _LiveSideband:
     async def _admit(self, scope: Scope) -> LiveListener:
         """The session's listener; another replica's session moves here.
 
-        Raises Problem 401, 403, 404, 429, and StoreError.
+        Raises Problem 401, 403, 404, 429, EngagedElsewhereError, and StoreError.
         """
         state: LiveState = scope["state"]
-        admitted = state["admission"].by_any(scope)
+        admitted = state["admission"].by_any(scope, joins=True)
         bind_ids(session_id=admitted.owner.session_id)
         await state["callers"].hang_ups.admit(admitted.limit_key)
         unknown = Problem(404, "unknown_call", "This session has no such GPT-Live session.")
@@ -128,7 +134,7 @@ async def _from_client(scope: Scope, listener: LiveListener, observer: SidebandO
         text = message.get("text")
         if text is None or len(text) > longest:
             return BAD_REQUEST if text is None else TOO_LARGE
-        answer = listener.from_observer(text)
+        answer = listener.from_observer(text, observer)
         if isinstance(answer, Broken):
             return BAD_REQUEST
         if answer is not None:

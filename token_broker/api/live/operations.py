@@ -110,7 +110,10 @@ LIVE_SOCKETS = (
             path=path,
             tag=COMPAT_TAG,
             summary="The sideband of a GPT-Live session over WebRTC",
-            description=f"{_CREDENTIAL}, of the session that set the call up. 404 `unknown_call` for any other id.",
+            description=(
+                f"{_CREDENTIAL}, of the session that set the call up. 404 `unknown_call` for any other id, 409 "
+                "`sideband_elsewhere` where another replica has it, and a sideband or a running tool of it."
+            ),
             subprotocols=COMPAT_SUBPROTOCOLS,
             close_codes={code: COMPAT_CLOSE_CODES[code] for code in (1000, 1009, 4400, 4410)},
             parameters=(Parameter("call_id", "path", "The session's id, as its creation told it."),),

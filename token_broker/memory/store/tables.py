@@ -87,7 +87,7 @@ _VERSION_TABLE = """CREATE TABLE alembic_version (
 ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
 ERASED = 1  # the epoch of a tombstone without turns
 
-SCHEMA_REVISION = "0012"  # the newest of migrations/versions
+SCHEMA_REVISION = "0013"  # the newest of migrations/versions
 
 metadata = MetaData()
 sessions = Table(
@@ -380,6 +380,7 @@ usage = Table(
 )
 
 # Answers of talks that two replicas may hear at once, for as long as such a talk lasts: the first to count one has it.
+# Also how much of the time that Azure bills was counted, by session of Azure's.
 usage_answers = Table(
     "usage_answers",
     metadata,
@@ -388,6 +389,7 @@ usage_answers = Table(
     Column("answer", Text, nullable=False),  # Azure's id of an answer, or of what was transcribed
     Column("part", Text, nullable=False),  # the writer that has counted it
     Column("counted_at_us", BigInteger, nullable=False),
+    Column("billed_ms", BigInteger),  # of a session
     PrimaryKeyConstraint("bucket", "talk_id", "answer"),
     Index("usage_answers_by_age", "counted_at_us"),
 )
@@ -434,6 +436,7 @@ calls = Table(
     Column("lease_epoch", BigInteger, nullable=False),
     Column("read_until_us", BigInteger),  # until then a page reads its events at another replica
     Column("over_at_us", BigInteger),  # a replica hung it up then; its holder makes it end
+    Column("engaged_until_us", BigInteger),  # until then it stays at its holder, where a client's sideband is
     Index("calls_by_lease", "state", "lease_until_us"),
     Index("calls_by_session", "session_id"),
     Index("calls_by_name", "call_id"),

@@ -4,6 +4,7 @@ As on the other sockets, an event without a row is refused, and what goes to Azu
 The session is the agent's: nothing of it can be changed once it has begun, and no client says what the agent says.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ PRIMARY_ONLY = frozenset({AUDIO_APPEND, "session.start"})
 _REFERENCE = "see docs/client-events.md"
 _CONTEXT_CHARS = 8_000
 _OUTPUT_CHARS = 65_536
+_ITEM_ID = re.compile(r"(?:item|msg)_[A-Za-z0-9]{16,64}")  # unique everywhere, like Azure's
 _FORMATS: tuple[dict[str, Any], ...] = (
     {"type": "audio/pcm", "rate": 24_000},
     {"type": "audio/pcm", "rate": 16_000},
@@ -52,8 +54,11 @@ class OpenWork(Protocol):
         """Whether the client may tell something about this task."""
         ...
 
-    def typed(self) -> None:
-        """The user typed something, which the backend is not asked about yet."""
+    def typed(self, text: str, item_id: str | None) -> None:
+        """The user typed something, which the backend is not asked about yet.
+
+        A client that says it again, over another connection, does so by the same id.
+        """
         ...
 
     def takes_create(self) -> bool:
@@ -132,7 +137,8 @@ def item_fields(event: Event, work: OpenWork, backend: bool) -> Event | Refused:
     typed = _typed(item.get("content"))
     if typed is None:
         return _refused("event_refused", "content has to be one input_text", "item.content")
-    work.typed()
+    item_id = item.get("id")
+    work.typed(typed, item_id if isinstance(item_id, str) and _ITEM_ID.fullmatch(item_id) else None)
     return {"item": {"type": "message", "role": "user", "content": [{"type": "input_text", "text": typed}]}}
 
 

@@ -41,6 +41,14 @@ class _Answering:
     has_ended: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _ClientCall:
+    """A call that the client answers, as it is told of it."""
+
+    answer: _Answering
+    event: Mapping[str, Any]
+
+
 def greeting_appends(greeting: str) -> list[dict[str, Any]]:
     """Events that have the agent speak first."""
     text = f"The conversation begins, and you speak first. Say this now, then let the user speak: {greeting}"
@@ -62,7 +70,10 @@ def context_appends(kind: str, text: str, delegation_id: str | None, *, name: st
 
 
 class Delegations:
-    """One talk's. `send` gives Azure an event; `tell` says what becomes of a call; `words` are the user's latest."""
+    """One talk's. `send` gives Azure an event; `tell` says what becomes of a call; `words` are the user's latest.
+
+    `typed` keeps what the user has typed, by the client's own id of it where there is one.
+    """
 
     def __init__(
         self,
@@ -72,6 +83,7 @@ class Delegations:
         send: Callable[[Mapping[str, Any]], None],
         tell: Callable[[Tell], None],
         words: Callable[[], str],
+        typed: Callable[[str, str | None], None],
         start: Callable[[Coroutine[Any, Any, None], str], None],
     ) -> None:
         self._agent = agent
@@ -79,12 +91,13 @@ class Delegations:
         self._send = send
         self._tell = tell
         self._words = words
+        self._keep_typed = typed
         self._start = start
         self._session = ""
         self._delegate = delegate_of(agent.tools)
         self._answers = BoundedDict[str, _Answering](_KEPT)
         self._current = BoundedDict[str, str](_KEPT)  # the answer under way, by delegation
-        self._of_client = BoundedDict[str, _Answering](_KEPT)  # calls that the client answers
+        self._of_client = BoundedDict[str, _ClientCall](_KEPT)  # calls without an output yet
         self._tasks_of_client = BoundedDict[str, None](_KEPT)
         self._seen = BoundedDict[str, None](_KEPT)
         self._hidden_items = BoundedDict[str, None](_KEPT)
@@ -96,6 +109,11 @@ class Delegations:
     def is_acting(self) -> bool:
         """Whether a tool runs."""
         return self._running > 0
+
+    @property
+    def calls_of_client(self) -> list[Mapping[str, Any]]:
+        """Azure's events about the calls that the client has not answered yet."""
+        return [call.event for call in self._of_client.values()]
 
     def begin(self, session_id: str) -> None:
         """Another session of Azure's: it knows nothing of what was open."""
@@ -141,7 +159,7 @@ class Delegations:
             self._current[delegation_id] = str(response.get("id"))
         answer_id = self._current.get(delegation_id, delegation_id)
         if kind == "response.output_item.done" and isinstance(item, dict) and item.get("type") == "function_call":
-            return self._called(item, answer_id)
+            return self._called(item, answer_id, event)
         if kind in {"response.completed", "response.failed", "response.incomplete"}:
             answer = self._answers.get(answer_id)
             if answer is not None:
@@ -159,23 +177,24 @@ class Delegations:
 
     def takes_output(self, call_id: object) -> bool:
         """The client's output of a call; False where no such call is open for it."""
-        answer = self._of_client.pop(call_id, None) if isinstance(call_id, str) else None
-        if answer is None:
+        call = self._of_client.pop(call_id, None) if isinstance(call_id, str) else None
+        if call is None:
             return False
         assert isinstance(call_id, str)  # noqa: S101  # it was a key
-        answer.waiting.discard(call_id)
+        call.answer.waiting.discard(call_id)
         # After the output, which the caller sends.
-        asyncio.get_running_loop().call_soon(self._go_on, answer)
+        asyncio.get_running_loop().call_soon(self._go_on, call.answer)
         return True
 
     def takes_context(self, delegation_id: object) -> bool:
         """Whether the client may tell something about this task: only about one that is left to it."""
         return isinstance(delegation_id, str) and delegation_id in self._tasks_of_client
 
-    def typed(self) -> None:
+    def typed(self, text: str, item_id: str | None) -> None:
         """The user typed something."""
         self._rounds = 0
         self._typed = True
+        self._keep_typed(text, item_id)
 
     def takes_create(self) -> bool:
         """Whether the client's `response.create` asks about what was typed."""
@@ -184,7 +203,7 @@ class Delegations:
 
     # --- inside
 
-    def _called(self, item: Mapping[str, Any], answer_id: str) -> bool:
+    def _called(self, item: Mapping[str, Any], answer_id: str, event: Mapping[str, Any]) -> bool:
         """A whole call. True: the client answers it."""
         call_id, name, arguments = item.get("call_id"), str(item.get("name")), item.get("arguments")
         if not isinstance(call_id, str) or f"{self._session} {call_id}" in self._seen:
@@ -208,7 +227,7 @@ class Delegations:
             if (fault := tool.fault(arguments)) is not None:
                 self._output(answer, call_id, fault)
                 return False
-            self._of_client[call_id] = answer
+            self._of_client[call_id] = _ClientCall(answer, event)
             self._start(self._await_client(call_id, tool.timeout_s), "live-client-call")
             return True
         self._start(self._run_call(answer, Run(tool, call_id, arguments, self._session)), "live-call")
@@ -237,9 +256,9 @@ class Delegations:
 
     async def _await_client(self, call_id: str, timeout_s: float) -> None:
         await asyncio.sleep(timeout_s)
-        answer = self._of_client.pop(call_id, None)
-        if answer is not None:
-            self._output(answer, call_id, _UNANSWERED)
+        call = self._of_client.pop(call_id, None)
+        if call is not None:
+            self._output(call.answer, call_id, _UNANSWERED)
 
     def _output(self, answer: _Answering, call_id: str, text: str) -> None:
         item = {"type": "function_call_output", "call_id": call_id, "output": text}

@@ -3,6 +3,7 @@
 The socket through the proxy and the sideband of a session over WebRTC share it: turns, waits, usage, delegated work.
 """
 
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import compact, event_of, event_type
 from token_broker.relay.live.delegations import Delegations
 from token_broker.relay.live.shown import CLOSED, DIALECT, shown_session
-from token_broker.relay.live.spoken_turns import TRANSCRIPT_EVENTS, LiveTurns
+from token_broker.relay.live.spoken_turns import TRANSCRIPT_EVENTS, TYPED_EVENT, LiveTurns
 from token_broker.relay.policy.visibility import without_quoted_secrets
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.recorder import TurnRecorder
@@ -85,6 +86,12 @@ class LiveEvents:
         # About an event of the broker's own a client hears nothing, since it knows nothing of that.
         visible = visible and not (isinstance(about, str) and about.startswith(OWN_EVENT_IDS))
         return [*told, *([self._shown(kind, event, text)] if visible else [])]
+
+    def typed(self, text: str, item_id: str | None) -> None:
+        """Keeps what the user has typed."""
+        if text.strip():
+            item_id = item_id or f"item_{secrets.token_hex(12)}"
+            self.turns.feed({"type": TYPED_EVENT, "text": text, "item_id": item_id}, self.now_s())
 
     def tick(self) -> list[str]:
         """What is due by now."""

@@ -15,12 +15,15 @@ from token_broker.memory.types import Role
 from token_broker.relay.answers.turn_clock import TurnLatency
 from token_broker.relay.transcripts.assembler import FinishedTurn
 
-__all__ = ["TRANSCRIPT_EVENTS", "LiveTurns"]
+__all__ = ["TRANSCRIPT_EVENTS", "TYPED_EVENT", "LiveTurns"]
 
 TRANSCRIPT_EVENTS: Mapping[str, Role] = {
     "session.input_transcript.delta": "user",
     "session.output_transcript.delta": "assistant",
 }
+
+TYPED_EVENT = "broker.typed"
+"""What the user has typed, as `text` and `item_id`, which Azure tells nobody."""
 
 _GAP_MS = 2_000  # a longer silence of one speaker is between two turns
 _HELD_S = 1.0  # after the other side has begun
@@ -50,7 +53,10 @@ class _Open:
 
 
 class LiveTurns:
-    """One talk's. Feed it the `TRANSCRIPT_EVENTS`; what has become a turn comes back, and `due` has the rest later."""
+    """One talk's. Feed it the `TRANSCRIPT_EVENTS` and what is typed.
+
+    What has become a turn comes back, and `due` has the rest later.
+    """
 
     def __init__(self) -> None:
         self.history: list[tuple[Role, str]] = []
@@ -59,6 +65,7 @@ class LiveTurns:
         self._session = ""
         self._offset_ms = 0.0  # of this session's timeline: the talk may have had others
         self._latest_ms = 0.0
+        self._typed_ms = 0.0  # what the agent says from then on comes after what was typed
         self._open: list[_Open] = []
         self._words = ""
         self._agent_until_s = 0.0
@@ -94,11 +101,13 @@ class LiveTurns:
 
     def feed(self, event: Mapping[str, Any], now_s: float) -> list[FinishedTurn]:
         """Takes a fragment. What is no fragment changes nothing."""
+        if event.get("type") == TYPED_EVENT:
+            return self._type(event)
         role = TRANSCRIPT_EVENTS.get(str(event.get("type")))
         text, start, end = event.get("delta"), event.get("start_ms"), event.get("end_ms")
         if role is None or not isinstance(text, str) or not text:
             return self.due(now_s)
-        start_ms = self._placed(start, self._latest_ms)
+        start_ms = max(self._placed(start, self._latest_ms), self._typed_ms if role == "assistant" else 0.0)
         end_ms = max(start_ms, self._placed(end, start_ms))
         self._latest_ms = max(self._latest_ms, end_ms)
         if role == "user":
@@ -134,6 +143,15 @@ class LiveTurns:
     def flush(self) -> list[FinishedTurn]:
         """Everything that is left: the talk, or its session, is over."""
         return self._finish(list(self._open), cut=True)
+
+    def _type(self, event: Mapping[str, Any]) -> list[FinishedTurn]:
+        """A turn of its own: what the agent has said is before it, and what it says from now on behind it."""
+        self._latest_ms += 1
+        self._typed_ms = self._latest_ms
+        said = self._finish([turn for turn in self._open if turn.role == "assistant"])
+        item_id, text = str(event["item_id"]), str(event["text"])
+        self.history = [*self.history, ("user", text[:_KEPT_CHARS])][-_KEPT:]
+        return [*said, FinishedTurn(item_id, "user", text, round(self._typed_ms) * 2)]
 
     def _placed(self, stated: object, otherwise: float) -> float:
         is_number = isinstance(stated, int | float) and not isinstance(stated, bool) and 0 <= stated < 1e8  # noqa: PLR2004

@@ -18,7 +18,7 @@ from token_broker.relay.answers.farewell import END_TALK_OUTPUT
 from token_broker.relay.answers.turn_clock import TurnLatency
 from token_broker.relay.azure.route import NoUpstreamError
 from token_broker.relay.client import TalkClient
-from token_broker.relay.event_text import compact, event_of
+from token_broker.relay.event_text import compact, event_of, event_type
 from token_broker.relay.live.azure_session import LiveUpstream, LiveUpstreams
 from token_broker.relay.live.client_policy import AUDIO_APPEND, examine_live, wanted_format
 from token_broker.relay.live.delegations import Delegations, greeting_appends
@@ -99,12 +99,20 @@ class LiveTalk(SocketTalk):
         self._started: asyncio.Future[None] = self._loop.create_future()  # the client's `session.start` has come
         self._resumes: deque[float] = deque(maxlen=_RESUMES_AT_MOST)
         self._held: deque[str] = deque()  # what the client sent while no session was there
+        self._held_at_most = round(parts.settings.resume_audio_s * _AUDIO_CHARS_A_SECOND) + _GAP_CHARS
+        self._history: list[dict[str, Any]] = []  # of the sessions before this one
         self._closing = False  # the client has asked for it
         self._moving = False
         self._goodbye = Goodbye()
         self._source = LiveTurns()
         delegations = Delegations(
-            agent, self._calls, send=self._send, tell=self._tell_call, words=self._source.take_words, start=self._start
+            agent,
+            self._calls,
+            send=self._send,
+            tell=self._tell_call,
+            words=self._source.take_words,
+            typed=self._keep_typed,
+            start=self._start,
         )
         self._events = LiveEvents(
             parts,
@@ -142,6 +150,9 @@ class LiveTalk(SocketTalk):
         self._started.set_result(None)
 
     def _forward(self, text: str) -> None:
+        if self._upstream is None and not self._has_room(text):
+            self._refuse(Refused("gap_full", "Azure is being connected again, and too much waits for it"))
+            return
         found = examine_live(text, self._events.delegations, backend=self._backend)
         if isinstance(found, Broken):
             self.end(Ending(BAD_REQUEST, found.reason))
@@ -150,21 +161,17 @@ class LiveTalk(SocketTalk):
         elif isinstance(found, Refused):
             self._refuse(found)
         elif self._upstream is None:
-            self._hold(found)
+            self._held.append(found)
+            while sum(map(len, self._held)) > self._held_at_most:
+                self._held.remove(next(each for each in self._held if each.startswith(_AUDIO_HEAD)))
         elif found:
             self._closing |= found.startswith('{"type":"session.close"')
             self._upstream.socket.send(found)
 
-    def _hold(self, text: str) -> None:
-        """Keeps an event until there is a session again; of speech the latest, of all else what fits."""
-        is_audio = text.startswith(_AUDIO_HEAD)
-        most = round(self._parts.settings.resume_audio_s * _AUDIO_CHARS_A_SECOND) + _GAP_CHARS
-        if not is_audio and sum(map(len, self._held)) + len(text) > most:
-            self._refuse(Refused("gap_full", "Azure is being connected again, and too much waits for it"))
-            return
-        self._held.append(text)
-        while sum(map(len, self._held)) > most:
-            self._held.remove(next(each for each in self._held if each.startswith(_AUDIO_HEAD)))
+    def _has_room(self, text: str) -> bool:
+        """Whether an event can wait for the next session: of speech the latest does, of all else what fits."""
+        is_audio = event_type(text) == AUDIO_APPEND
+        return is_audio or sum(map(len, self._held)) + len(text) <= self._held_at_most
 
     def _refuse(self, refusal: Refused) -> None:
         self.counters.refused_events += 1
@@ -202,8 +209,8 @@ class LiveTalk(SocketTalk):
     async def _connect(self, *, running: bool = False) -> LiveUpstream:
         """A session for this talk; from now on it carries the talk."""
         also: dict[str, Any] = {} if self._format is None else {"audio": {"format": dict(self._format)}}
-        if history := history_items(self._source):
-            also["input"] = history
+        if self._history:
+            also["input"] = self._history
         supply = self._specs.of(self._agent)
         upstream = await self._upstreams.start(
             supply, wanted=self._agent.wanted(self.owner.session_id, running=running), also=also
@@ -265,6 +272,7 @@ class LiveTalk(SocketTalk):
         self._upstream, self._moving = None, False
         await lost.socket.aclose()
         self._events.turns.cut(frozenset(), now_s)
+        self._history = history_items(self._source)  # what is typed from now on, the next session gets for itself
         recent = [at_s for at_s in self._resumes if now_s - at_s < _RESUMES_WITHIN_S]
         if len(recent) >= _RESUMES_AT_MOST:
             self.end(Ending(UPSTREAM_FAILED, "Azure's side breaks again and again: ask for a new plan"))
@@ -322,6 +330,10 @@ class LiveTalk(SocketTalk):
             return ToolOutput("This can't be done in this talk. Go on yourself.", ok=False)
         self._goodbye.ask(self._loop.time())
         return ToolOutput(END_TALK_OUTPUT, ok=True)
+
+    def _keep_typed(self, text: str, item_id: str | None) -> None:
+        self._goodbye.take_back()
+        self._events.typed(text, item_id)
 
     def _note_wait(self, turn: TurnLatency) -> str | None:
         latency_ms = self._parts.note_answer(
