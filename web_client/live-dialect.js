@@ -108,7 +108,7 @@ export class LiveDialect {
         if (item.type === "function_call_output") return { type: "response.item.create", item };
         if (item.type !== "message") return null;
         this.#typed = true;
-        return { type: "response.item.create", item: { type: "message", role: item.role, content: item.content } };
+        return { type: "response.item.create", item: { type: "message", id: item.id, role: item.role, content: item.content } };
       case "response.create":
         if (!this.#typed) return null; // what is said, GPT-Live answers by itself; after outputs the broker asks
         this.#typed = false;

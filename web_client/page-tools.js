@@ -40,6 +40,11 @@ export class PageTools {
     this.#onState = onState;
   }
 
+  /** Whether there is a tool. */
+  get hasTools() {
+    return this.#handlers.size > 0;
+  }
+
   /**
    * @param {string} name
    * @param {ToolHandler | null} handler null forgets the tool

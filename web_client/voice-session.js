@@ -371,6 +371,7 @@ export class VoiceSession extends EventTarget {
    */
   tool(name, handler) {
     this.#tools.set(name, handler);
+    if (this.#machine.name === "live" && this.#tools.hasTools) this.#transport?.listenForCalls?.();
   }
 
   /**
@@ -537,6 +538,7 @@ export class VoiceSession extends EventTarget {
     if (this.#options.pushToTalk) transport.send(pushToTalkEvent(connection.dialect));
     if (!transport.noText) this.#texts.reconnected();
     else if (this.#texts.end().length > 0) this.#textsLost();
+    if (this.#tools.hasTools) transport.listenForCalls?.();
     this.#connecting?.resolve();
     this.#connecting = null;
     this.#lookForOtherTabs(talk);

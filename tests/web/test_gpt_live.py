@@ -49,6 +49,9 @@ async def test_gpt_live_talks_by_webrtc_and_through_the_proxy(browser: Browser, 
         assert await _refusal(page, "session.sendImage(new Blob())") == "image_not_taken"
         await page.run("session.interrupt()")
         assert await page.run("session.state") == "live"
+        # A tool of the page's, over the broker's sideband.
+        broker.azure.script_responses({"calls": [{"name": "show_map"}]})
+        await page.wait_for("said('assistant').includes('[simulated] the function gave: the map is shown')", 30)
         await page.run("session.disconnect()")
         await broker.azure.until_calls(0)
         # Through the proxy: the same, with a tool of the page's.

@@ -139,7 +139,7 @@ test("the page's events are written in GPT-Live's words, and what it does not kn
   assert.equal(dialect.write(question), null); // nothing was typed
   assert.deepEqual(dialect.write({ type: "conversation.item.create", item: { id: "m", type: "message", role: "user", content } }), {
     type: "response.item.create",
-    item: { type: "message", role: "user", content },
+    item: { type: "message", id: "m", role: "user", content },
   });
   assert.deepEqual(dialect.write(question), question);
   assert.equal(dialect.write(question), null);

@@ -1,6 +1,7 @@
 /** GPT-Live through the broker: over a WebSocket, and by WebRTC whose offer the broker takes to Azure. */
 
 import { LiveDialect } from "../live-dialect.js";
+import { CallSideband } from "./sideband.js";
 import { WebRtcTransport } from "./webrtc.js";
 import { WebSocketTransport } from "./websocket.js";
 
@@ -39,21 +40,50 @@ export class LiveCall extends WebRtcTransport {
   isMeasured = true;
   noImages = true;
   noText = true; // the data channel takes no questions
-  #audio;
+  #context;
+  #dialect;
+  /** @type {CallSideband | null} */
+  #sideband = null;
 
   /**
    * @param {TransportContext} context
    * @throws {import("./transport.js").ConnectionFailure} where the browser has no WebRTC
    */
   constructor(context) {
-    super({ ...context, dialect: new LiveDialect({ overMedia: true }) });
+    const dialect = new LiveDialect({ overMedia: true });
+    super({ ...context, dialect });
     this.reportsTurns = false; // the broker hears the call
-    this.#audio = context.audio;
+    this.#context = context;
+    this.#dialect = dialect;
+  }
+
+  /** The page has tools, whose calls come over a line of their own. */
+  listenForCalls() {
+    if (!this.call || this.#sideband) return;
+    const { connection, onEvent, onSignal } = this.#context;
+    this.#sideband = new CallSideband({
+      ...{ url: connection.url, token: connection.token ?? "", callId: this.call.id },
+      onCall: (text) => this.#dialect.read(text, onEvent, onSignal),
+    });
+  }
+
+  /** @param {object} event */
+  send(event) {
+    const { type, item } = /** @type {import("../events.js").ServerEvent} */ (event);
+    const isOutput = type === "conversation.item.create" && item.type === "function_call_output";
+    if (!isOutput) return super.send(event);
+    const written = this.#dialect.write(event);
+    if (written) this.#sideband?.send(written);
+  }
+
+  close() {
+    this.#sideband?.close();
+    super.close();
   }
 
   /** Mutes the answer to its end, which the dialect tells. */
   async interrupt() {
-    this.#audio.muteRemote(true);
+    this.#context.audio.muteRemote(true);
     this.send({ type: "response.cancel" });
     return null;
   }

@@ -35,6 +35,7 @@
  * @property {boolean} [repeatsTurns]  Whether it reports them all the same: the broker may not hear each, and keeps each once.
  * @property {boolean} switchesAgents  Whether `broker.agent.switch` is understood.
  * @property {boolean} [isMeasured]  The broker tells how long the user waits for answers, and the page does not measure.
+ * @property {() => void} [listenForCalls]  The page has tools: called once the transport is open, and with each new tool.
  * @property {boolean} [noText]  Typed text is not taken.
  * @property {boolean} [noImages]  Images are not taken.
  * @property {import("../call-events.js").CallName | null} [call]  of the call, where there is one whose name is known
