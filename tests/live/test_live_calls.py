@@ -141,12 +141,31 @@ async def test_pages_tool_is_answered_once(tmp_path: Path, outputs: list[tuple[s
             events: list[dict[str, Any]] = [{"type": ""}]
             while "function gave" not in json.dumps(events[-1]) or not any(each["type"] == "error" for each in events):
                 events.append(json.loads(await page.recv()))
+            typed = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "And now?"}]}
+            await page.send(json.dumps({"type": "response.item.create", "item": typed}))
+            await page.send(json.dumps({"type": "response.create"}))
+            while "you wrote: And now?" not in json.dumps(events[-1]):
+                events.append(json.loads(await page.recv()))
         assert '"name": "order_status"' not in json.dumps([first, *events])
         assert [text for call, text in outputs if call == call_id] == ["shown"]
         assert len(outputs) == len({call for call, _ in outputs}) == 2
         assert delegations.calls_of_client == []
+        turns = await broker.running.client.get(
+            f"/api/v1/memory/sessions/{plan['session_id']}/turns",
+            headers={"Authorization": f"Bearer {plan['session_token']}"},
+        )
+        assert [each["content"] for each in turns.json()["turns"]].count("And now?") == 1
         assert not {"response.event", "session.delegation.created"} & set(phone.names())
         await phone.hang_up()
+        await broker.all_ended()
+
+
+async def test_open_data_channel_is_the_operators_choice(tmp_path: Path) -> None:
+    """For an Azure that knows no bounds of pages. Then a page sees the agent."""
+    async with live_broker(tmp_path, gpt_live_data_channel="open") as broker:
+        with broker.azure.fault("no_page_rights", "/openai/v1/live/sessions"):
+            async with broker.official(await broker.secret()) as official, calling(official) as (phone, _):
+                assert (await phone.hear("session.started"))["session"]["instructions"] == INSTRUCTIONS
         await broker.all_ended()
 
 

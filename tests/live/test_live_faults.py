@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import websockets
 
 from tests.live.support import live_broker
@@ -92,3 +93,34 @@ async def test_refused_field_is_left_out(tmp_path: Path) -> None:
             assert json.loads(await socket.recv())["type"] == "broker.ready"
         status = (await broker.running.client.get("/status")).json()
         assert status["relay"]["settings_left_out"] == {"default": {"ann": {"session.wake_policy": 1}}}
+
+
+async def test_azure_that_knows_no_bounds_of_pages(tmp_path: Path) -> None:
+    """They are never left out by themselves: the caller is told what works, and the operator what to do."""
+    async with live_broker(tmp_path) as broker:
+        plan = await broker.running.plan()
+        page = {"Content-Type": "application/sdp", "Authorization": f"Bearer {plan['session_token']}"}
+        secret = {"Authorization": f"Bearer {await broker.secret()}"}
+        body = {"session": {"model": "x"}, "transport": {"type": "webrtc", "sdp": OFFER}}
+        with broker.azure.fault("no_page_rights", PATH), structlog.testing.capture_logs() as logs:
+            answers = [
+                await broker.running.client.post("/realtime/calls", content=OFFER, headers=page),
+                await broker.running.client.post("/v1/live/sessions", json=body, headers=secret),
+            ]
+            for answer in answers:
+                assert (answer.status_code, "canary" in answer.text) == (502, False)
+            assert answers[0].json()["code"] == "azure_refused"
+            assert "a WebSocket works: try the next connection" in answers[0].json()["detail"]
+            assert "a WebSocket works" in answers[1].json()["error"]["message"]
+            told = [each["do"] for each in logs if each["event"] == "live_session_refused"]
+            assert len(told) == 2
+            assert "AZURE_GPT_LIVE_DATA_CHANNEL=open" in told[0]
+            # Nothing was made, nothing is left of it, and the talk goes on over the socket.
+            assert broker.azure.calls == 0
+            assert len([each for each in broker.azure.requests if each.path == PATH and each.method == "POST"]) == 2
+            proxy = plan["connections"][-1]
+            async with websockets.connect(proxy["url"], subprotocols=proxy["protocols"], proxy=None) as socket:
+                assert json.loads(await socket.recv())["type"] == "broker.ready"
+        await broker.all_ended()
+        status = (await broker.running.client.get("/status")).json()
+        assert {each["breaker"] for each in status["relay"]["upstreams"]} == {"closed"}

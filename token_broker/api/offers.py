@@ -27,7 +27,7 @@ from strategies.errors import MintError, RateLimitedError, RejectedError, TimedO
 from strategies.live_calls import LiveOffer, SessionFieldError
 from strategies.resources import Resource, Wanted
 from strategies.session_model.live_session import LIVE_CALLS_ROUTE, live_session, web_session
-from strategies.session_model.refused_field import shown_path, without
+from strategies.session_model.refused_field import field_to_leave_out, shown_path, without
 from token_broker.api.token import LIVE_GRANTED, RETRY_AFTER_S, Minting, RequestTrace
 from token_broker.calls.attach_claims import AttachClaims
 from token_broker.calls.page_events import CallStreams
@@ -69,6 +69,7 @@ log = structlog.get_logger("token_broker.calls.running_calls")
 _MINT_SHARE = 2 / 3
 # How long a resource may be silent on an offer while another one is left.
 _OFFER_SHARE_S = 1.0
+_LEAVE_RIGHTS_OUT = "AZURE_GPT_LIVE_DATA_CHANNEL=open asks for no bounds: then a page sees the agent's instructions"
 CALLS_ROUTE = "calls"
 _PARAM = re.compile(r"[A-Za-z0-9_.\[\]]{1,128}")
 
@@ -120,6 +121,10 @@ class ListensToCalls(Protocol):
     def leaving(self, call_id: str) -> None: ...
     def hung_up(self, call_id: str) -> None: ...
     def endpoint_of(self, call_id: str, owner: Owner) -> str | None: ...
+
+
+class _PageRightsError(RejectedError):
+    """Azure refuses what a page may send and see in a call. That is never left out by itself (docs/azure.md §12.3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +282,12 @@ class CallRelay:
                 path = left_out_of(refused.error, grant.session) if isinstance(grant, LiveOffer) else None
                 about = {"resource": grant.resource, "agent_id": wanted.agent_id}
                 if path is None or not isinstance(grant, LiveOffer):
-                    log.error("live_session_refused", **about, param=shown_param(refused.error))
+                    named = field_to_leave_out(refused.error, grant.session) if isinstance(grant, LiveOffer) else None
+                    is_about_page = named is not None and named[0] == "client"
+                    hint = {"do": _LEAVE_RIGHTS_OUT} if is_about_page else {}
+                    log.error("live_session_refused", **about, param=shown_param(refused.error), **hint)
+                    if is_about_page:
+                        raise _PageRightsError(str(refused), status=refused.status, code=refused.code) from None
                     raise
                 log.error("setting_refused", **about, field=shown_path(path))
                 again = replace(grant, session=without(grant.session, path))
@@ -422,7 +432,10 @@ def _refused(error: MintError, what: str, wait_s: float) -> Problem:
     if isinstance(error, TimedOutError):
         return Problem(504, "azure_timed_out", f"Azure did not answer the {what} in time: try the next connection.")
     headers = {"Retry-After": str(math.ceil(wait_s))} if wait_s > 0 else {}
-    return Problem(502, "azure_refused", f"Azure refused the {what}: try the next connection.", headers=headers)
+    why = f"Azure refused the {what}"
+    if isinstance(error, _PageRightsError):
+        why = "Azure does not take what bounds a page in a GPT-Live call by WebRTC, so none is made; a WebSocket works"
+    return Problem(502, "azure_refused", f"{why}: try the next connection.", headers=headers)
 
 
 def store_away() -> Problem:

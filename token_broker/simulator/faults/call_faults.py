@@ -52,6 +52,12 @@ class ManySidebandsFault(_CallSwitch):
     fault: Literal["many_sidebands"]
 
 
+class NoPageRightsFault(_CallSwitch):
+    """A Live session over WebRTC has no `client`: what a page may send and get can't be said."""
+
+    fault: Literal["no_page_rights"]
+
+
 class WebrtcOrderFault(_CallSwitch):
     """On a control socket, `rtc.call.sdp.created` comes before `session.created`."""
 

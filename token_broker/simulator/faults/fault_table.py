@@ -20,6 +20,7 @@ from token_broker.simulator.faults.call_faults import (
     LateControlFault,
     LateSidebandFault,
     ManySidebandsFault,
+    NoPageRightsFault,
     NoVoiceLiveWebrtcFault,
     OfferSessionFault,
     StrictSdpFault,
@@ -223,6 +224,7 @@ Fault = Annotated[
     | StrictSdpFault
     | LateSidebandFault
     | ManySidebandsFault
+    | NoPageRightsFault
     | WebrtcOrderFault
     | DataChannelIgnoredFault
     | CallOutlivesSocketFault

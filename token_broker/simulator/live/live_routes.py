@@ -11,7 +11,13 @@ from starlette.websockets import WebSocket
 from token_broker.simulator import azure_errors
 from token_broker.simulator.auth import Credential, admit
 from token_broker.simulator.calls.ongoing import OfferRefused, OngoingCalls, load_webrtc
-from token_broker.simulator.faults.call_faults import DataChannelFault, DieAfterFault, IceNeverFault, ManySidebandsFault
+from token_broker.simulator.faults.call_faults import (
+    DataChannelFault,
+    DieAfterFault,
+    IceNeverFault,
+    ManySidebandsFault,
+    NoPageRightsFault,
+)
 from token_broker.simulator.faults.http_faults import CALL_FAULT
 from token_broker.simulator.faults.interruptions import Interruptions
 from token_broker.simulator.faults.talk_behaviour import TalkBehaviour
@@ -23,7 +29,7 @@ from token_broker.simulator.realtime.sockets import RealtimeSockets, observe
 from token_broker.simulator.realtime.talk_socket import hold, payload
 from token_broker.simulator.records.transcript import TalkRecord
 from token_broker.simulator.resource import Resource
-from token_broker.simulator.session_bodies.check import InvalidRequest, check, parse_json
+from token_broker.simulator.session_bodies.check import UNKNOWN_PARAMETER, InvalidRequest, check, parse_json
 
 if TYPE_CHECKING:
     from token_broker.simulator.realtime.call import Call
@@ -64,6 +70,9 @@ class LiveRoutes:
             raise azure_errors.api_version_not_allowed()
         asked = check(LiveCreate, parse_json(await request.body()))
         self.require_deployment(asked.session)
+        if asked.session.client and self._resource.faults.switched(NoPageRightsFault, _PATH):
+            message = "Unknown parameter: 'session.client'."
+            raise azure_errors.invalid_request(UNKNOWN_PARAMETER, message, param="session.client")
         await load_webrtc()
         from token_broker.simulator.realtime.call import Lines, unusable
 
