@@ -183,7 +183,8 @@ class UpstreamConnector:
         attempt = partial(self._attempt_for, wanted.agent_id, on_refused, supply=supply, model=wanted.model)
         deadline_s = began_s + self._timeout_s
         contest = _Handshakes(self.pool, wanted, candidates, attempt, deadline_s=deadline_s, clock=self._hedger.clock)
-        upstream = await self._hedger.race(contest, is_handshake=True)
+        # Somebody waits in the middle of a talk, and a resource has just failed it.
+        upstream = await self._hedger.race(contest, is_handshake=True, always=wanted.running)
         if upstream is not None and contest.winner is not None:
             health = ConnectionHealth(self.pool, contest.winner, upstream.socket, expires_s=upstream.expires_s)
             return replace(upstream, health=health)
