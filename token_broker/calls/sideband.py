@@ -277,7 +277,7 @@ class CallListener:
         return _NEVER_CONNECTED
 
     def _refuse(self, refusal: Refuse) -> None:
-        """Tells the page of an answer that does not come. Of what it sends itself the broker drops nothing."""
+        """Tells the page of an answer that does not come, and of an output of its own that was taken out."""
         self._page.tell("broker.error", code=refusal.code, message=refusal.message, retryable=refusal.retryable)
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
