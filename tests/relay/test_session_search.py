@@ -76,6 +76,7 @@ class Fleet:
             deadline_s=hedger.clock() + 5,
             clock=hedger.clock,
         )
+        contest.beside_silence = [(each, ROUTE) for each in pool.left_out(wanted)] if wanted.running else []
         if (found := await hedger.race(contest, is_handshake=True, always=wanted.running)) is None:
             raise NoUpstreamError(contest.ending or Ending(UPSTREAM_FAILED, "nobody"))
         return cast("str", found)
@@ -186,6 +187,23 @@ def test_silent_resource_costs_no_talk_two_seconds() -> None:
     assert running.hedgers[0].budget.has_left, "running talks take nothing from the new ones' share"
     assert len(running.found) == 40
     assert max(running.found.values()) < 2
+
+
+async def others_rest() -> Fleet:
+    """A talk loses its resource, and the only one that does not rest for faults of a moment ago is silent."""
+    running = fleet([resource("dead"), *(resource(name) for name in ("dead-too", "b", "c"))], 1, Azure({}))
+    pool = running.pools[0]
+    for name in "bc":
+        while permit := pool.admit(pool.by_name[name], "voice_live", agent_id="elena"):
+            pool.refused(permit, TransientError("down"))
+    await running.resume("1", 0, "dead")
+    return running
+
+
+def test_talk_asks_what_rests_beside_silence() -> None:
+    running = run_in_virtual_time(others_rest())
+    assert running.closed == []
+    assert running.found["1"] < 2
 
 
 async def later_than_the_hold() -> tuple[Fleet, float]:
