@@ -165,6 +165,7 @@ class UpstreamConnector:
         its dialect, and with it its voice, is tried at every resource before another one. `on_refused` is told each
         resource that does not take the agent's settings; it comes last next time.
         """
+
         def ways(resources: Iterable[Resource]) -> list[_Candidate]:
             found: list[_Candidate] = []
             for resource in resources:
