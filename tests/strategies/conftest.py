@@ -1,4 +1,4 @@
-"""Tests of the chain and of hedging run in virtual time: what they wait for costs nothing, and no busy machine is late."""
+"""The chain and hedging are tested in virtual time: what they wait for costs nothing, and no busy machine is late."""
 
 import asyncio
 from collections.abc import Callable, Mapping
