@@ -122,7 +122,7 @@ class MediaTalk(SocketTalk):
         self._concluded = ControlAnswers()
         self._concluding: asyncio.TimerHandle | None = None
         self._answers = TalkAnswers(
-            AnswerSequencer(self._calls.tools, facts=self._facts, holds=self._holds_answers),
+            AnswerSequencer(self._calls.tools, facts=self._facts, holds=self._holds_answers, page_writes=True),
             AnswerHooks(tell=self._tell_call, refuse=self._tell_refusal, run=self._calls.run, start=self._start),
         )
         self._heard = 0
