@@ -63,6 +63,7 @@ _UNKNOWN_S = 30.0  # Azure knows a call once its client has connected, which may
 _UNKNOWN_PAUSES = 2  # while Azure does not know it, the pauses grow no further than the second
 _UNKNOWN_TIMES = 3  # in a row
 _HANDLED = TURN_EVENTS | SEQUENCER_EVENTS | {"session.updated"}
+_SPOKEN = frozenset({"input_audio_buffer.speech_started", "input_audio_buffer.committed"})
 _CHECKS_AT_MOST = 32  # at once; each has a bound of its own
 _MOST_OUTPUT_BYTES = (
     65_536 - 2_048
@@ -392,9 +393,7 @@ class CallListener:
 
     def _note_answer(self, kind: str, event: dict[str, Any]) -> None:
         """Tells of an answer that failed, and asks for it once more where the page leaves that to the broker."""
-        if kind in {"input_audio_buffer.speech_started", "input_audio_buffer.committed"}:
-            self._retries.user_spoke()
-        elif kind == "response.created":
+        if kind == "response.created":
             self._retries.answer_began()
         elif kind == "output_audio_buffer.started":
             self._sounded = event.get("response_id")
@@ -418,9 +417,12 @@ class CallListener:
                 self._answers.want("retry")
 
     def _note_words(self, kind: str, event: dict[str, Any]) -> None:
-        """Notes that somebody speaks, and shows the guardrail what the user says."""
-        if kind == "input_audio_buffer.speech_started":
+        """Notes who speaks or types, and shows the guardrail what the user says."""
+        if kind in {"input_audio_buffer.speech_started", "input_audio_buffer.committed"} or _is_typed_by_user(
+            kind, event
+        ):
             self._farewell.take_back()
+            self._retries.user_spoke()
         elif kind == "response.done":
             response = event.get("response")
             output = response.get("output") if isinstance(response, dict) else None
@@ -478,3 +480,9 @@ class CallListener:
         if (event_id := str(error.get("event_id"))).startswith(RECALL_EVENTS):
             log.warning("own_event_refused", event_id=event_id[:64], code=str(error.get("code"))[:64])
         self._session.refused(socket, error)
+
+
+def _is_typed_by_user(kind: str, event: dict[str, Any]) -> bool:
+    item = event.get("item")
+    is_users = kind == "conversation.item.added" and isinstance(item, dict) and item.get("role") == "user"
+    return is_users and bool(words_of(event).text)
