@@ -16,6 +16,7 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import structlog
@@ -455,8 +456,9 @@ class CallListener:
     async def _run_builtin(self, name: str, arguments: str, call_id: str) -> ToolOutput:
         agent_id = (event_of(arguments) or {}).get("agent_id")
         if name == "handoff" and agent_id in self._agent.handoff_ids and self._page.is_heard:
-            # A voice can't change in a call: the page takes a new plan, with the other agent.
-            self._page.tell("broker.agent.switch", agent_id=agent_id)
+            # A voice can't change in a call: the page takes a new plan, with the other agent. That ends this call, and
+            # with it whatever still runs.
+            self._answers.once_answered(partial(self._page.tell, "broker.agent.switch", agent_id=agent_id))
             return HANDED_OVER
         if name != "end_talk":
             return ToolOutput("This can't be done in this call. Go on yourself.", ok=False)
