@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,6 +109,23 @@ async def test_talk_that_goes_on_is_summed_up_after_its_end(make_settings: MakeS
         now_s += 11
         assert await work.make_due() == 1
         assert len(hook.posted) == 1
+
+
+async def test_newest_summary_of_a_session_is_the_one(make_settings: MakeSettings) -> None:
+    now_s = 1_000.0
+    async with Memory.open(make_settings(recall_budget_s=5)) as memory:
+        await memory.append([turn(by=ANN)])
+        work = summaries(memory, Hook(summed("They want a boat.")), clock=lambda: now_s)
+        await ended(work)
+        now_s += 61
+        await work.make_due()
+        work = summaries(memory, Hook(summed("They want a car.")), clock=lambda: now_s)
+        await ended(work, replace(ANN, talk_id="talk-2"))
+        now_s += 61
+        await work.make_due()
+        kept = "SELECT summary FROM summaries WHERE summary IS NOT NULL"
+        assert await memory._database.read(lambda c: list(c.exec_driver_sql(kept).scalars())) == ["They want a car."]
+        assert "summary: They want a car." in await memory.recall.block(owner("session-2-of-ann", principal="ann"))
 
 
 async def test_hook_that_hangs_as_the_process_ends_is_asked_by_the_next(make_settings: MakeSettings) -> None:

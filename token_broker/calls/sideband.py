@@ -419,9 +419,7 @@ class CallListener:
 
     def _note_words(self, kind: str, event: dict[str, Any]) -> None:
         """Notes who speaks or types, and shows the guardrail what the user says."""
-        if kind in {"input_audio_buffer.speech_started", "input_audio_buffer.committed"} or _is_typed_by_user(
-            kind, event
-        ):
+        if kind in _SPOKEN or _is_typed_by_user(kind, event):
             self._farewell.take_back()
             self._retries.user_spoke()
         elif kind == "response.done":
