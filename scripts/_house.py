@@ -75,7 +75,8 @@ def _imports(root: Path, modules: list[source.Module]) -> list[Row]:
 
 def _functions(modules: list[source.Module]) -> list[Row]:
     total = sum(len(source.functions(m)) for m in modules)
-    once = [f"{m.name}.{name}" for m in modules for name in source.private_called_once(m)]
+    abstract = source.abstract_methods(modules)
+    once = [f"{m.name}.{name}" for m in modules for name in source.private_called_once(m, abstract)]
     long = [f"{m.name}.{name}" for m in modules for name in source.long_functions(m, LONG_FUNCTION)]
     title = "private functions used in one place, of all functions"
     return [

@@ -7,13 +7,14 @@ import re
 import subprocess
 import tokenize
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 __all__ = [
     "Module",
+    "abstract_methods",
     "comment_lines",
     "cycles",
     "functions",
@@ -103,15 +104,36 @@ def functions(module: Module) -> list[Function]:
     return [node for node in module.nodes if isinstance(node, Function)]
 
 
-def private_called_once(module: Module) -> list[str]:
-    """Private functions and methods that their module names in one place only, beside where they are defined."""
+def abstract_methods(modules: Iterable[Module]) -> dict[str, set[str]]:
+    """The abstract methods of each class that has some."""
+    found = defaultdict(set)
+    for node in (each for m in modules for each in m.nodes if isinstance(each, ast.ClassDef)):
+        for method in _methods(node):
+            if any(isinstance(mark, ast.Name) and mark.id == "abstractmethod" for mark in method.decorator_list):
+                found[node.name].add(method.name)
+    return dict(found)
+
+
+def private_called_once(module: Module, abstract: Mapping[str, Collection[str]]) -> list[str]:
+    """Private functions and methods that their module names in one place only, beside where they are defined.
+
+    What a base class calls and its kinds implement cannot be inlined: `abstract` are those methods, by class.
+    """
     used = Counter(
         node.attr if isinstance(node, ast.Attribute) else node.id
         for node in module.nodes
         if isinstance(node, ast.Attribute | ast.Name)
     )
-    private = [f.name for f in functions(module) if f.name.startswith("_") and not f.name.startswith("__")]
-    return [name for name in private if used[name] == 1]
+    hooks = set()
+    for node in (each for each in module.nodes if isinstance(each, ast.ClassDef)):
+        families = [node.name, *(base.id for base in node.bases if isinstance(base, ast.Name))]
+        hooks |= {f for f in _methods(node) if any(f.name in abstract.get(family, ()) for family in families)}
+    private = [f for f in functions(module) if f.name.startswith("_") and not f.name.startswith("__")]
+    return [f.name for f in private if used[f.name] == 1 and f not in hooks]
+
+
+def _methods(node: ast.ClassDef) -> list[Function]:
+    return [each for each in node.body if isinstance(each, Function)]
 
 
 def comment_lines(module: Module) -> int:

@@ -9,4 +9,4 @@ __all__ = ["pytest_asyncio_loop_factories"]
 
 @pytest.fixture(autouse=True)
 def _short_last_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.calls.call_end._LAST_EVENTS_S", 0.05)
+    monkeypatch.setattr("token_broker.calls.listener._LAST_EVENTS_S", 0.05)

@@ -241,7 +241,7 @@ def ledger_of(running: Running, hands: Hands) -> UsageLedger:
 async def test_call_is_counted_until_its_sideband_broke(
     monkeypatch: pytest.MonkeyPatch, refusals: list[int], seconds: int
 ) -> None:
-    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.01,))
+    monkeypatch.setattr("token_broker.calls.listener._PAUSES_S", (0.01,))
 
     def refuse(_: Request) -> Response | None:
         if not azure.talks:
@@ -288,7 +288,7 @@ async def test_answer_that_ended_before_the_hang_up_is_counted(
     hang_up: Callable[[Running], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its end is on the way as the call is hung up. Time is counted until the hang-up, and no tool is run any more."""
-    monkeypatch.setattr("token_broker.calls.call_end._LAST_EVENTS_S", 30)
+    monkeypatch.setattr("token_broker.calls.listener._LAST_EVENTS_S", 30)
 
     async def script(talk: AzureTalk) -> None:
         await talk.hear("item_1", "Hello?")
@@ -327,7 +327,7 @@ async def test_taken_call_that_is_over_frees_its_place(
     monkeypatch: pytest.MonkeyPatch, about: dict[str, Any], *, is_free: bool, hung_up: list[str]
 ) -> None:
     """It ended after its holder was killed: Azure does not know it any more, and not "not yet"."""
-    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.01,))
+    monkeypatch.setattr("token_broker.calls.listener._PAUSES_S", (0.01,))
     hands = Hands()
     async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
         azure.refuse = no_such_call

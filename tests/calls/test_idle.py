@@ -2,7 +2,7 @@
 
 import pytest
 
-from token_broker.calls.call_end import IdleClock
+from token_broker.calls.sideband import IdleClock
 
 IDLE_S = 30.0
 SPOKEN = ("input_audio_buffer.speech_started", "{}")

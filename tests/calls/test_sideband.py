@@ -88,7 +88,7 @@ def no_such_call(_: Request) -> Response:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.02, 0.02, 0.02))
+    monkeypatch.setattr("token_broker.calls.listener._PAUSES_S", (0.02, 0.02, 0.02))
 
 
 async def tell_and_end(talk: AzureTalk) -> None:
@@ -162,7 +162,7 @@ async def test_call_unknown_on_rejoining_is_over() -> None:
 
 
 async def test_one_404_on_rejoining_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.01,))
+    monkeypatch.setattr("token_broker.calls.listener._PAUSES_S", (0.01,))
     refusals = [HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND]
 
     def for_a_while(_: Request) -> Response | None:
@@ -331,7 +331,7 @@ async def test_failed_answer_is_asked_for_once_more(
 
 
 async def test_often_broken_sideband_is_rejoined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr("token_broker.calls.listener._PAUSES_S", (0.01, 0.01))
 
     async def script(talk: AzureTalk) -> None:
         if len(azure.talks) < 9:
@@ -367,7 +367,7 @@ async def test_unknown_call_is_joined_later() -> None:
 
 
 async def test_refused_sideband_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr("token_broker.calls.listener._PAUSES_S", (0.01, 0.01))
 
     def for_long(_: Request) -> Response | None:
         return Response(HTTPStatus.UNAUTHORIZED, "No", Headers(), b"") if len(azure.handshakes) < 8 else None
@@ -680,8 +680,8 @@ async def test_older_calls_late_events_touch_it_alone() -> None:
 
 
 async def test_call_never_known_is_hung_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.calls.sideband._UNKNOWN_S", 0.5)
-    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.05,))
+    monkeypatch.setattr("token_broker.calls.listener._UNKNOWN_S", 0.5)
+    monkeypatch.setattr("token_broker.calls.listener._PAUSES_S", (0.05,))
     ended: list[str] = []
 
     def hang_up(endpoint: str, call_id: str, owner: Owner, *, why: str) -> None:

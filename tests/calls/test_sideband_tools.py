@@ -122,7 +122,7 @@ async def test_output_fits_the_pages_data_channel(tmp_path: Path, output: str, *
 
 
 async def test_call_that_is_told_again_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.02, 0.02, 0.02))
+    monkeypatch.setattr("token_broker.calls.listener._PAUSES_S", (0.02, 0.02, 0.02))
     async with a_call(tmp_path) as (azure, _, runner):
         first = await azure.talk()
         await calls(first, "recall")

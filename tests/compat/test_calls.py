@@ -247,7 +247,7 @@ async def test_repeated_session_changes_end_the_call(
 
 
 async def test_unconnected_call_gives_its_place_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.calls.sideband._UNKNOWN_S", 0.6)
+    monkeypatch.setattr("token_broker.calls.listener._UNKNOWN_S", 0.6)
     async with calling_compat_endpoints(tmp_path, max_sessions_per_principal=1) as compat:
         secret = await compat.secret()
         phone = Phone(silence(1.0))

@@ -59,7 +59,29 @@ class Thing:
     def _method(self): return 4
     def _handed_on(self, what): return what
 """
-    assert source.private_called_once(module(source, text)) == ["_once", "_method", "_handed_on"]
+    assert source.private_called_once(module(source, text), {}) == ["_once", "_method", "_handed_on"]
+
+
+def test_method_of_each_kind_is_not_counted(source: ModuleType) -> None:
+    """A base class calls what its kinds implement, which may stand in another module."""
+    base = module(
+        source,
+        """
+class Base(ABC):
+    def run(self): return self._hook() + self._own()
+    @abstractmethod
+    def _hook(self): ...
+    def _own(self): return 1
+""",
+    )
+    kind = module(
+        source, "class Kind(Base):\n    def _hook(self): return 2\n    def again(self): return self._hook()\n"
+    )
+    abstract = source.abstract_methods([base, kind])
+    assert abstract == {"Base": {"_hook"}}
+    assert source.private_called_once(base, abstract) == ["_own"]
+    assert source.private_called_once(kind, abstract) == []
+    assert source.private_called_once(kind, {}) == ["_hook"]
 
 
 def test_pragmas_are_not_comments(source: ModuleType) -> None:

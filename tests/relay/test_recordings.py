@@ -164,7 +164,7 @@ def said(events: list[Event]) -> list[str]:
 @pytest.mark.parametrize("name", [name for name in RECORDED if dialect_of(name) == "ga"])
 @pytest.mark.parametrize("variation", ["as recorded", "all at once"])
 async def test_replay_by_sideband_keeps_its_turns(variation: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.calls.sideband._PAUSES_S", (0.02, 0.02, 0.02))
+    monkeypatch.setattr("token_broker.calls.listener._PAUSES_S", (0.02, 0.02, 0.02))
     events = varied(name, variation)
 
     async def script(talk: AzureTalk) -> None:

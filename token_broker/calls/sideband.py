@@ -1,43 +1,31 @@
 """The sideband of a WebRTC call that the broker set up: Azure sends us the call's events, which bypass the broker.
 
 Azure lets the resource's owner join a call by its id (docs/azure.md §5.4). Turns and usage are kept from there; what
-the page reports as well has the same ids, and is kept once. The call does not depend on the sideband. If Azure does
-not know a call for half a minute, its client never connected: the call is hung up, and its place is freed.
+the page reports as well has the same ids, and is kept once. The call does not depend on the sideband.
 
 The agent's tools run over the sideband: their outputs go over it, and the `response.create` that follows them. A client
 asks itself for the answer to an output of its own, unless its page reads the call's events: then the broker asks alone.
-
-A connection that ends, however it ends, says nothing of the call: the sideband joins again, for as long as the call may
-last. The call is over when Azure says so, or when Azure repeatedly does not know a call that was joined before. Then
-it ended with its last connection, and its time is counted until there.
 """
 
-import asyncio
 import json
-import random
-from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
 import structlog
 
 from strategies.base import SessionSpec
-from strategies.errors import MintError
-from token_broker.calls.call_end import CHECK_S, CallEnd, IdleClock
-from token_broker.calls.page_events import PageEvents
+from token_broker.calls.listener import SidebandListener
 from token_broker.calls.restored_session import RestoredSession
 from token_broker.relay.answers.actions import Refuse, Run, Tell
-from token_broker.relay.answers.agent_calls import HANDED_OVER, AgentCalls
 from token_broker.relay.answers.answer_retries import AnswerRetries
-from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
+from token_broker.relay.answers.farewell import Farewell, keys_of
 from token_broker.relay.answers.greeting import greeting_response
 from token_broker.relay.answers.sequencer import SEQUENCER_EVENTS, AnswerSequencer
 from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
 from token_broker.relay.answers.turn_clock import TurnClock
-from token_broker.relay.azure.connector import NO_SUCH_CALL
 from token_broker.relay.azure.socket import AzureSocket
-from token_broker.relay.counters import USAGE_EVENTS, TalkCounters
-from token_broker.relay.event_text import compact, event_of, event_type
+from token_broker.relay.counters import USAGE_EVENTS
+from token_broker.relay.event_text import compact, event_type
 from token_broker.relay.guardrail.client_words import words_of
 from token_broker.relay.recalled.call_memory import RECALL_EVENTS, CallMemory
 from token_broker.relay.resume.open_answers import OpenAnswer
@@ -46,23 +34,13 @@ from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.failed_answers import ANSWER_FAILED, failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder
-from token_broker.relay.watchdog import BUDGET_USED, SoftEnd
-from token_broker.security.tokens import Owner
-from token_broker.server.close_codes import CALL_OVER, DONE, ENDED_BY_AGENT, INTERNAL, Ending
-from token_broker.sessions.agents import Agent
 from token_broker.tools.guardrail import GuardrailClient, WordSource
 from token_broker.tools.runner import ToolOutput
-from token_broker.usage.talk_usage import TalkUsage
 
-__all__ = ["CallListener"]
+__all__ = ["CallListener", "IdleClock"]
 
 log = structlog.get_logger("token_broker.relay")
 
-_PAUSES_S = (0.3, 1.0, 3.0, 6.0, 12.0)  # between joins; each is shortened by up to a third at random
-_STEADY_S = 10.0  # a connection that lasted this long did not fail from the start
-_UNKNOWN_S = 30.0  # Azure knows a call once its client has connected, which may take this long
-_UNKNOWN_PAUSES = 2  # while Azure does not know it, the pauses grow no further than the second
-_UNKNOWN_TIMES = 3  # in a row
 _HANDLED = TURN_EVENTS | SEQUENCER_EVENTS | {"session.updated"}
 _SPOKEN = frozenset({"input_audio_buffer.speech_started", "input_audio_buffer.committed"})
 _CHECKS_AT_MOST = 32  # at once; each has a bound of its own
@@ -72,277 +50,196 @@ _MOST_OUTPUT_BYTES = (
 _TOO_LONG_OUTPUT = ToolOutput("The tool's answer is too long for a call, and was left out. Tell the user.", ok=False)
 _SESSION_OVER = "session_expired"  # the code of the error that ends a session (docs/azure.md §8.1)
 _PAGES = frozenset({"webrtc_relay", "webrtc"})
-_NEVER_CONNECTED = Ending(DONE, "its client never connected", outcome="lost")
-_TOO_LONG = Ending(DONE, "the talk has reached its longest time", ends_talk=True, outcome="longest_time")
-_IDLE = Ending(DONE, "nobody said anything any more", ends_talk=True, outcome="idle")
+_BUSY_AT_MOST_S = 600.0  # an answer or a tool that takes longer counts as lost
+_SPEECH = frozenset({"input_audio_buffer.speech_started", "input_audio_buffer.speech_stopped"})
+# What says that somebody speaks or writes, on either side. Azure sends a sideband no audio.
+_OF_USE = ("response.", "output_audio_buffer.", "conversation.item.", "input_audio_buffer.committed")
+_BEGINS = frozenset({"response.created", "output_audio_buffer.started"})
+_ENDS = {
+    "response.done": "response.created",
+    "output_audio_buffer.stopped": "output_audio_buffer.started",
+    "output_audio_buffer.cleared": "output_audio_buffer.started",
+}
 
 
-class CallListener:
-    """Listens to one call from its answer to its end; draining waits for it as for a talk.
+class IdleClock:
+    """One call's. It runs while the call is listened to: what happens meanwhile is unknown.
 
-    `lasts_s` is the longest that the call may go on; `hang_up` ends it at Azure. `holds_place` says whether the call
-    still has its place among the open talks; without one it was ended elsewhere. The guardrail sees the user's words,
-    and holds nothing up: Azure answers them by itself. `greets` says whether the agent speaks first now.
-    `is_new` is False for a call that another process has told what the memory knows: it is `age_s` old, and that one
-    may have heard it (`was_heard`).
-    `confirm` waits, after a time in which this process did not run, until it is known whether the call is still ours.
+    An answer, its sound and a tool keep a call alive without an event, for ten minutes at most. What Azure says by
+    itself because nobody speaks (`idle_timeout_ms`) does not, and neither do the answers to that.
     """
+
+    def __init__(self, idle_s: float, now_s: float) -> None:
+        self._idle_s = idle_s
+        self._last_s = now_s
+        self._left_s: float | None = None
+        self._under_way: dict[str, float] = {}
+        self._speaks_alone = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer is being made, or played."""
+        return bool(self._under_way)
+
+    def heard(self, kind: str, text: str, now_s: float) -> None:
+        """Azure sent the event `text` of the type `kind`."""
+        if kind in _SPEECH:
+            self._speaks_alone = False
+            self._last_s = now_s
+        elif kind == "input_audio_buffer.timeout_triggered":
+            self._speaks_alone = True
+            self._under_way.clear()
+        elif kind.startswith(_OF_USE) and (not self._speaks_alone or '"input_text"' in text):
+            self._speaks_alone = False
+            self._last_s = now_s
+            if kind in _BEGINS:
+                self._under_way[kind] = now_s
+            elif (begun := _ENDS.get(kind)) is not None:
+                self._under_way.pop(begun, None)
+
+    def leave(self, now_s: float) -> None:
+        """The call is not listened to from now on."""
+        self._left_s = now_s
+        self._under_way.clear()
+
+    def join(self, now_s: float) -> None:
+        """The call is listened to again."""
+        if self._left_s is not None:
+            self._last_s += now_s - self._left_s
+            self._left_s = None
+
+    def is_idle(self, now_s: float, *, tool_since_s: float | None = None) -> bool:
+        """Whether the call is to end. `tool_since_s`: since when a tool of the agent's has run."""
+        since_s = [*self._under_way.values(), *(() if tool_since_s is None else (tool_since_s,))]
+        if any(now_s - each_s < _BUSY_AT_MOST_S for each_s in since_s):
+            self._last_s = now_s  # what follows has its own time
+            return False
+        return now_s - self._last_s >= self._idle_s
+
+
+class CallListener(SidebandListener):
+    """Listens to a call of GPT Realtime.
+
+    The guardrail sees the user's words, and holds nothing up: Azure answers them by itself. `joined` is its sideband
+    where that is open already. `is_new` is False for a call that another process has told what the memory knows.
+    """
+
+    dialect = "ga"
 
     def __init__(
         self,
         parts: TalkParts,
         *,
-        owner: Owner,
-        agent: Agent,
         spec: SessionSpec,
-        resource: str,
-        lasts_s: float,
-        hang_up: Callable[[Ending], None],
-        holds_place: Callable[[], bool],
-        greets: Callable[[], bool] = lambda: False,
-        page: PageEvents | None = None,
         joined: AzureSocket | None = None,
-        confirm: Callable[[], Awaitable[None]] | None = None,
-        usage: TalkUsage | None = None,
-        transport: str = "webrtc_relay",
         is_new: bool = True,
-        age_s: float = 0.0,
-        was_heard: bool = False,
+        **about: Any,
     ) -> None:
-        self.counters = TalkCounters()
-        self._parts = parts
-        self._transport = transport
+        super().__init__(parts, **about)
+        owner, agent = self.owner, self._agent
+        self._first = joined
         self._clock = TurnClock()
-        self._settings = parts.settings
-        self._connector = parts.connector
-        self._relay = parts.counters
-        self._owner = owner
-        self._agent = agent
-        self._end = CallEnd(hang_up, holds_place)
-        self._session = RestoredSession(parts, owner, agent, spec, resource=resource, end=self._end.ask)
-        self._resource = resource
-        self._joins = 0
-        self._was_heard = was_heard
+        self._session = RestoredSession(parts, owner, agent, spec, resource=self._resource, end=self._end.ask)
         self._session_over = False  # Azure said so
-        self._budget = SoftEnd()
-        self._now_s = asyncio.get_running_loop().time
-        self._usage = usage
-        self._confirm = confirm
         self._idle = IdleClock(parts.settings.call_idle_s, self._now_s())
-        self._until_s = self._now_s() + lasts_s
-        self._known_by_s = self._now_s() + (0.0 if was_heard else _UNKNOWN_S - age_s)
         self._tool_since_s: float | None = None
-
-        def log_lost() -> None:
-            log.warning("turn_lost", session_id=owner.session_id, why="the memory is full")
-
         self._memory = CallMemory(parts.recall, owner, agent, start=self._start)
         if is_new:
             self._memory.begin()
         ingest = self._memory.listening(parts.ingest)
-        self._turns = TurnRecorder(owner, agent.id, ingest=ingest, counters=self.counters, on_lost=log_lost)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._turns = TurnRecorder(owner, agent.id, ingest=ingest, counters=self.counters, on_lost=self._log_lost_turn)
         self._facts = SessionFacts()
         self._guardrail = None if agent.guardrail is None else parts.guardrail
-        self._greets = greets
-        self._page = page or PageEvents()
-        self._first = joined
         self._farewell = Farewell()
         self._spoke = False  # in the last answer
         self._sounded: object = None  # the id of the latest answer that was played
         # An official client asks again by itself.
-        asks = parts.settings.retry_failed_answer == "on" and transport in _PAGES
+        asks = parts.settings.retry_failed_answer == "on" and self._transport in _PAGES
         self._retries = AnswerRetries(asks=asks)
-        calls = AgentCalls(parts.tools, owner, lambda: agent, self.counters, builtin=self._run_builtin)
-
-        def note(tool: Tell) -> None:
-            calls.note(tool)
-            # One clock for all of them: tools have bounds of their own.
-            self._tool_since_s = self._now_s() if tool.duration_ms is None else None
-            if self._usage is not None and tool.duration_ms is not None:
-                self._usage.tool_ran()
-            self._page.tell("broker.tool", **tool.fields)
 
         async def run(call: Run) -> ToolOutput:
-            output = await calls.run(call)
+            output = await self._calls.run(call)
             # Azure tells the page of it, whose data channel would break over a larger event.
             return output if len(json.dumps(output.text)) <= _MOST_OUTPUT_BYTES else _TOO_LONG_OUTPUT
 
         self._answers = TalkAnswers(
             AnswerSequencer(
-                calls.tools,
+                self._calls.tools,
                 facts=self._facts,
                 holds=lambda: self._farewell.holds(keys_of(self._answers.sequencer.calls), spoke=self._spoke),
                 listens=True,
                 leads=lambda: self._page.is_heard,
             ),
-            AnswerHooks(tell=note, refuse=self._refuse, run=run, start=self._start),
+            AnswerHooks(tell=self._tell_call, refuse=self._refuse, run=run, start=self._start),
         )
 
-    def end(self, ending: Ending) -> None:
-        """Stops listening for this reason; the call goes on, unless the broker goes away."""
-        self._end.stop(ending)
+    async def _join(self, endpoint: str, call_id: str) -> AzureSocket:
+        socket, self._first = self._first, None
+        return socket or await self._parts.connector.join_call(endpoint, call_id)
 
-    def hung_up(self, ending: Ending) -> None:
-        """Azure has hung the call up: what it had sent before is heard still, for a second."""
-        self._end.hung_up(ending)
-
-    def last_at_most(self, lasts_s: float) -> None:
-        """The call may go on for so long from now, if not less."""
-        self._until_s = min(self._until_s, self._now_s() + lasts_s)
-
-    def end_softly(self, left_s: float, when_quiet: bool) -> None:
-        """The budget is used up: the call ends with what is being played, and in `left_s` at the latest.
-
-        `when_quiet`: at once where nothing is.
-        """
-        self._budget.begin(left_s, when_quiet, self._now_s())
-
-    async def run(self, endpoint: str, call_id: str) -> Ending:
-        """Listens until the call is over, or has reached the longest time of a talk. Never raises MintError."""
-        self._facts.session_id = call_id  # it stays the same on each join
-
-        def on_hung_up() -> None:
-            self._leave_sight(call_id)
-            for task in self._tasks:  # no tool has anybody to tell
-                task.cancel()
-
-        self._end.on_hung_up = on_hung_up
-        failures = unknown = 0  # in a row
-        may_be_over = True  # as far as the latest join says
-        try:
-            while not self._end.over.done():
-                if failures:
-                    slots = _PAUSES_S[:_UNKNOWN_PAUSES] if unknown else _PAUSES_S
-                    pause_s = slots[min(failures, len(slots)) - 1] * random.uniform(0.67, 1)  # noqa: S311  # no secret
-                    await self._end.pause(pause_s)
-                self._end.look()
-                if self._end.over.done():
-                    break
-                if self._now_s() >= self._until_s:
-                    self._end.ask(_TOO_LONG)
-                elif self._budget.is_due(self._now_s(), None):
-                    self._end.ask(BUDGET_USED)
-                socket, self._first = self._first, None
-                try:
-                    socket = socket or await self._connector.join_call(endpoint, call_id)
-                except MintError as error:
-                    failures += 1
-                    unknown = unknown + 1 if error.status in NO_SUCH_CALL else 0
-                    may_be_over = unknown > 0
-                    # One 404 may come of a fault at Azure, while the call goes on.
-                    if unknown >= _UNKNOWN_TIMES and (self._joins or self._now_s() >= self._known_by_s):
-                        return self._note_unknown()
-                    if failures == len(_PAUSES_S) and not unknown:
-                        about = {"outcome": error.outcome, "why": str(error)}
-                        log.warning("sideband_refused", session_id=self._owner.session_id, **about)
-                    continue
-                joined_s = self._now_s()
-                unknown, may_be_over = 0, True
-                try:
-                    ending = await self._listen(socket, call_id)
-                finally:
-                    self._end.is_heard = False
-                    self._leave_sight(call_id)
-                    self._page.left()
-                    self._idle.leave(self._now_s())
-                    self._answers.cut(lost=False)
-                    self._memory.leave()
-                    self._clock = TurnClock()  # what happens meanwhile is not seen
-                    await socket.aclose()
-                if ending is not None:
-                    return ending
-                failures = failures + 1 if self._now_s() - joined_s < _STEADY_S else 1
-                log.info("sideband_broke", session_id=self._owner.session_id)
-            return self._end.over.result()
-        finally:
-            self._answers.aclose()
-            self._memory.aclose()
-            for task in self._tasks:
-                task.cancel()
-            self._turns.flush()
-            if not may_be_over and self._usage is not None:
-                self._usage.went_on(call_id)
-            if self._first is not None:
-                await self._first.aclose()
-
-    def _leave_sight(self, call_id: str) -> None:
-        if self._usage is not None:
-            self._usage.out_of_sight(call_id)
-
-    def _note_unknown(self) -> Ending:
-        """Azure does not know the call: it is over, or its client never connected."""
-        if self._joins or self._was_heard:
-            return CALL_OVER
-        log.info("call_never_connected", session_id=self._owner.session_id)
-        self._end.ask(_NEVER_CONNECTED)
-        return _NEVER_CONNECTED
-
-    def _refuse(self, refusal: Refuse) -> None:
-        """Tells the page of an answer that does not come, and of an output of its own that was taken out."""
-        self._page.tell("broker.error", code=refusal.code, message=refusal.message, retryable=refusal.retryable)
-
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        def on_done(task: "asyncio.Task[None]") -> None:
-            self._tasks.discard(task)
-            if not task.cancelled() and (error := task.exception()) is not None:
-                log.error("call_failed", session_id=self._owner.session_id, error=type(error).__name__, exc_info=error)
-                self._end.stop(Ending(INTERNAL, "the broker failed"))
-
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(on_done)
-
-    async def _listen(self, socket: AzureSocket, call_id: str) -> Ending | None:
-        """Why listening is over; None where the connection ended and the call may go on."""
-        self._joins += 1
-        self._end.is_heard = True
+    def _joined(self, socket: AzureSocket) -> None:
+        self._facts.session_id = self._call[1]  # it stays the same on each join
         self._idle.join(self._now_s())
-        if self._usage is not None:
-            self._usage.went_live(self._resource, "ga", by=call_id)
         self._session.send(socket)
         self._memory.join(lambda event: socket.send(compact(event)))
         self._answers.begin("ga", lambda event: socket.send(compact(event)))
         if self._joins == 1:
             self._start(self._open(), "call-opening")
-        self._page.joined()
-        pinged_s = self._now_s()
-        while not self._end.over.done():
-            if self._confirm is not None:
-                await self._confirm()
-                if self._end.over.done():
-                    break
-            now_s = self._now_s()
-            self._turns.tell_due(now_s)
-            self._end.look()
-            is_asked = self._end.is_asked
-            if socket.frames:
-                self._handle(socket)
-            elif self._session_over:
-                return CALL_OVER
-            elif socket.failure is not None:
-                return self._end.last
-            elif not is_asked and self._is_over(now_s):
-                self._farewell.take_back()
-                self._end.ask(ENDED_BY_AGENT)
-            elif not is_asked and now_s >= self._until_s:
-                self._end.ask(_TOO_LONG)
-            elif not is_asked and self._budget.is_due(now_s, self._idle.is_busy):
-                self._end.ask(BUDGET_USED)
-            elif not is_asked and self._idle.is_idle(now_s, tool_since_s=self._tool_since_s):
-                self._end.ask(_IDLE)
-            elif now_s - pinged_s >= self._settings.ping_interval_s:
-                pinged_s = now_s
-                if not socket.ping():
-                    return self._end.last
-            else:
-                frame = asyncio.ensure_future(socket.wait())
-                try:
-                    await asyncio.wait((frame, self._end.over), timeout=CHECK_S, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    frame.cancel()
-                    await asyncio.wait((frame,))
-        return self._end.over.result()
+
+    def _left(self) -> None:
+        self._idle.leave(self._now_s())
+        self._answers.cut(lost=False)
+        self._memory.leave()
+        self._clock = TurnClock()
+
+    async def _release(self) -> None:
+        self._answers.aclose()
+        self._memory.aclose()
+        self._turns.flush()
+        if self._first is not None:
+            await self._first.aclose()
+
+    def _tick(self, now_s: float) -> None:
+        self._turns.tell_due(now_s)
+
+    def _is_session_over(self) -> bool:
+        return self._session_over
+
+    def _is_playing(self, now_s: float) -> bool:
+        del now_s
+        return self._idle.is_busy
+
+    def _is_idle(self, now_s: float) -> bool:
+        return self._idle.is_idle(now_s, tool_since_s=self._tool_since_s)
+
+    def _ask_for_end(self, call_id: str) -> None:
+        self._farewell.ask(call_id)
+
+    def _hand_over(self, agent_id: str) -> None:
+        # The page's new plan ends this call, and with it whatever still runs.
+        self._answers.once_answered(partial(super()._hand_over, agent_id))
+
+    def _takes_leave(self, now_s: float) -> bool:
+        sequencer = self._answers.sequencer
+        is_over = self._farewell.is_over(
+            now_s,
+            keys_of(sequencer.calls),
+            answering=sequencer.is_answering,
+            spoke=self._spoke,
+            plays_until_s=self._turns.assembler.plays_until_s,
+        )
+        if is_over:
+            self._farewell.take_back()
+        return is_over
+
+    def _tell_call(self, tool: Tell) -> None:
+        # One clock for all of them: tools have bounds of their own.
+        self._tool_since_s = self._now_s() if tool.duration_ms is None else None
+        super()._tell_call(tool)
+
+    def _refuse(self, refusal: Refuse) -> None:
+        """Tells the page of an answer that does not come, and of an output of its own that was taken out."""
+        self._page.tell("broker.error", code=refusal.code, message=refusal.message, retryable=refusal.retryable)
 
     async def _open(self) -> None:
         """Tells what the memory knows; then the agent speaks first, where it does."""
@@ -382,9 +279,9 @@ class CallListener:
         if self._usage is not None:
             self._usage.azure_sent(event, resource=self._resource, dialect="ga")
         if kind in USAGE_EVENTS:
-            self._relay.count_usage_of(
+            self._parts.counters.count_usage_of(
                 event,
-                principal=self._owner.principal,
+                principal=self.owner.principal,
                 agent_id=self._agent.id,
                 talk=self.counters,
                 resource=self._resource,
@@ -410,8 +307,8 @@ class CallListener:
                 OpenAnswer(response=response, heard=heard) if self._page.is_heard and self._end.last is None else None
             )
             asks = self._retries.remedy(failed, answer).asks
-            self._relay.count_failed_answer(failed, self.counters, resource=self._resource)
-            log_failed_answer(failed, self._owner, self._agent.id, asked_again=asks)
+            self._parts.counters.count_failed_answer(failed, self.counters, resource=self._resource)
+            log_failed_answer(failed, self.owner, self._agent.id, asked_again=asks)
             message = "Azure failed to answer: the broker asks once more" if asks else failed.message
             self._page.tell("broker.error", code=ANSWER_FAILED, message=message, retryable=failed.retryable)
             if asks:
@@ -446,32 +343,10 @@ class CallListener:
         )
 
     async def _check(self, guardrail: GuardrailClient, words: str, source: WordSource) -> None:
-        verdict = await guardrail.check(self._agent, self._owner, words, source)
+        verdict = await guardrail.check(self._agent, self.owner, words, source)
         if verdict.action != "allow":
-            about = {"session_id": self._owner.session_id, "agent_id": self._agent.id}
+            about = {"session_id": self.owner.session_id, "agent_id": self._agent.id}
             log.warning("guardrail_not_enforced", **about, action=verdict.action, source=source)
-
-    async def _run_builtin(self, name: str, arguments: str, call_id: str) -> ToolOutput:
-        agent_id = (event_of(arguments) or {}).get("agent_id")
-        if name == "handoff" and agent_id in self._agent.handoff_ids and self._page.is_heard:
-            # A voice can't change in a call: the page takes a new plan, with the other agent. That ends this call, and
-            # with it whatever still runs.
-            self._answers.once_answered(partial(self._page.tell, "broker.agent.switch", agent_id=agent_id))
-            return HANDED_OVER
-        if name != "end_talk":
-            return ToolOutput("This can't be done in this call. Go on yourself.", ok=False)
-        self._farewell.ask(call_id)
-        return ToolOutput(END_TALK_OUTPUT, ok=True)
-
-    def _is_over(self, now_s: float) -> bool:
-        sequencer = self._answers.sequencer
-        return self._farewell.is_over(
-            now_s,
-            keys_of(sequencer.calls),
-            answering=sequencer.is_answering,
-            spoke=self._spoke,
-            plays_until_s=self._turns.assembler.plays_until_s,
-        )
 
     def _note_error(self, socket: AzureSocket, error: Any) -> None:
         if not isinstance(error, dict):

@@ -17,10 +17,10 @@ import structlog
 from strategies.base import SessionSpec
 from strategies.endpoint import is_live_endpoint
 from strategies.session_model.live_session import delegates_to_responses
-from token_broker.calls.call_end import NO_PLACE
 from token_broker.calls.call_row import MADE, CallName, TakenCall
 from token_broker.calls.followed_calls import SharedEvents
 from token_broker.calls.leases import CallLeases
+from token_broker.calls.listener import NO_PLACE
 from token_broker.calls.live_listener import LiveListener
 from token_broker.calls.page_events import CallStreams
 from token_broker.calls.sideband import CallListener
