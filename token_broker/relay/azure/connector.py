@@ -188,7 +188,7 @@ class UpstreamConnector:
         deadline_s = began_s + self._timeout_s
         contest = _Handshakes(self.pool, wanted, candidates, attempt, deadline_s=deadline_s, clock=self._hedger.clock)
         if wanted.running:
-            contest.beside_silence = ways(self.pool.left_out(wanted))
+            contest.resting = ways(self.pool.left_out(wanted))
         # Somebody waits in the middle of a talk, and a resource has just failed it.
         upstream = await self._hedger.race(contest, is_handshake=True, always=wanted.running)
         if upstream is not None and contest.winner is not None:
@@ -352,7 +352,7 @@ class _Handshakes:
         clock: Callable[[], float],
     ) -> None:
         self.ending: Ending | None = None  # for the client, where nothing was connected
-        self.beside_silence: list[_Candidate] = []  # what rests: asked where all that is asked is silent
+        self.resting: list[_Candidate] = []  # for faults: asked before a running talk is given up
         self.winner: PoolPermit | None = None
         self._pool = pool
         self._wanted = wanted
@@ -363,6 +363,7 @@ class _Handshakes:
         self._deadline_s = deadline_s
         self._clock = clock
         self._made = 0
+        self._waits_for_quota = False
         self._closing: set[asyncio.Task[None]] = set()
 
     def next_call(self, busy: Collection[str]) -> Call[UpstreamConnection] | None:
@@ -375,8 +376,9 @@ class _Handshakes:
             self._left, refused = refused, []
             self._early = len(self._pool.resources) > 1
             call = self._next_admitted(busy, refused)
-        if call is None and busy and self.beside_silence:
-            self._left, self.beside_silence, self._early = self.beside_silence, [], True
+        if call is None and self.resting and not self._waits_for_quota:
+            # All others are silent, or have failed: one of these may be well again.
+            self._left, self.resting, self._early = self.resting, [], True
             call = self._next_admitted(busy, refused)
         if refused and self.ending is None:
             self.ending = Ending(UPSTREAM_FAILED, "Azure failed a moment ago: ask for a new plan in a moment")
@@ -435,10 +437,12 @@ class _Handshakes:
                 run = partial(self._attempt, resource, route, timeout_s=left_s)
                 return Call(f"connect-{resource.name}-{route.name}", permit, run, limit_s=left_s + _LAST_WORD_S)
             refused.append(candidate)
-            why = self._pool.why_not(
+            refusal = self._pool.why_not(
                 resource, route.name, agent_id=wanted.agent_id, model=wanted.model, running=wanted.running
-            ).why
-            log.info("upstream_attempt", resource=resource.name, upstream=route.name, outcome="skipped", why=why)
+            )
+            self._waits_for_quota |= refusal.is_quota
+            about = {"resource": resource.name, "upstream": route.name}
+            log.info("upstream_attempt", **about, outcome="skipped", why=refusal.why)
         return None
 
 
