@@ -133,6 +133,20 @@ def read_resources(path: Path) -> tuple[ResourceEntry, ...]:
     return entries
 
 
+_IN_TOML = {
+    "tuple_type": "should be a list",
+    "frozen_set_type": "should be a list",
+    "dict_type": "should be a table",
+    "mapping_type": "should be a table",
+    "model_type": "should be a table",
+    "string_type": "should be a text",
+    "bool_type": "should be true or false",
+    "bool_parsing": "should be true or false",
+    "too_short": "should have an entry at least",
+}
+"""What pydantic says of Python's types, as somebody who writes TOML knows them."""
+
+
 def fault_lines(path: Path, error: ValidationError, model: type[BaseModel], document: Any) -> list[str]:
     """A line for each fault that pydantic found in the TOML `document` at `path`.
 
@@ -150,6 +164,8 @@ def fault_lines(path: Path, error: ValidationError, model: type[BaseModel], docu
             lines.append(f"{path}: {where}: there is no such key{meant}; permitted are {', '.join(permitted)}")
         elif fault["type"] == "union_tag_not_found":
             lines.append(f"{path}: {where}: has no {fault['ctx']['discriminator']}, which says what it is")
+        elif fault["type"] in _IN_TOML:
+            lines.append(f"{path}: {where}: {_IN_TOML[fault['type']]}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             own = fault["type"] == "value_error"  # may begin with a name

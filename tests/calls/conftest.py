@@ -1,4 +1,4 @@
-"""Tests of calls run on uvloop, as those of the relay do; what follows a hang-up is awaited for a moment only."""
+"""Tests of calls run on uvloop, as those of the relay do; a hang-up is seen soon, and what follows it heard briefly."""
 
 import pytest
 
@@ -8,5 +8,6 @@ __all__ = ["pytest_asyncio_loop_factories"]
 
 
 @pytest.fixture(autouse=True)
-def _short_last_events(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.calls.listener._CHECK_S", 0.05)
     monkeypatch.setattr("token_broker.calls.listener._LAST_EVENTS_S", 0.05)

@@ -14,6 +14,7 @@ from websockets.http11 import Request, Response
 from strategies.base import SessionSpec
 from tests.relay.support.azure import AzureTalk, Script, ScriptedAzure, scripted_azure
 from tests.relay.support.broker import KEY, Running, broker, build, make_settings, serving
+from token_broker.calls.sideband import CallListener
 from token_broker.relay.admission import AdmittedClient
 from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import DONE, Ending
@@ -564,6 +565,55 @@ async def test_call_is_greeted_checked_and_ended(tmp_path: Path) -> None:
         assert "Hello from Contoso." in azure.talks[0].received[0]["response"]["instructions"]
         assert asked == [("speech", "Bye then.")]
         assert ended == ["the agent has ended the talk"]
+
+
+TYPED = {"type": "message", "id": "t", "role": "user", "content": [{"type": "input_text", "text": "One more thing."}]}
+
+
+@pytest.mark.parametrize(
+    ("said", "goes_on"),
+    [
+        ({"type": "input_audio_buffer.speech_started"}, True),
+        ({"type": "input_audio_buffer.committed", "item_id": "u"}, True),  # push to talk
+        ({"type": "conversation.item.added", "item": TYPED}, True),
+        ({"type": "conversation.item.added", "item": TYPED | {"role": "assistant"}}, False),
+    ],
+    ids=["speaks", "pushes", "types", "nobody"],
+)
+async def test_one_more_thing_takes_the_end_back(said: dict[str, Any], goes_on: bool, tmp_path: Path) -> None:
+    file = tmp_path / "agents.toml"
+    file.write_text(GUARDED.replace('greeting = "Hello from Contoso."\n', ""))
+    over = asyncio.Event()
+    ended: list[str] = []
+
+    async def script(talk: AzureTalk) -> None:
+        await joined(talk)
+        goodbye = {"type": "message", "id": "m", "role": "assistant", "status": "completed", "content": []}
+        end = {"type": "function_call", "id": "i", "call_id": "c", "name": "end_talk", "arguments": "{}"}
+        await talk.send({"type": "response.created", "response": {"id": "r"}})
+        await talk.send({"type": "output_audio_buffer.started", "response_id": "r"})
+        await talk.send({"type": "response.output_item.done", "response_id": "r", "item": end})
+        response = {"id": "r", "status": "completed", "output": [goodbye, end]}
+        await talk.send({"type": "response.done", "response": response})
+        while '"call_id":"c"' not in str(await talk.connection.recv()):
+            pass
+        await talk.send(said)
+        await talk.say("item_a", "Well.")  # all that was sent before has been heard then
+        await asyncio.wait_for(over.wait(), 60)
+
+    async with call(script) as azure:
+        running = build(make_settings(azure.url), agents=load_agents(file))
+        async with serving(running):
+            running.calls._hang_up = lambda *_, why: ended.append(why)
+            listen(running, azure)
+            listener = running.calls._calls["rtc_1"].listener
+            assert isinstance(listener, CallListener)
+            await running.ingest.reach(1)
+            is_asked = listener._farewell.is_asked or listener._end.is_asked
+            over.set()
+            running.limits.end("rtc_1")
+            await running.quiet()
+        assert is_asked is not goes_on
 
 
 async def test_repeated_change_is_restored_again() -> None:

@@ -36,6 +36,10 @@ ANN = owner(principal="ann")
 OTHER = f"{SECRET[:-4]}AAA="
 
 
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""For what the store has no part in: tests/memory/test_delivery.py and the others here deliver from PostgreSQL, too."""
+
+
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
     async with running_receiver() as running:
@@ -50,6 +54,7 @@ async def delivering(database: Database, receiver: Receiver) -> AsyncIterator[De
     await sink.aclose()
 
 
+@on_sqlite
 async def test_turns_come_in_order_with_their_ids(delivering: Delivering, receiver: Receiver) -> None:
     talk = a_talk(60, by=ANN)
     await delivering.queue(*talk[40:], *talk[:40])
@@ -77,6 +82,7 @@ async def test_turns_come_in_order_with_their_ids(delivering: Delivering, receiv
     assert await delivering.read_status() == NOTHING
 
 
+@on_sqlite
 async def test_event_has_64_kib_at_most(delivering: Delivering, receiver: Receiver) -> None:
     await delivering.queue(*(turn(f"t{n}", "ü" * 10_000, by=ANN, sequence=n) for n in range(1, 9)))
     await delivering.rounds()
@@ -118,6 +124,7 @@ async def signing_by(clock: Clock, receiver: Receiver) -> AsyncIterator[HttpSink
         yield HttpSink(sender, receiver.url, timeout_s=5, stack=stack)
 
 
+@on_sqlite
 async def test_sessions_with_same_item_ids(delivering: Delivering, receiver: Receiver) -> None:
     one, two = owner("session-number-001"), owner("session-number-002")
     odd = ["msg_001", "item.with.stops", "größe-ü", 'a"b\\c', "a,b"]
@@ -130,6 +137,7 @@ async def test_sessions_with_same_item_ids(delivering: Delivering, receiver: Rec
     assert all(event.id.replace("_", "").isalnum() for event in receiver.events)
 
 
+@on_sqlite
 async def test_refused_turn_dies_and_is_named(delivering: Delivering, receiver: Receiver) -> None:
     other = owner("another-session-01")
     receiver.faults.append(Fault("status", times=None, status=400, turn='turn_id":"t003'))
@@ -145,7 +153,7 @@ async def test_refused_turn_dies_and_is_named(delivering: Delivering, receiver: 
     assert len([event for event in receiver.seen if event.turn_ids == ["t003"]]) >= 2
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 @pytest.mark.parametrize(
     "fault",
     [
@@ -173,6 +181,7 @@ async def test_turns_survive_a_fault(database: Database, receiver: Receiver, fau
     await sink.aclose()
 
 
+@on_sqlite
 async def test_gone_receiver_rests(delivering: Delivering, receiver: Receiver) -> None:
     receiver.faults.append(Fault("status", status=410))
     await delivering.queue(*a_talk(2, by=ANN), *a_talk(2, by=owner("another-session-01")))
@@ -202,6 +211,7 @@ async def test_retry_after_holds_for_all_replicas(
     assert len(receiver.turn_ids(SESSION)) == 2
 
 
+@on_sqlite
 async def test_redirect_is_not_followed(delivering: Delivering, receiver: Receiver) -> None:
     receiver.faults.append(Fault("status", status=302, headers={"Location": receiver.url}))
     await delivering.queue(*a_talk(1, by=ANN))
@@ -212,6 +222,7 @@ async def test_redirect_is_not_followed(delivering: Delivering, receiver: Receiv
     assert receiver.turn_ids(SESSION) == ["t001"]
 
 
+@on_sqlite
 async def test_backlog_of_an_hour_does_not_rush(delivering: Delivering, receiver: Receiver) -> None:
     talks = [a_talk(2, by=owner(f"session-number-{number:03}")) for number in range(30)]
     with receiver.fails(Fault("status", times=None, status=503)):
@@ -275,6 +286,7 @@ async def test_erasure_is_told(delivering: Delivering, receiver: Receiver) -> No
     assert (await delivering.read_status()).erasures == 0
 
 
+@on_sqlite
 async def test_silent_sink_holds_up_no_other(delivering: Delivering, receiver: Receiver, database: Database) -> None:
     """Each turn is queued for both; one sink hangs and fails all the time."""
     async with running_zep() as zep:
@@ -295,6 +307,7 @@ async def test_silent_sink_holds_up_no_other(delivering: Delivering, receiver: R
         await other.sink.aclose()
 
 
+@on_sqlite
 @pytest.mark.slow
 async def test_npm_package_verifies_events(delivering: Delivering, receiver: Receiver) -> None:
     """The package of the specification's authors for Node, over the bytes that were sent."""
@@ -307,7 +320,7 @@ async def test_npm_package_verifies_events(delivering: Delivering, receiver: Rec
     assert json.loads(await run_node("verify.mjs", cwd=folder, stdin=asked)) == event.json
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 async def test_receiver_of_the_page_takes_each_event_once(
     delivering: Delivering, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -92,6 +93,67 @@ async def test_failed_hook_is_asked_again_a_few_times(make_settings: MakeSetting
             now_s += 200
             await work.make_due()
         assert [webhook_id for _, webhook_id, _ in hook.posted] == ["summary_talk-1"] * 3
+
+
+async def test_talk_that_goes_on_is_summed_up_after_its_end(make_settings: MakeSettings) -> None:
+    now_s = 1_000.0
+    async with Memory.open(make_settings()) as memory:
+        await memory.append([turn(by=ANN)])
+        hook = Hook()
+        work = summaries(memory, hook, clock=lambda: now_s)
+        await ended(work)
+        now_s += 50
+        await ended(work)  # it has gone on meanwhile
+        now_s += 50
+        assert await work.make_due() == 0
+        now_s += 11
+        assert await work.make_due() == 1
+        assert len(hook.posted) == 1
+
+
+async def test_newest_summary_of_a_session_is_the_one(make_settings: MakeSettings) -> None:
+    now_s = 1_000.0
+    async with Memory.open(make_settings(recall_budget_s=5)) as memory:
+        await memory.append([turn(by=ANN)])
+        work = summaries(memory, Hook(summed("They want a boat.")), clock=lambda: now_s)
+        await ended(work)
+        now_s += 61
+        await work.make_due()
+        work = summaries(memory, Hook(summed("They want a car.")), clock=lambda: now_s)
+        await ended(work, replace(ANN, talk_id="talk-2"))
+        now_s += 61
+        await work.make_due()
+        kept = "SELECT summary FROM summaries WHERE summary IS NOT NULL"
+        assert await memory._database.read(lambda c: list(c.exec_driver_sql(kept).scalars())) == ["They want a car."]
+        assert "summary: They want a car." in await memory.recall.block(owner("session-2-of-ann", principal="ann"))
+
+
+async def test_hook_that_hangs_as_the_process_ends_is_asked_by_the_next(make_settings: MakeSettings) -> None:
+    now_s = 1_000.0
+    began, for_ever = asyncio.Event(), asyncio.Event()
+
+    class Hanging(Hook):
+        async def post(self, url: str, payload: Mapping[str, Any], *, webhook_id: str, **more: Any) -> HookAnswer:
+            found = await super().post(url, payload, webhook_id=webhook_id, **more)
+            began.set()
+            await for_ever.wait()
+            return found
+
+    async with Memory.open(make_settings()) as memory:
+        await memory.append([turn(by=ANN)])
+        hanging, hook = Hanging(), Hook()
+        leaving, next_one = (summaries(memory, each, clock=lambda: now_s) for each in (hanging, hook))
+        await ended(leaving)
+        now_s += 61
+        running = asyncio.create_task(leaving.run())
+        await asyncio.wait_for(began.wait(), 60)
+        await leaving.aclose()
+        running.cancel()
+        await asyncio.wait((running,))
+        assert await next_one.make_due() == 0, "for as long as another replica may be asking"
+        now_s += 121
+        assert await next_one.make_due() == 1
+        assert [posted[1] for posted in (*hanging.posted, *hook.posted)] == ["summary_talk-1"] * 2
 
 
 async def test_session_erased_while_it_is_summed_up(make_settings: MakeSettings) -> None:

@@ -21,6 +21,10 @@ NOTHING = OutboxStatus(0, None, 0, 0)
 ANN = owner(principal="ann")
 
 
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""For what the store has no part in: tests/memory/test_delivery.py and the others here deliver from PostgreSQL, too."""
+
+
 @pytest.fixture
 async def zep_cloud() -> AsyncIterator[ZepCloud]:
     async with running_zep_cloud() as running:
@@ -62,6 +66,7 @@ async def test_failed_task_is_a_failed_delivery(delivering: Delivering, zep_clou
     assert await delivering.read_status() == NOTHING
 
 
+@on_sqlite
 async def test_turn_whose_tasks_all_fail_is_dead(delivering: Delivering, zep_cloud: ZepCloud) -> None:
     zep_cloud.ends = ["failed"] * 4
     await delivering.queue(*a_talk(1, by=ANN))
@@ -95,6 +100,7 @@ async def test_user_without_kept_key_is_looked_up(delivering: Delivering, zep_cl
     assert zep_cloud.turn_ids() == ["t001"]
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     "fault",
     [
@@ -118,7 +124,7 @@ async def test_turns_survive_a_fault(delivering: Delivering, zep_cloud: ZepCloud
     assert await delivering.read_status() == NOTHING
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@on_sqlite
 @pytest.mark.parametrize("stored", [False, True])
 async def test_silent_zep_is_asked_again(database: Database, zep_cloud: ZepCloud, *, stored: bool) -> None:
     sink = ZepCloudMemory(SecretStr(KEY), zep_cloud.base_url, database, timeout_s=0.5)
@@ -131,6 +137,7 @@ async def test_silent_zep_is_asked_again(database: Database, zep_cloud: ZepCloud
     await sink.aclose()
 
 
+@on_sqlite
 async def test_backlog_of_an_hour_arrives(delivering: Delivering, zep_cloud: ZepCloud) -> None:
     down = Fault("status", times=None, status=503)
     zep_cloud.faults.append(down)
@@ -155,6 +162,7 @@ async def test_thread_and_user_lost_at_zep(delivering: Delivering, zep_cloud: Ze
     assert (len(zep_cloud.users), len(zep_cloud.threads)) == (1, 1)
 
 
+@on_sqlite
 async def test_long_turns_are_split(delivering: Delivering, zep_cloud: ZepCloud) -> None:
     await delivering.queue(turn("t001", "word " * 2_000, by=ANN, sequence=1), turn("t002", by=ANN, sequence=2))
     await delivering.rounds(seconds=30)
@@ -182,6 +190,7 @@ async def test_erased_user_and_their_return(delivering: Delivering, zep_cloud: Z
     assert zep_cloud.turn_ids() == ["t1"]
 
 
+@on_sqlite
 async def test_facts_of_session_or_newest_thread(delivering: Delivering, zep_cloud: ZepCloud) -> None:
     await delivering.queue(*a_talk(1, by=ANN))
     await delivering.rounds(seconds=20)

@@ -65,15 +65,15 @@ def test_official_packages_know_more_events() -> None:
     assert set(CLIENT_EVENTS) <= official_events()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_event_passes_only_with_a_row(kind: str) -> None:
-    verdict = judge(json.dumps({"type": kind}))
-    if kind in CLIENT_EVENTS:
-        assert verdict == Sent(json.dumps({"type": kind}, separators=(",", ":")))
-    else:
-        assert isinstance(verdict, Refused)
-        assert verdict.code == "unknown_event"
-        assert kind.strip().rstrip("\u0000") in verdict.message
+def test_event_passes_only_with_a_row() -> None:
+    for kind in KINDS:
+        verdict = judge(json.dumps({"type": kind}))
+        if kind in CLIENT_EVENTS:
+            assert verdict == Sent(json.dumps({"type": kind}, separators=(",", ":")))
+        else:
+            assert isinstance(verdict, Refused), kind
+            assert verdict.code == "unknown_event", kind
+            assert kind.strip().rstrip("\u0000") in verdict.message
 
 
 def _evil(depth: int = 0) -> Any:
@@ -387,15 +387,16 @@ def test_unknown_fields_cost_nothing(kind: str) -> None:
     assert found.left_out == 1_000 + (1_000 + 1 if configured else 2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_compat_endpoints_share_the_allowlist(kind: str) -> None:
+def test_compat_endpoints_share_the_allowlist() -> None:
     dialects: tuple[Dialect, ...] = ("ga", "preview")
-    text = json.dumps({"type": kind, "instructions": EVIL, "session": {"instructions": EVIL}, "response": {"x": EVIL}})
     adapters: list[ProtocolAdapter] = [*map(CompatAdapter, dialects), ProxyAdapter()]
-    for verdict in (adapter.from_client(text, upstream) for adapter in adapters for upstream in dialects):
-        assert isinstance(verdict, ToAzure if kind in CLIENT_EVENTS else Refused)
-        assert EVIL not in str(verdict)
-    assert isinstance(examine(text), Refused) is (kind not in CLIENT_EVENTS)
+    for kind in KINDS:
+        evil = {"instructions": EVIL, "session": {"instructions": EVIL}, "response": {"x": EVIL}}
+        text = json.dumps({"type": kind, **evil})
+        for verdict in (adapter.from_client(text, upstream) for adapter in adapters for upstream in dialects):
+            assert isinstance(verdict, ToAzure if kind in CLIENT_EVENTS else Refused), kind
+            assert EVIL not in str(verdict)
+        assert isinstance(examine(text), Refused) is (kind not in CLIENT_EVENTS), kind
 
 
 def test_documentation_names_each_row() -> None:

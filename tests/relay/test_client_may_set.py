@@ -120,12 +120,13 @@ default = "ann"
 name = "Ann"
 voices = { ga = "marin", preview = "ava" }
 instructions = "You are Ann."
-client_may_set = ["temperature", "turn_detection", "formats"]
+client_may_set = ["temperature", "turn_detection", "formats", "max_output_tokens"]
 [agents.ben]
 name = "Ben"
 inherits = "ann"
 instructions = "You are Ben."
 client_may_set = ["temperature"]
+temperature = 0.9
 turn_detection = { silence_duration_ms = 300 }
 [agents.cid]
 name = "Cid"
@@ -140,6 +141,7 @@ async def test_handoff_keeps_what_the_next_agent_permits(tmp_path: Path) -> None
     path.write_text(AGENTS)
     changed = {
         "temperature": 0.5,
+        "max_response_output_tokens": 90,
         "turn_detection": None,
         "output_audio_format": "g711_ulaw",
         "input_audio_noise_reduction": None,  # not permitted
@@ -156,7 +158,10 @@ async def test_handoff_keeps_what_the_next_agent_permits(tmp_path: Path) -> None
             own = {"type": "server_vad", "threshold": 0.6, "prefix_padding_ms": 300, "silence_duration_ms": 300}
             await client.send({"type": "broker.agent.switch", "agent_id": "ben"})
             update = await talk.next_event("session.update", nth=3)
-            assert update["session"] == {"instructions": "You are Ben.", "tools": [], "turn_detection": own}
+            handed = {"instructions": "You are Ben.", "tools": [], "turn_detection": own}
+            assert update["session"] == handed | {"max_response_output_tokens": "inf"}, (
+                "not the temperature: that stays"
+            )
             await client.until("broker.agent.switched")
             await client.send({"type": "broker.agent.switch", "agent_id": "cid"})
             update = await (await azure.talk(1)).next_event("session.update")

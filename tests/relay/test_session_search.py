@@ -18,6 +18,7 @@ from strategies.resources import Resource, Wanted
 from tests.strategies.test_pool import resource
 from tests.strategies.virtual_time import run_in_virtual_time
 from token_broker.relay.azure.connector import NoUpstreamError, _Handshakes
+from token_broker.relay.azure.opening import SessionRefusedError
 from token_broker.relay.azure.route import Route
 from token_broker.relay.resume.search import SessionSearch
 from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
@@ -45,6 +46,9 @@ class Azure:
         if name.startswith("dead"):
             await asyncio.sleep(0.01)
             raise TransientError("refused")
+        if name.startswith("unwilling"):
+            await asyncio.sleep(0.2)
+            raise SessionRefusedError("not these settings")
         quota, taken_s = self.quotas.get(name, Quotas()), self.taken_s.setdefault(name, [])
         for limit, length_s in ((quota.voice_live_per_minute, 60), (quota.voice_live_per_second, 1)):
             if limit and sum(each > now_s - length_s for each in taken_s) >= limit:
@@ -76,6 +80,7 @@ class Fleet:
             deadline_s=hedger.clock() + 5,
             clock=hedger.clock,
         )
+        contest.resting = [(each, ROUTE) for each in pool.left_out(wanted)] if wanted.running else []
         if (found := await hedger.race(contest, is_handshake=True, always=wanted.running)) is None:
             raise NoUpstreamError(contest.ending or Ending(UPSTREAM_FAILED, "nobody"))
         return cast("str", found)
@@ -186,6 +191,24 @@ def test_silent_resource_costs_no_talk_two_seconds() -> None:
     assert running.hedgers[0].budget.has_left, "running talks take nothing from the new ones' share"
     assert len(running.found) == 40
     assert max(running.found.values()) < 2
+
+
+async def others_rest(only: str, how: str) -> Fleet:
+    """A talk loses its resource, and the only one that does not rest for faults of a moment ago takes no talk."""
+    running = fleet([resource("dead"), *(resource(name) for name in (only, "b", "c"))], 1, Azure({}, how))
+    pool = running.pools[0]
+    for name in "bc":
+        while permit := pool.admit(pool.by_name[name], "voice_live", agent_id="elena"):
+            pool.refused(permit, TransientError("down"))
+    await running.resume("1", 0, "dead")
+    return running
+
+
+@pytest.mark.parametrize(("only", "how"), [("dead-too", "hanging"), ("unwilling", "refusing")])
+def test_talk_asks_what_rests_before_it_ends(only: str, how: str) -> None:
+    running = run_in_virtual_time(others_rest(only, how))
+    assert running.closed == []
+    assert running.found["1"] < 2
 
 
 async def later_than_the_hold() -> tuple[Fleet, float]:

@@ -17,8 +17,7 @@ from typing import Any, BinaryIO
 
 import aiohttp
 import httpx
-from pydantic import AliasChoices
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from pydantic import AliasChoices, BaseModel
 from sqlalchemy import create_engine
 
 from tests.support.forkserver import ForkedProcess, fork_broker
@@ -141,13 +140,11 @@ class RunningBroker:
 class _GivenSettings(Settings):
     """Settings that are not looked for in an environment that has none of them, which took longer than all the rest."""
 
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *others: Any, **more: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
+    def __init__(self, **values: Any) -> None:
         if _VARIABLES.isdisjoint(os.environ):
-            return (init_settings,)
-        return super().settings_customise_sources(settings_cls, init_settings, *others, **more)
+            BaseModel.__init__(self, **values)
+        else:
+            super().__init__(_env_file=None, **values)
 
 
 _VARIABLES = {
@@ -169,7 +166,6 @@ def make_settings(directory: Path | None, endpoint: str | None, **overrides: Any
         database = directory / f"broker-{time.monotonic_ns()}.db"
         database.write_bytes(_empty_database())
     return _GivenSettings.load(
-        _env_file=None,
         **{
             "endpoint": endpoint,
             "endpoint_kind": "unified",

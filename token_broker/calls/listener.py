@@ -337,13 +337,17 @@ class SidebandListener(ABC):
     def _takes_leave(self, now_s: float) -> bool:
         """Whether the goodbye of such a call was heard: true once."""
 
+    def _hand_over(self, agent_id: str) -> None:
+        """The page is to take a new plan, with that agent."""
+        self._page.tell("broker.agent.switch", agent_id=agent_id)
+
     # --- tools and tasks
 
     async def _run_builtin(self, name: str, arguments: str, call_id: str) -> ToolOutput:
         agent_id = (event_of(arguments) or {}).get("agent_id")
         if name == "handoff" and agent_id in self._agent.handoff_ids and self._page.is_heard:
             # A voice can't change in a call: the page takes a new plan, with the other agent.
-            self._page.tell("broker.agent.switch", agent_id=agent_id)
+            self._hand_over(agent_id)
             return HANDED_OVER
         if name != "end_talk":
             return ToolOutput("This can't be done in this call. Go on yourself.", ok=False)

@@ -8,6 +8,7 @@ asks itself for the answer to an output of its own, unless its page reads the ca
 """
 
 import json
+from functools import partial
 from typing import Any
 
 import structlog
@@ -41,6 +42,7 @@ __all__ = ["CallListener", "IdleClock"]
 log = structlog.get_logger("token_broker.relay")
 
 _HANDLED = TURN_EVENTS | SEQUENCER_EVENTS | {"session.updated"}
+_SPOKEN = frozenset({"input_audio_buffer.speech_started", "input_audio_buffer.committed"})
 _CHECKS_AT_MOST = 32  # at once; each has a bound of its own
 _MOST_OUTPUT_BYTES = (
     65_536 - 2_048
@@ -213,6 +215,10 @@ class CallListener(SidebandListener):
     def _ask_for_end(self, call_id: str) -> None:
         self._farewell.ask(call_id)
 
+    def _hand_over(self, agent_id: str) -> None:
+        # The page's new plan ends this call, and with it whatever still runs.
+        self._answers.once_answered(partial(super()._hand_over, agent_id))
+
     def _takes_leave(self, now_s: float) -> bool:
         sequencer = self._answers.sequencer
         is_over = self._farewell.is_over(
@@ -232,7 +238,7 @@ class CallListener(SidebandListener):
         super()._tell_call(tool)
 
     def _refuse(self, refusal: Refuse) -> None:
-        """Tells the page of an answer that does not come. Of what it sends itself the broker drops nothing."""
+        """Tells the page of an answer that does not come, and of an output of its own that was taken out."""
         self._page.tell("broker.error", code=refusal.code, message=refusal.message, retryable=refusal.retryable)
 
     async def _open(self) -> None:
@@ -285,9 +291,7 @@ class CallListener(SidebandListener):
 
     def _note_answer(self, kind: str, event: dict[str, Any]) -> None:
         """Tells of an answer that failed, and asks for it once more where the page leaves that to the broker."""
-        if kind in {"input_audio_buffer.speech_started", "input_audio_buffer.committed"}:
-            self._retries.user_spoke()
-        elif kind == "response.created":
+        if kind == "response.created":
             self._retries.answer_began()
         elif kind == "output_audio_buffer.started":
             self._sounded = event.get("response_id")
@@ -311,9 +315,10 @@ class CallListener(SidebandListener):
                 self._answers.want("retry")
 
     def _note_words(self, kind: str, event: dict[str, Any]) -> None:
-        """Notes that somebody speaks, and shows the guardrail what the user says."""
-        if kind == "input_audio_buffer.speech_started":
+        """Notes who speaks or types, and shows the guardrail what the user says."""
+        if kind in _SPOKEN or _is_typed_by_user(kind, event):
             self._farewell.take_back()
+            self._retries.user_spoke()
         elif kind == "response.done":
             response = event.get("response")
             output = response.get("output") if isinstance(response, dict) else None
@@ -350,3 +355,9 @@ class CallListener(SidebandListener):
         if (event_id := str(error.get("event_id"))).startswith(RECALL_EVENTS):
             log.warning("own_event_refused", event_id=event_id[:64], code=str(error.get("code"))[:64])
         self._session.refused(socket, error)
+
+
+def _is_typed_by_user(kind: str, event: dict[str, Any]) -> bool:
+    item = event.get("item")
+    is_users = kind == "conversation.item.added" and isinstance(item, dict) and item.get("role") == "user"
+    return is_users and bool(words_of(event).text)

@@ -196,6 +196,13 @@ class FunctionTool(_Checked):
         compiled_schema(value)
         return value
 
+    @field_validator("run", mode="before")
+    @classmethod
+    def _says_who(cls, value: object) -> object:
+        if isinstance(value, str) and value != "client":
+            raise ValueError('should be "client", or a table with the url that the broker calls')
+        return value
+
     @model_validator(mode="after")
     def _compiles(self) -> Self:
         compiled_schema(self.model_parameters)

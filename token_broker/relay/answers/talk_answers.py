@@ -43,7 +43,12 @@ class TalkAnswers:
         self._send: Callable[[Mapping[str, Any]], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._once_answered: Callable[[], None] | None = None
         self._closed = False
+
+    def once_answered(self, do: Callable[[], None]) -> None:
+        """Calls `do` when every call has its output, that of the call under way too. The latest one counts."""
+        self._once_answered = do
 
     def want(self, reason: Reason, response: dict[str, Any] | None = None) -> None:
         """Asks for an answer as soon as nobody speaks."""
@@ -107,6 +112,9 @@ class TalkAnswers:
                     self._hooks.tell(action)
                 case Refuse():
                     self._hooks.refuse(action)
+        if self._once_answered is not None and not self.sequencer.calls.is_acting:
+            do, self._once_answered = self._once_answered, None
+            do()
         now_s = self._loop.time()
         due_s = self.sequencer.due_s(now_s)
         if self._timer is not None:

@@ -7,7 +7,7 @@ the strategies' chain. A redirect is never followed: it would send the credentia
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -165,24 +165,30 @@ class UpstreamConnector:
         its dialect, and with it its voice, is tried at every resource before another one. `on_refused` is told each
         resource that does not take the agent's settings; it comes last next time.
         """
-        candidates: list[_Candidate] = []
-        for resource in self.pool.order(wanted):
-            own = self.agents_routes.get((wanted.agent_id, resource.name))
-            routes = [
-                route
-                for route in (self.routes[resource.name] if own is None else (own,))
-                if only is None or route.name == only
-            ]
-            if prefer is not None:
-                routes.sort(key=lambda route: route.dialect != prefer)
-            candidates += [(resource, route) for route in routes]
-        if after is not None:
-            candidates.sort(key=lambda pair: pair[1].dialect != after.route.dialect)
-        began_s = self._hedger.clock()
+
+        def ways(resources: Iterable[Resource]) -> list[_Candidate]:
+            found: list[_Candidate] = []
+            for resource in resources:
+                own = self.agents_routes.get((wanted.agent_id, resource.name))
+                routes = [
+                    route
+                    for route in (self.routes[resource.name] if own is None else (own,))
+                    if only is None or route.name == only
+                ]
+                if prefer is not None:
+                    routes.sort(key=lambda route: route.dialect != prefer)
+                found += [(resource, route) for route in routes]
+            if after is not None:
+                found.sort(key=lambda pair: pair[1].dialect != after.route.dialect)
+            return found
+
+        candidates, began_s = ways(self.pool.order(wanted)), self._hedger.clock()
         candidates.sort(key=lambda pair: self._unfit.get((pair[0].name, pair[1].name, wanted.agent_id), 0.0) > began_s)
         attempt = partial(self._attempt_for, wanted.agent_id, on_refused, supply=supply, model=wanted.model)
         deadline_s = began_s + self._timeout_s
         contest = _Handshakes(self.pool, wanted, candidates, attempt, deadline_s=deadline_s, clock=self._hedger.clock)
+        if wanted.running:
+            contest.resting = ways(self.pool.left_out(wanted))
         # Somebody waits in the middle of a talk, and a resource has just failed it.
         upstream = await self._hedger.race(contest, is_handshake=True, always=wanted.running)
         if upstream is not None and contest.winner is not None:
@@ -346,6 +352,7 @@ class _Handshakes:
         clock: Callable[[], float],
     ) -> None:
         self.ending: Ending | None = None  # for the client, where nothing was connected
+        self.resting: list[_Candidate] = []  # for faults: asked before a running talk is given up
         self.winner: PoolPermit | None = None
         self._pool = pool
         self._wanted = wanted
@@ -356,6 +363,7 @@ class _Handshakes:
         self._deadline_s = deadline_s
         self._clock = clock
         self._made = 0
+        self._waits_for_quota = False
         self._closing: set[asyncio.Task[None]] = set()
 
     def next_call(self, busy: Collection[str]) -> Call[UpstreamConnection] | None:
@@ -367,6 +375,10 @@ class _Handshakes:
             self._pool.ease(self._wanted, list(dict.fromkeys(route.name for _, route in refused)))
             self._left, refused = refused, []
             self._early = len(self._pool.resources) > 1
+            call = self._next_admitted(busy, refused)
+        if call is None and self.resting and not self._waits_for_quota:
+            # All others are silent, or have failed: one of these may be well again.
+            self._left, self.resting, self._early = self.resting, [], True
             call = self._next_admitted(busy, refused)
         if refused and self.ending is None:
             self.ending = Ending(UPSTREAM_FAILED, "Azure failed a moment ago: ask for a new plan in a moment")
@@ -425,10 +437,12 @@ class _Handshakes:
                 run = partial(self._attempt, resource, route, timeout_s=left_s)
                 return Call(f"connect-{resource.name}-{route.name}", permit, run, limit_s=left_s + _LAST_WORD_S)
             refused.append(candidate)
-            why = self._pool.why_not(
+            refusal = self._pool.why_not(
                 resource, route.name, agent_id=wanted.agent_id, model=wanted.model, running=wanted.running
-            ).why
-            log.info("upstream_attempt", resource=resource.name, upstream=route.name, outcome="skipped", why=why)
+            )
+            self._waits_for_quota |= refusal.is_quota
+            about = {"resource": resource.name, "upstream": route.name}
+            log.info("upstream_attempt", **about, outcome="skipped", why=refusal.why)
         return None
 
 

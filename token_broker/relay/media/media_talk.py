@@ -9,6 +9,7 @@ import asyncio
 import math
 import secrets
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import structlog
@@ -122,7 +123,7 @@ class MediaTalk(SocketTalk):
         self._concluded = ControlAnswers()
         self._concluding: asyncio.TimerHandle | None = None
         self._answers = TalkAnswers(
-            AnswerSequencer(self._calls.tools, facts=self._facts, holds=self._holds_answers),
+            AnswerSequencer(self._calls.tools, facts=self._facts, holds=self._holds_answers, page_writes=True),
             AnswerHooks(tell=self._tell_call, refuse=self._tell_refusal, run=self._calls.run, start=self._start),
         )
         self._heard = 0
@@ -374,7 +375,8 @@ class MediaTalk(SocketTalk):
             return ToolOutput(END_TALK_OUTPUT, ok=True)
         agent_id = (event_of(arguments) or {}).get("agent_id")
         if name == "handoff" and isinstance(agent_id, str) and agent_id in self._agent.handoff_ids:
-            self._tell(self._face.switching(agent_id))  # a voice can't change in a call
+            # A voice can't change in a call, and a new plan ends this one, with whatever still runs in it.
+            self._answers.once_answered(partial(self._tell, self._face.switching(agent_id)))
             return HANDED_OVER
         return ToolOutput("This can't be done in this call. Go on yourself.", ok=False)
 
