@@ -14,6 +14,7 @@ from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRo
 from token_broker.memory.store.tables import NOW_US, call_events, calls, insert_for, is_session, usage
 from token_broker.memory.types import bucket_of
 from token_broker.security.tokens import Owner
+from token_broker.usage.talk_usage import MOVED
 
 __all__ = [
     "claim_end",
@@ -34,6 +35,8 @@ __all__ = [
 
 _KEPT_US = 3_600_000_000
 _PRUNED = 100  # at a time
+
+_TalkWay = tuple[str, str]  # a talk, and its transport
 
 
 def insert_calls(
@@ -116,7 +119,8 @@ def _take(
     taken = {"holder": holder, "lease_until_us": now_us + lease_us, "lease_epoch": calls.c.lease_epoch + 1}
     connection.execute(update(calls).where(is_one).values(taken))
     rows = connection.execute(select(calls).where(is_one)).all()
-    written_us, alone = _written_us(connection, rows), _only_calls(connection, rows)
+    alone = _only_calls(connection, rows)
+    written_us, ended = _written_usage(connection, rows, alone)
     found = []
     for row in rows:
         heard_us = written_us.get((row.talk_id, row.transport))
@@ -128,6 +132,7 @@ def _take(
                 _found(row, now_us),
                 age_s=max(0, now_us - row.created_at_us) / 1_000_000,
                 was_heard=heard_us is not None and row.talk_id in alone,
+                is_counted=row.ending is not None and (row.talk_id, row.transport) in ended,
                 unheard_s=None if heard_us is None else max(0, now_us - heard_us) / 1_000_000,
                 lost_s=max(0, now_us - held_us) / 1_000_000,
             )
@@ -137,15 +142,18 @@ def _take(
 
 def claim_end(connection: Connection, holder: str, held: HeldCall, ending: str) -> bool:
     """Notes the end that the holder is about to make; False where it holds the call no more."""
-    wanted = func.coalesce(calls.c.ending, ending)
-    return connection.execute(update(calls).where(_is_held(holder, held)).values(ending=wanted)).rowcount == 1
+    key, epoch = held
+    is_mine = and_(calls.c.call_key == key, calls.c.holder == holder, calls.c.lease_epoch == epoch)
+    wanted = update(calls).where(is_mine, calls.c.state < ENDED).values(ending=func.coalesce(calls.c.ending, ending))
+    return connection.execute(wanted).rowcount == 1
 
 
-def want_ends(connection: Connection, wanted: Iterable[tuple[CallName, str]]) -> None:
-    """Notes ends that were made at any replica; whoever holds the call sees that it is over."""
+def want_ends(connection: Connection, wanted: Iterable[tuple[CallName, str, float]]) -> None:
+    """Notes ends that were made so many seconds ago, at any replica; whoever holds the call sees that it is over."""
     now_us = now_us_of(connection)
-    for (endpoint, call_id), ending in wanted:
-        new = {"ending": func.coalesce(calls.c.ending, ending), "over_at_us": func.coalesce(calls.c.over_at_us, now_us)}
+    for (endpoint, call_id), ending, ago_s in wanted:
+        over_at_us = func.coalesce(calls.c.over_at_us, now_us - round(ago_s * 1_000_000))
+        new = {"ending": func.coalesce(calls.c.ending, ending), "over_at_us": over_at_us}
         is_one = and_(calls.c.call_id == call_id, calls.c.endpoint == endpoint, calls.c.state < ENDED)
         connection.execute(update(calls).where(is_one).values(new))
 
@@ -207,12 +215,6 @@ def prune_calls(connection: Connection) -> None:
         connection.execute(delete(calls).where(calls.c.call_key == row.call_key))
 
 
-def _is_held(holder: str, held: HeldCall) -> Any:
-    key, epoch = held
-    is_mine = and_(calls.c.call_key == key, calls.c.holder == holder, calls.c.lease_epoch == epoch)
-    return and_(is_mine, calls.c.state < ENDED)
-
-
 def now_us_of(connection: Connection) -> int:
     """The database's microseconds since 1970."""
     return int(connection.scalar(text(f"SELECT {NOW_US[connection.dialect.name]}")) or 0)
@@ -235,17 +237,25 @@ def _found(row: Row[Any], now_us: int) -> TakenCall:
     return TakenCall(call, row.state, row.lease_epoch, row.ending, read_for_s)
 
 
-def _written_us(connection: Connection, rows: Sequence[Row[Any]]) -> dict[tuple[str, str], int]:
-    """When the usage of each talk that was heard was last written by a holder that did not end it.
+def _written_usage(
+    connection: Connection, rows: Sequence[Row[Any]], alone: Collection[str]
+) -> tuple[dict[_TalkWay, int], set[_TalkWay]]:
+    """By talk and transport: until when the time of each that was heard is written, by any of its holders so far.
 
-    By talk and transport.
+    And those whose latest writer has ended them. Of talks that are not `alone` another call may have been ended.
     """
     talks = {row.talk_id for row in rows}
     of_talks = and_(usage.c.bucket.in_({bucket_of(row.session_id) for row in rows}), usage.c.talk_id.in_(talks))
-    whose = (usage.c.talk_id, usage.c.transport)
-    is_open = and_(usage.c.ended.is_(None), usage.c.seen)
-    written = select(*whose, func.max(usage.c.updated_at_us).label("at_us")).where(of_talks, is_open).group_by(*whose)
-    return {(row.talk_id, row.transport): row.at_us for row in connection.execute(written)}
+    columns = (usage.c.talk_id, usage.c.transport, usage.c.ended)
+    written = connection.execute(select(*columns, usage.c.updated_at_us).where(of_talks, usage.c.seen))
+    heard_us: dict[_TalkWay, int] = {}
+    ended: set[_TalkWay] = set()
+    for row in sorted(written, key=lambda row: row.updated_at_us):
+        is_end = row.ended not in {None, MOVED}
+        if row.talk_id in alone or not is_end:
+            heard_us[row.talk_id, row.transport] = row.updated_at_us
+            (ended.add if is_end else ended.discard)((row.talk_id, row.transport))
+    return heard_us, ended
 
 
 def _only_calls(connection: Connection, rows: Sequence[Row[Any]]) -> frozenset[str]:

@@ -35,11 +35,13 @@ _TALK = ("talk_id", "session_id", "principal", "agent_id", "resource", "transpor
 def write_usage(connection: Connection, rows: Sequence[dict[str, Any]]) -> int:
     """Writes rows, each over what its own writer wrote before; the database's microseconds since 1970.
 
-    Whose talk it is stays as it was written first: an erasure may have made it anonymous.
+    Whose talk it is stays as it was written first: an erasure may have made it anonymous. `updated_at_us` says until
+    when a row has the time: who has lost a call to another replica adds none.
     """
     now_us = int(connection.scalar(text(f"SELECT {NOW_US[connection.dialect.name]}")) or 0)
     insert = insert_for(connection.dialect.name, usage)
     changing = {name: insert.excluded[name] for name in usage.c.keys() if name not in _FIXED}  # noqa: SIM118  # no dict
+    changing["updated_at_us"] = case((insert.excluded.ended == MOVED, usage.c.updated_at_us), else_=now_us)
     upsert = insert.on_conflict_do_update(index_elements=list(_KEY), set_=changing)
     values = [{**row, "bucket": bucket_of(row["session_id"]), "updated_at_us": now_us} for row in rows]
     connection.execute(upsert, sorted(values, key=lambda row: tuple(row[name] for name in _KEY)))
