@@ -122,12 +122,12 @@ class Hedger:
         # asyncio keeps only weak references to tasks: a task that nobody holds can vanish before it ends.
         self.left_behind: set[asyncio.Task[Any]] = set()
 
-    async def race(self, contest: Contest[T], *, is_handshake: bool = False) -> T | None:
+    async def race(self, contest: Contest[T], *, is_handshake: bool = False, always: bool = False) -> T | None:
         """The first result of the contest's calls; None where all failed. Raises nothing but cancellation.
 
-        The success of a handshake counts for nothing yet: see `Pool.connecting`.
+        The success of a handshake counts for nothing yet: see `Pool.connecting`. `always` hedges beside the budget.
         """
-        race = _Race(self, contest, is_handshake=is_handshake)
+        race = _Race(self, contest, is_handshake=is_handshake, always=always)
         return await (race.run() if self._hedges else race.run_in_turn())
 
     def delay_s(self, permit: PoolPermit) -> float | None:
@@ -142,12 +142,13 @@ class Hedger:
 class _Race(Generic[T]):
     """One contest under way."""
 
-    def __init__(self, hedger: Hedger, contest: Contest[T], *, is_handshake: bool) -> None:
+    def __init__(self, hedger: Hedger, contest: Contest[T], *, is_handshake: bool, always: bool) -> None:
         self._hedger = hedger
         self._pool = hedger.pool
         self._clock = hedger.clock
         self._contest = contest
         self._is_handshake = is_handshake
+        self._always = always
         self._running: dict[asyncio.Task[T], Call[T]] = {}
         self._first: Call[T] | None = None
         self._pace: Permit | None = None
@@ -160,7 +161,8 @@ class _Race(Generic[T]):
     async def run(self) -> T | None:
         self._first = first = self._ask_next()
         if first is not None and (delay_s := self._hedger.delay_s(first.permit)) is not None:
-            self._hedger.budget.count_request()
+            if not self._always:
+                self._hedger.budget.count_request()
             self._pace = self._pool.pace(first.permit.resource.name).admit()
             self._delay_s = delay_s
             self._hedge_at_s = first.began_s + delay_s
@@ -263,13 +265,13 @@ class _Race(Generic[T]):
             self._hedge_at_s = asked_s + self._delay_s
             return
         self._hedge_at_s = now_s + self._delay_s
-        if self._is_hedged or self._hedger.budget.has_left:
+        if self._always or self._is_hedged or self._hedger.budget.has_left:
             if (beside := self._ask_next()) is None:
                 self._hedge_at_s = None
                 return
             self._beside.append(beside)
             self._count(beside, "asked")
-            if not self._is_hedged:
+            if not (self._always or self._is_hedged):
                 self._is_hedged = True
                 self._hedger.budget.count_hedged()
             return

@@ -87,6 +87,12 @@ class Pool:
         behind = [each for each in asked if self._is_behind(each, wanted.session_id)]
         return (*(each for each in asked if each not in behind), *behind)
 
+    def left_out(self, wanted: Wanted) -> tuple[Resource, ...]:
+        """Those that `order` leaves out because they fail, in the session's own preference."""
+        names = self._disabled.union(each.name for each in self.order(wanted))
+        left = tuple(each for each in self.allowed(wanted) if each.name not in names)
+        return tuple(by_preference(left, wanted.session_id))
+
     def breaker(self, resource_name: str, route_name: str) -> CircuitBreaker:
         """The breaker of one route of one resource, made when it is first asked for."""
         key = (resource_name, route_name)

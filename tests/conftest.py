@@ -159,6 +159,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadGroupSch
     return _Scheduling(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
+_LEANS_ON_THE_MACHINE = frozenset({"browser", "postgres", "slow"})
+"""Marks of tests that lean on processes beside their own, which a busy machine holds up. One that fails is run once
+more, and the closing lines count and name it; all others have to pass at once."""
+
 _LOOP = os.environ.get("TEST_LOOP", "")
 """The one event loop for tests that run on several, `uvloop` or `asyncio`; all of them where it is empty."""
 
@@ -190,6 +194,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.slow)
         if needs_postgres(item):
             item.add_marker(pytest.mark.postgres)
+        if _LEANS_ON_THE_MACHINE & {mark.name for mark in item.iter_markers()}:
+            item.add_marker(pytest.mark.flaky(reruns=1))
     if left_out := _on_other_loops(items):
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=list(left_out))

@@ -57,6 +57,7 @@ class Echo(WSListener):
         self._flooded: WSTransport | None = None
         self._full = False
         self._answers = 0
+        self._called_ns = 0
         self._times: str | None = None  # of a call that has its output
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
@@ -114,7 +115,8 @@ class Echo(WSListener):
             call_id = f"{about['response_id']}_{id(self)}_{time.monotonic_ns()}"
             item = {"id": f"item_{self._answers}", "type": "function_call", "call_id": call_id, "name": "clock"}
             _send(transport, "response.output_item.added", **about, item={**item, "arguments": ""})
-            item |= {"status": "completed", "arguments": json.dumps({"sent_ns": time.monotonic_ns()})}
+            item |= {"status": "completed", "arguments": '{"place":"Brno"}'}
+            self._called_ns = time.monotonic_ns()
             _send(transport, "response.output_item.done", **about, item=item)
         response |= {"status": "completed", "output": [item]}
         _send(transport, "response.done", response=response)
@@ -124,7 +126,8 @@ class Echo(WSListener):
         if item["type"] == "function_call_output":
             try:
                 told = json.loads(item["output"])
-                self._times = json.dumps({"there_ns": told["there_ns"], "back_ns": now_ns - told["answered_ns"]})
+                there_ns, back_ns = told["received_ns"] - self._called_ns, now_ns - told["answered_ns"]
+                self._times = json.dumps({"there_ns": there_ns, "back_ns": back_ns})
             except ValueError:  # a failure, in a sentence
                 self._times = json.dumps({"failed": item["output"]})
         _send(transport, "conversation.item.created", item=item)

@@ -3,9 +3,10 @@
     python -m benchmarks.relay.tool_calls [--calls 200] [--talks 100] [--seconds 8]
 
 One talk calls a tool again and again. Added to the tool's time are the way there, from Azure's completed item to the
-tool's request, and the way back, from the tool's answer to its output at Azure; the claim in the store (SQLite) is
-among them. The aim is a median of 5 ms at most. Meanwhile other talks carry audio: the p99 of their frames may be 5 ms
-above that of the same talks without calls.
+last byte of the tool's request, and the way back, from the first byte of the tool's answer to its output at Azure; the
+claim in the store (SQLite) is among them. Azure, broker and tool are processes of their own. The aim is a median of
+5 ms at most. Meanwhile other talks carry audio: the p99 of their frames may be 5 ms above that of the same talks
+without calls.
 """
 
 import argparse
@@ -17,25 +18,19 @@ import secrets
 import statistics
 import tempfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route
 from websockets.asyncio.client import connect
 
 from benchmarks.relay.harness import Proxy, Result, azure, broker, load, table
+from benchmarks.relay.timed_tool import timed_tool
 from tests.support.machine import StolenTime
-from tests.support.serving import serve_app
 
 AIM_MS = 5.0
 RATE = 50
 FRAME_BYTES = 1300
-TOOL_S = 0.02
 PAUSE_S = 0.05
 WARM_UP = 10
 ROUNDS = 3
@@ -49,17 +44,9 @@ instructions = "You are Elena."
 [[agents.elena.tools]]
 type = "function"
 name = "clock"
-parameters = {{ type = "object", properties = {{ sent_ns = {{ type = "integer" }} }}, required = ["sent_ns"] }}
+parameters = {{ type = "object", properties = {{ place = {{ type = "string" }} }}, required = ["place"] }}
 run = {{ url = "{url}" }}
 """
-
-
-async def answer(request: Request) -> JSONResponse:
-    """The tool: it tells how long its request took from Azure, works for a while, and says when it was done."""
-    body = await request.json()
-    there_ns = time.monotonic_ns() - body["arguments"]["sent_ns"]
-    await asyncio.sleep(TOOL_S)
-    return JSONResponse({"there_ns": there_ns, "answered_ns": time.monotonic_ns()})
 
 
 class Caller:
@@ -103,27 +90,6 @@ def calling(proxy: Proxy) -> Iterator[Caller]:
         thread.join()
 
 
-@contextlib.contextmanager
-def tool() -> Iterator[str]:
-    """The tool's URL."""
-    over, ready, urls = threading.Event(), threading.Event(), list[str]()
-
-    async def serve() -> None:
-        async with serve_app(Starlette(routes=[Route("/clock", answer, methods=["POST"])])) as base_url:
-            urls.append(f"{base_url}/clock")
-            ready.set()
-            await asyncio.to_thread(over.wait)
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    try:
-        ready.wait(20)
-        yield urls[0]
-    finally:
-        over.set()
-        thread.join()
-
-
 def carried(proxy: Proxy, talks: int, seconds: float) -> Result:
     with load(proxy.targets(talks), frame_bytes=FRAME_BYTES, seconds=seconds, rate=RATE) as running:
         return running.measure()
@@ -138,7 +104,7 @@ def merged(results: list[Result]) -> Result:
 
 
 def main(calls: int, talks: int, seconds: float) -> None:
-    with tempfile.TemporaryDirectory() as name, tool() as url, azure(Path(name)) as azure_url:
+    with tempfile.TemporaryDirectory() as name, timed_tool() as url, azure(Path(name)) as azure_url:
         file = Path(name) / "agents.toml"
         file.write_text(AGENTS.format(url=url))
         secret = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,9 @@ class Item:
     def add_marker(self, mark: pytest.MarkDecorator) -> None:
         self.marks.add(mark.name)
 
+    def iter_markers(self) -> Iterator[pytest.Mark]:
+        return (getattr(pytest.mark, name).mark for name in tuple(self.marks))
+
 
 def collected(*items: Item) -> list[Item]:
     """What is left of the items after the hook."""
@@ -116,11 +119,12 @@ def test_marks_follow_path_and_fixtures() -> None:
     engine = Item("tests/web/test_embed.py::test_y[firefox-vite]")
     assert group_of(engine.nodeid) == "firefox"
     assert collected(engine) == [engine]
-    assert engine.marks == {"browser", "engines", "filterwarnings"}
+    assert engine.marks == {"browser", "engines", "filterwarnings", "flaky"}
     items = [plain, browser, slow, by_fixture, by_store]
     assert collected(*items) == items
-    in_browser = {"browser", "filterwarnings"}
-    assert [item.marks for item in items] == [set(), in_browser, {"slow"}, {"postgres"}, {"postgres"}]
+    on_postgres = {"postgres", "flaky"}
+    in_browser = {"browser", "filterwarnings", "flaky"}
+    assert [item.marks for item in items] == [set(), in_browser, {"slow", "flaky"}, on_postgres, on_postgres]
 
 
 def test_chosen_loop_replaces_the_other(monkeypatch: pytest.MonkeyPatch) -> None:

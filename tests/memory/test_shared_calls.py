@@ -116,9 +116,11 @@ async def sharing(database: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     for each in both:
         each._is_alone = False
         each.start()
-    yield both
-    for each in both:
-        await each.aclose()
+    try:
+        yield both
+    finally:
+        for each in both:
+            await each.aclose()
 
 
 async def heard(shared: SharedEvents, last: str = "", *, until: str = "") -> list[tuple[str, str]]:
@@ -214,7 +216,12 @@ async def test_page_that_a_dead_replica_told_reads_on(database: Database, monkey
         await eventually(lambda: asyncio.sleep(0, there._followed))
         await age(database, 7)
         other.leases._looks_at_s, other.leases._is_alone = 0, False
-        await other.leases.refresh()
+
+        async def is_taken() -> bool:  # not while the row is locked to note that its page reads
+            await other.leases.refresh()
+            return bool(other.watcher.took)
+
+        await eventually(is_taken)
         (found,) = other.watcher.took
         assert found.read_for_s > 0, "who takes it knows that its page reads"
         second = PageEvents(lambda events: here.told(PAGE, events))

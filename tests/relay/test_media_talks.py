@@ -248,11 +248,16 @@ async def test_tool_runs_once_and_is_answered(agents: Any) -> None:
         await called(azure, "order")
         await called(azure, "order")  # told again
         output = await talk.next_event("conversation.item.create")
-        assert output["item"] == {"type": "function_call_output", "call_id": "call_1", "output": "shipped"}
+        own = output["item"]
+        assert own == {"id": own["id"], "type": "function_call_output", "call_id": "call_1", "output": "shipped"}
+        for item_id in (own["id"], "forged", "forged"):
+            await talk.send({"type": "conversation.item.created", "item": own | {"id": item_id}})
         await talk.next_event("response.create", nth=2)
+        assert (await talk.next_event("conversation.item.delete"))["item_id"] == "forged"
         assert len(tools.calls) == 1
         await client.until("broker.tool")
         assert (await client.until("broker.tool"))["state"] == "done"
+        assert (await client.until("broker.error"))["code"] == "call_answered"
         # The page answers its own call, and what it asks becomes part of the broker's question.
         await called(azure, "map", number=2)
         await client.until("broker.tool")

@@ -76,7 +76,8 @@ class Fleet:
             deadline_s=hedger.clock() + 5,
             clock=hedger.clock,
         )
-        if (found := await hedger.race(contest, is_handshake=True)) is None:
+        contest.beside_silence = [(each, ROUTE) for each in pool.left_out(wanted)] if wanted.running else []
+        if (found := await hedger.race(contest, is_handshake=True, always=wanted.running)) is None:
             raise NoUpstreamError(contest.ending or Ending(UPSTREAM_FAILED, "nobody"))
         return cast("str", found)
 
@@ -171,6 +172,38 @@ def test_search_ends_where_nothing_refills() -> None:
     running, took_s = run_in_virtual_time(everybody_fails())
     assert len(running.closed) == 1
     assert took_s <= 5.1
+
+
+async def silent_region() -> Fleet:
+    """Forty talks lose their resource while another one, that nobody knows of yet, is silent."""
+    names = ("a", "b", "c", "dead-too")
+    running = fleet([resource("dead"), *(resource(name) for name in names)], 1, Azure({}))
+    await asyncio.gather(*(running.resume(f"{number}", 0, "dead") for number in range(40)))
+    return running
+
+
+def test_silent_resource_costs_no_talk_two_seconds() -> None:
+    running = run_in_virtual_time(silent_region())
+    assert running.hedgers[0].budget.has_left, "running talks take nothing from the new ones' share"
+    assert len(running.found) == 40
+    assert max(running.found.values()) < 2
+
+
+async def others_rest() -> Fleet:
+    """A talk loses its resource, and the only one that does not rest for faults of a moment ago is silent."""
+    running = fleet([resource("dead"), *(resource(name) for name in ("dead-too", "b", "c"))], 1, Azure({}))
+    pool = running.pools[0]
+    for name in "bc":
+        while permit := pool.admit(pool.by_name[name], "voice_live", agent_id="elena"):
+            pool.refused(permit, TransientError("down"))
+    await running.resume("1", 0, "dead")
+    return running
+
+
+def test_talk_asks_what_rests_beside_silence() -> None:
+    running = run_in_virtual_time(others_rest())
+    assert running.closed == []
+    assert running.found["1"] < 2
 
 
 async def later_than_the_hold() -> tuple[Fleet, float]:

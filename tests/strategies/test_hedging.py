@@ -1,7 +1,6 @@
 """Hedged mints at several resources: who is asked beside whom, who is blamed, and how often."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +19,6 @@ from strategies.resources import Resource, Wanted
 from tests.strategies.clock import Clock
 from tests.strategies.fakes import SPEC
 from tests.strategies.test_pool import A, B, C
-from tests.support.machine import retry_if_host_busy
 
 GRANT = EphemeralGrant(
     strategy="fake", token=SecretStr("ek_x"), expires_at=None, expires_in_s=60, received_at_s=0,  # type: ignore[arg-type]  # not looked at
@@ -29,6 +27,11 @@ GRANT = EphemeralGrant(
 WANTED = Wanted(session_id="s", agent_id="elena")
 
 Behaviour = Callable[[], Awaitable[Grant]]
+
+
+def now_s() -> float:
+    """The loop's virtual time."""
+    return asyncio.get_running_loop().time()
 
 
 @dataclass
@@ -94,7 +97,7 @@ class Setup:
     chain: Chain = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pool = Pool(self.resources, policy=BreakerPolicy(failures=5, open_s=60))
+        self.pool = Pool(self.resources, policy=BreakerPolicy(failures=5, open_s=60), clock=now_s)
         links: list[Link | WebSocketProxy] = [
             Link(each, Fake(self.azure, each, name)) for name in self.strategies for each in self.resources
         ]
@@ -102,12 +105,12 @@ class Setup:
             self.pool,
             [*links, WebSocketProxy()],
             policy=RetryPolicy(attempts=1, attempt_timeout_s=60),
-            hedger=Hedger(self.pool, after_ms=self.after_ms),
+            hedger=Hedger(self.pool, after_ms=self.after_ms, clock=now_s),
             on_attempt=self.told.append,
         )
 
     async def mint(self, budget_s: float = 20, wanted: Wanted = WANTED) -> ChainResult:
-        return await self.chain.mint(spec, deadline_s=time.monotonic() + budget_s, wanted=wanted)
+        return await self.chain.mint(spec, deadline_s=now_s() + budget_s, wanted=wanted)
 
 
 def outcomes(result: ChainResult) -> list[str]:
@@ -196,7 +199,6 @@ async def test_all_are_asked_before_the_proxy() -> None:
     assert sorted(setup.azure.asked) == sorted(every)
 
 
-@retry_if_host_busy(tries=3)
 async def test_only_permitted_are_hedged() -> None:
     setup = Setup(Azure({"a.ga": hangs, "a.unified": hangs}))
     result = await setup.mint(budget_s=0.2, wanted=replace(WANTED, resources=("a",)))
@@ -212,7 +214,7 @@ async def test_spec_is_the_resources_own() -> None:
         return SPEC
 
     setup = Setup(Azure({"a.ga": hangs}))
-    await setup.chain.mint(supply, deadline_s=time.monotonic() + 20, wanted=WANTED)
+    await setup.chain.mint(supply, deadline_s=now_s() + 20, wanted=WANTED)
     assert seen == ["a", "b"]
 
 
@@ -224,7 +226,7 @@ async def test_own_slowness_is_not_hedged() -> None:
         await made.wait()
         return SPEC
 
-    asking = asyncio.create_task(setup.chain.mint(supply, deadline_s=time.monotonic() + 20, wanted=WANTED))
+    asking = asyncio.create_task(setup.chain.mint(supply, deadline_s=now_s() + 20, wanted=WANTED))
     done, _ = await asyncio.wait([asking], timeout=0.05)  # ten delays
     assert not done
     made.set()
@@ -333,8 +335,8 @@ async def test_late_handshake_is_closed() -> None:
     async def prompt() -> str:
         return "socket of b"
 
-    pool = Pool([A, B])
-    hedger, contest = Hedger(pool, after_ms=5), Handshakes(pool, {"a": stubborn, "b": prompt})
+    pool = Pool([A, B], clock=now_s)
+    hedger, contest = Hedger(pool, after_ms=5, clock=now_s), Handshakes(pool, {"a": stubborn, "b": prompt})
     assert await hedger.race(contest, is_handshake=True) == "socket of b"
     assert contest.closed == []
     release.set()
@@ -347,8 +349,8 @@ async def test_handshake_is_no_success() -> None:
     async def prompt() -> str:
         return "socket"
 
-    pool = Pool([A, B])
-    await Hedger(pool, after_ms=None).race(Handshakes(pool, {"a": prompt}), is_handshake=True)
+    pool = Pool([A, B], clock=now_s)
+    await Hedger(pool, after_ms=None, clock=now_s).race(Handshakes(pool, {"a": prompt}), is_handshake=True)
     status = pool.breaker("a", "voice_live").snapshot()
     assert (status.attempts, status.last_outcome) == (1, "connected")
 
@@ -400,7 +402,6 @@ def test_a_tenth_is_hedged_but_always_five(requests: int, hedges: int) -> None:
     assert budget.has_left
 
 
-@retry_if_host_busy(tries=3)
 async def test_hedges_end_with_their_budget() -> None:
     setup = Setup(Azure({"a.ga": hangs}), strategies=("ga",))
     first = []

@@ -237,7 +237,7 @@ class CallListener(SidebandListener):
         super()._tell_call(tool)
 
     def _refuse(self, refusal: Refuse) -> None:
-        """Tells the page of an answer that does not come. Of what it sends itself the broker drops nothing."""
+        """Tells the page of an answer that does not come, and of an output of its own that was taken out."""
         self._page.tell("broker.error", code=refusal.code, message=refusal.message, retryable=refusal.retryable)
 
     async def _open(self) -> None:

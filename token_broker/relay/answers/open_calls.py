@@ -5,11 +5,12 @@ that Azure makes itself at an MCP server.
 """
 
 import math
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from token_broker.relay.answers.actions import Action, Run, Send, Tell, Tool
+from token_broker.relay.answers.actions import Action, Refuse, Run, Send, Tell, Tool
 from token_broker.security.limits import BoundedDict
 
 __all__ = ["OUTPUT_ID", "CallBatch", "OpenCalls"]
@@ -30,6 +31,7 @@ _TOO_MANY = f"This call was not made: one answer may make at most {_CALLS_AT_MOS
 _TOOLS_OFF = "This call was not made: no tool may be used in this answer."
 _NO_ANSWER = "The user's device did not answer this call in time."
 _UNKNOWN = "There is no tool of this name. The tools are: {names}."
+_TAKEN_OUT = "this call has its output from somebody else, or too late: yours was taken out of the conversation"
 
 
 @dataclass(slots=True)
@@ -87,6 +89,9 @@ class OpenCalls:
 
     `listens`: the client talks to Azure directly. Then the model is asked to go on only where the broker, or Azure
     itself, has done something, unless the broker `leads`: then it asks for that client too.
+
+    `page_writes`: the client can write into the conversation past the broker, as every one that talks to Azure directly
+    can. An output of its own to a call that is not its own, or that has one, is taken out: each call has one.
     """
 
     def __init__(
@@ -95,14 +100,18 @@ class OpenCalls:
         *,
         listens: bool = False,
         leads: Callable[[], bool] = lambda: False,
+        page_writes: bool = False,
     ) -> None:
         self._azure_session = azure_session
         self._listens = listens
+        self._page_writes = page_writes or listens
         self._leads = leads
         self._here = False
         self._batches: dict[str, CallBatch] = {}
         self._told = BoundedDict[str, None](_SEEN)  # keys whose outputs Azure has told of
         self._seen = BoundedDict[tuple[str, str], bool](_SEEN)  # calls by session and id: whether they are the client's
+        self._outputs = BoundedDict[tuple[str, str], str](_SEEN)  # the item of a call's one output, where pages write
+        self._taken_out = BoundedDict[str, None](_SEEN)  # items of other outputs
         self._names = BoundedDict[str, str](_SEEN)  # of calls under way, by item
         self._faults = BoundedDict[str, str](_SEEN)  # why calls are not made, by id
 
@@ -302,12 +311,7 @@ class OpenCalls:
             return []
         kind = item.get("type")
         if kind == "function_call_output":
-            key = str(item.get("call_id"))
-            told = self.answered_by_client(key, now_s) if self._listens else None
-            if any(key in batch.open for batch in self):
-                return []  # a page wrote it: the broker's own output is yet to come
-            self._told[key] = None
-            return [] if told is None else [told]
+            return self._note_output(str(item.get("call_id")), item.get("id"), now_s)
         if kind == "mcp_approval_response":
             self._told[key := str(item.get("approval_request_id"))] = None
             if self._listens:
@@ -363,6 +367,24 @@ class OpenCalls:
 
     # --- parts of the above
 
+    def _note_output(self, key: str, item_id: object, now_s: float) -> list[Action]:
+        """The conversation has an output of the call `key`. Azure may tell of each twice."""
+        told = self.answered_by_client(key, now_s) if self._page_writes else None
+        identity = (self._azure_session(), key)
+        if self._page_writes and isinstance(item_id, str) and identity in self._seen:
+            if self._seen[identity]:  # the first one of the client's
+                self._outputs.setdefault(identity, item_id)
+            if self._outputs.get(identity) != item_id:
+                if item_id in self._taken_out:
+                    return []
+                self._taken_out[item_id] = None
+                delete = {"type": "conversation.item.delete", "event_id": f"{OUTPUT_ID}taken_out", "item_id": item_id}
+                return [Send(delete), Refuse("call_answered", _TAKEN_OUT)]
+        if any(key in batch.open for batch in self):
+            return []  # a page wrote it: the broker's own output is yet to come
+        self._told[key] = None
+        return [] if told is None else [told]
+
     def _batch(self, response_id: str, *, silent: bool) -> CallBatch:
         if (batch := self._batches.get(response_id)) is None:
             batch = self._batches[response_id] = CallBatch(response_id, silent)
@@ -373,7 +395,11 @@ class OpenCalls:
         if not self._here:
             return []
         batch.answer(call.key)
-        return [_item("function_call_output", call.key, {"call_id": call.key, "output": call.output or ""})]
+        fields = {"call_id": call.key, "output": call.output or ""}
+        if self._page_writes:  # an id that the page can't take before
+            fields = {"id": f"broker{secrets.token_hex(12)}", **fields}
+            self._outputs[self._azure_session(), call.key] = fields["id"]
+        return [_item("function_call_output", call.key, fields)]
 
     def _begin_mcp(self, item: Event, batch: CallBatch, now_s: float) -> None:
         key, approval = str(item.get("id")), str(item.get("approval_request_id"))

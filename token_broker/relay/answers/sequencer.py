@@ -127,6 +127,7 @@ class AnswerSequencer:
     `holds`: the user's audio is not committed, and no turn detection commits it. `plays_until_s`: until then an answer
     may still be heard. `listens`: the client talks to Azure directly, over WebRTC, and asks itself for an answer to its
     own outputs; unless the broker `leads`, since such a client has heard that it does: then it sends items alone.
+    `page_writes`: the client can write to Azure past the broker, which asks for all answers.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class AnswerSequencer:
         plays_until_s: Callable[[], float] = lambda: 0.0,
         listens: bool = False,
         leads: Callable[[], bool] = lambda: False,
+        page_writes: bool = False,
     ) -> None:
         self._facts = facts
         self._holds = holds
@@ -145,7 +147,7 @@ class AnswerSequencer:
         self._listens = listens
         self._leads = leads
         self._tools = tools
-        self.calls = OpenCalls(lambda: facts.session_id, listens=listens, leads=leads)
+        self.calls = OpenCalls(lambda: facts.session_id, listens=listens, leads=leads, page_writes=page_writes)
         self._here = False
         self._moved = False
         self._dialect: Dialect = "ga"

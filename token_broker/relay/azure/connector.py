@@ -7,7 +7,7 @@ the strategies' chain. A redirect is never followed: it would send the credentia
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -165,25 +165,32 @@ class UpstreamConnector:
         its dialect, and with it its voice, is tried at every resource before another one. `on_refused` is told each
         resource that does not take the agent's settings; it comes last next time.
         """
-        candidates: list[_Candidate] = []
-        for resource in self.pool.order(wanted):
-            own = self.agents_routes.get((wanted.agent_id, resource.name))
-            routes = [
-                route
-                for route in (self.routes[resource.name] if own is None else (own,))
-                if only is None or route.name == only
-            ]
-            if prefer is not None:
-                routes.sort(key=lambda route: route.dialect != prefer)
-            candidates += [(resource, route) for route in routes]
-        if after is not None:
-            candidates.sort(key=lambda pair: pair[1].dialect != after.route.dialect)
-        began_s = self._hedger.clock()
+
+        def ways(resources: Iterable[Resource]) -> list[_Candidate]:
+            found: list[_Candidate] = []
+            for resource in resources:
+                own = self.agents_routes.get((wanted.agent_id, resource.name))
+                routes = [
+                    route
+                    for route in (self.routes[resource.name] if own is None else (own,))
+                    if only is None or route.name == only
+                ]
+                if prefer is not None:
+                    routes.sort(key=lambda route: route.dialect != prefer)
+                found += [(resource, route) for route in routes]
+            if after is not None:
+                found.sort(key=lambda pair: pair[1].dialect != after.route.dialect)
+            return found
+
+        candidates, began_s = ways(self.pool.order(wanted)), self._hedger.clock()
         candidates.sort(key=lambda pair: self._unfit.get((pair[0].name, pair[1].name, wanted.agent_id), 0.0) > began_s)
         attempt = partial(self._attempt_for, wanted.agent_id, on_refused, supply=supply, model=wanted.model)
         deadline_s = began_s + self._timeout_s
         contest = _Handshakes(self.pool, wanted, candidates, attempt, deadline_s=deadline_s, clock=self._hedger.clock)
-        upstream = await self._hedger.race(contest, is_handshake=True)
+        if wanted.running:
+            contest.beside_silence = ways(self.pool.left_out(wanted))
+        # Somebody waits in the middle of a talk, and a resource has just failed it.
+        upstream = await self._hedger.race(contest, is_handshake=True, always=wanted.running)
         if upstream is not None and contest.winner is not None:
             health = ConnectionHealth(self.pool, contest.winner, upstream.socket, expires_s=upstream.expires_s)
             return replace(upstream, health=health)
@@ -345,6 +352,7 @@ class _Handshakes:
         clock: Callable[[], float],
     ) -> None:
         self.ending: Ending | None = None  # for the client, where nothing was connected
+        self.beside_silence: list[_Candidate] = []  # what rests: asked where all that is asked is silent
         self.winner: PoolPermit | None = None
         self._pool = pool
         self._wanted = wanted
@@ -366,6 +374,9 @@ class _Handshakes:
             self._pool.ease(self._wanted, list(dict.fromkeys(route.name for _, route in refused)))
             self._left, refused = refused, []
             self._early = len(self._pool.resources) > 1
+            call = self._next_admitted(busy, refused)
+        if call is None and busy and self.beside_silence:
+            self._left, self.beside_silence, self._early = self.beside_silence, [], True
             call = self._next_admitted(busy, refused)
         if refused and self.ending is None:
             self.ending = Ending(UPSTREAM_FAILED, "Azure failed a moment ago: ask for a new plan in a moment")

@@ -126,6 +126,7 @@ class MediaTalk(SocketTalk):
                 self._calls.tools,
                 facts=self._facts,
                 holds=lambda: self._goodbye.holds(keys_of(self._answers.sequencer.calls)),
+                page_writes=True,
             ),
             AnswerHooks(tell=self._tell_call, refuse=self._tell_refusal, run=self._calls.run, start=self._start),
         )

@@ -104,7 +104,10 @@ class SessionSearch:
 
     def _others(self) -> tuple[str, ...]:
         """The resources to ask first: not those that failed this talk a moment ago. None where there is no choice."""
-        now_s = self._loop.time()
-        names = [each.name for each in self._pool.order(self._wanted())]
-        fit = tuple(name for name in names if self._unfit.get(name, now_s) <= now_s)
-        return fit if len(fit) < len(names) else ()
+        now_s, wanted = self._loop.time(), self._wanted()
+        names = [each.name for each in self._pool.order(wanted)]
+        fit = [name for name in names if self._unfit.get(name, now_s) <= now_s]
+        if not fit or len(fit) == len(names):
+            return ()
+        # Those that rest for faults stay permitted: they are asked where all others are silent.
+        return (*fit, *(each.name for each in self._pool.left_out(wanted)))
