@@ -42,8 +42,11 @@ class FakeTalk:
     sockets: set[web.WebSocketResponse] = field(default_factory=set)
     joins: int = 0
     joined_s: float | None = None
+    left_s: float | None = None  # when the latest listener left
+    heard_until_s: float | None = None  # of one that has ended
     heard: int = 0
     unheard: int = 0
+    notes: list[tuple[float, str]] = field(default_factory=lambda: [(time.time(), "made")])  # since 1970
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -54,9 +57,14 @@ class FakeTalk:
         """The call is over, and its sidebands close."""
         if self.ended_s is None:
             self.ended_s = time.monotonic()
+            self.heard_until_s = self.ended_s if self.sockets else self.left_s
+            self.note("ended")
             self.over.set()
             if self.answers is not None:
                 self.answers.cancel()
+
+    def note(self, what: str) -> None:
+        self.notes.append((time.time(), what))
 
     async def tell(self, *events: dict[str, Any]) -> bool:
         """Whether anybody was told."""
@@ -107,6 +115,7 @@ class FakeAzure:
         talk = self.talks.get(request.match_info["call"])
         if talk is None or not talk.lives:
             return web.Response(status=404)
+        talk.note("hung up")
         talk.end()
         return web.Response()
 
@@ -128,6 +137,7 @@ class FakeAzure:
         talk.sockets.add(socket)
         talk.joins += 1
         talk.joined_s = talk.joined_s or time.monotonic()
+        talk.note("joined")
         over = asyncio.create_task(talk.over.wait())
         try:
             while not over.done():
@@ -149,6 +159,8 @@ class FakeAzure:
         finally:
             over.cancel()
             talk.sockets.discard(socket)
+            talk.left_s = time.monotonic()
+            talk.note("left")
             if name is None:
                 talk.end()
             with contextlib.suppress(ConnectionError, RuntimeError):

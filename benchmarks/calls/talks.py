@@ -24,13 +24,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from pydantic import SecretStr
+from sqlalchemy import Connection, select
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 from websockets.typing import Subprotocol
@@ -40,6 +43,7 @@ from benchmarks.calls.stage import FakeTalk, Stage, call_stage
 from tests.support.broker import BrokerProcess
 from tests.support.offers import OFFER
 from token_broker.memory.drivers.connect import connect as open_database
+from token_broker.memory.store.tables import calls, usage
 from token_broker.usage.rows import sum_usage
 
 TRANSPORTS = ("webrtc_relay", "webrtc", "websocket_proxy", "compat_call", "compat_socket")
@@ -50,7 +54,13 @@ LIMIT_S = 10  # the least that a request may ask for
 BUDGET_TOKENS = 12_000
 LEASH_S = 10.0
 OFF_S = 2.0
+UNWRITTEN_S = 15.0
+CONFIRMED_S = 4.0  # a broker that is killed may not know yet that Azure has ended a call
+RENEWED_S = 1.5  # a killed broker's lease was renewed so long before
 SHOWN = 20
+SILENCES = frozenset({"call_leases_unrenewed", "usage_unwritten", "budgets_unsettled"})
+ABOUT = ("event", "reason", "why", "outcome", "epoch", "left_s", "calls", "do")
+T = TypeVar("T")
 _ANSWER = re.compile(r"resp_(ws_\d+)_")
 DIRECT = "/openai/v1/realtime/calls"
 
@@ -73,11 +83,11 @@ class Talks:
         self.stage = stage
         self.talked: list[Talked] = []
         self.failed: Counter[str] = Counter()
-        self.killed: list[BrokerProcess] = []
+        self.killed_s: dict[str, float] = {}  # when, in seconds since 1970, by a broker's address
         self._number = 0
 
     def broker(self) -> BrokerProcess:
-        return random.choice([each for each in self.stage.replicas.running if each not in self.killed])
+        return random.choice([each for each in self.stage.replicas.running if each.base_url not in self.killed_s])
 
     async def run(self) -> None:
         """One talk, from its plan to its end."""
@@ -186,7 +196,7 @@ class Talks:
         """Kills a broker, and starts another in its place."""
         dying = self.broker()
         await self.stage.replicas.start()
-        self.killed.append(dying)
+        self.killed_s[dying.base_url] = time.time()
         dying.process.send_signal(signal.SIGKILL)
         await dying.process.wait()
 
@@ -198,58 +208,70 @@ class Talks:
         await asyncio.sleep(16)  # what is written every 15 s
         places = 0.0
         for broker in self.stage.replicas.running:
-            if broker not in self.killed:
+            if broker.base_url not in self.killed_s:
                 text = (await self.stage.client.get(f"{broker.base_url}/metrics")).text
                 line = next(line for line in text.splitlines() if line.startswith("token_broker_open_talks "))
                 places += float(line.split()[1])
         rows = await self._ledger()
-        missing = [each for each in self.talked if each.session_id not in rows]
-        wrong: Counter[str] = Counter()
         excepted: Counter[str] = Counter()
-        unknown = late = 0
-        shown: list[str] = []
+        off: list[tuple[Talked, str]] = []
         for each in self.talked:
-            row = rows.get(each.session_id)
-            if row is None or not row["seen"]:
-                continue
-            tokens = (row["input_tokens"] or 0) + (row["output_tokens"] or 0)
-            lasted_s = (each.azure.ended_s or time.monotonic()) - (each.azure.joined_s or each.azure.made_s)
-            was_killed = each.broker in self.killed
-            if tokens != each.azure.heard:
-                is_said = was_killed and not row["complete"]
-                excepted[each.transport] += is_said
-                wrong[each.transport] += not is_said
-            off_s = abs((row["live_ms"] or 0) / 1000 - lasted_s)
-            if off_s > OFF_S and not row["complete"] and each.end == "killed_tab":
-                unknown += 1  # it ended while its broker was dead, and nobody but Azure knows when
-            elif off_s > OFF_S and not (was_killed and each.transport in SOCKETS):
-                late += 1
-                has_s = (row["live_ms"] or 0) / 1000
-                about = f"{each.transport}, {each.end}, ended {row['ended']}, {'killed' if was_killed else 'alive'}"
-                shown.append(f"{has_s:.1f} s instead of {lasted_s:.1f} s: {about}")
+            for what, fault in self._compared(each, rows.get(each.session_id)):
+                excepted[what] += not fault
+                off += [(each, fault)] if fault else []
         ends = Counter(row["ended"] for row in rows.values())
-        unseen = sum(not row["seen"] for row in rows.values())
         print(f"{len(self.talked)} talks went live ({dict(Counter(each.transport for each in self.talked))}),")
-        print(f"  {sum(self.failed.values())} did not ({dict(self.failed)}); {len(self.killed)} brokers were killed")
-        print(f"ledger: {len(rows)} talks, {len(missing)} missing, {unseen} unseen, ends {dict(ends)}")
-        print(f"tokens: {sum(wrong.values())} wrong {dict(+wrong)}, incomplete after a kill {dict(+excepted)}")
-        print(
-            f"seconds: {late} talks over {OFF_S:.0f} s off, {unknown} incomplete that ended while their broker was dead"
-        )
-        print(*(f"  {each}" for each in shown[:SHOWN]), sep="\n", end="\n" if shown else "")
+        print(f"  {sum(self.failed.values())} did not ({dict(self.failed)}); {len(self.killed_s)} brokers were killed")
+        print(f"ledger: {len(rows)} talks, ends {dict(ends)}")
+        print(f"  {len(off)} faults; incomplete after a kill, and said to be: {dict(+excepted)}")
+        stored = await self._stored()
+        off += [(each, "alive") for each in self.talked if each.azure.lives]
+        for broker in self.stage.replicas.running if off else ():
+            warnings = Counter(entry["event"] for entry in entries_of(broker) if entry["level"] != "info")
+            print(f"  {broker.base_url} warned of {dict(warnings)}")
+        for each, why in off[:SHOWN]:
+            print(f"  {each.transport}, {each.end}: {why}")
+            self._tell(each, stored.get(each.session_id, []))
         print(f"places taken at the end: {places:.0f}; calls alive {LEASH_S:.0f} s after the last leash: {alive},")
-        print(f"  and {unanswered} whose client never had its answer")
-        return len(missing) + sum(wrong.values()) + late + int(places) + alive
+        print(f"  and {unanswered} that no client could connect to: it never had the answer")
+        return len(off) + int(places)
+
+    def _compared(self, talked: Talked, row: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+        """What the ledger has otherwise than Azure, and the fault; no fault where nobody but Azure can know it."""
+        if row is None or (row["live_ms"] is None and talked.azure.joined_s is not None):
+            yield "row", "missing" if row is None else "unseen"
+            return
+        azure, is_said = talked.azure, talked.broker.base_url in self.killed_s and not row["complete"]
+        tokens = (row["input_tokens"] or 0) + (row["output_tokens"] or 0)
+        if tokens != azure.heard:
+            yield "tokens", "" if is_said and tokens < azure.heard else f"{tokens} tokens instead of {azure.heard}"
+        began_s, ended_s = azure.joined_s or azure.made_s, azure.ended_s or time.monotonic()
+        least_s = azure.heard_until_s or ended_s
+        if talked.transport in SOCKETS:
+            least_s -= UNWRITTEN_S  # its process writes every 15 s, and it dies with that
+        most_s = ended_s + (CONFIRMED_S if talked.end == "killed_tab" and talked.transport not in SOCKETS else 0)
+        has_s = (row["live_ms"] or 0) / 1000
+        if abs(has_s - (ended_s - began_s)) > OFF_S:
+            is_within = least_s - began_s - RENEWED_S - OFF_S <= has_s <= most_s - began_s + OFF_S
+            fault = f"{has_s:.1f} s instead of {ended_s - began_s:.1f} s, ended {row['ended']}"
+            yield "seconds", "" if is_said and is_within else fault
+
+    def _tell(self, talked: Talked, stored: list[tuple[float, str]]) -> None:
+        """Prints what is known of one talk in the order of time: by Azure, the store, the brokers' logs."""
+        told = [(at_s, f"Azure: {what}") for at_s, what in talked.azure.notes] + stored
+        told += [(at_s, f"killed: {address}") for address, at_s in self.killed_s.items()]
+        for broker in self.stage.replicas.running:
+            for entry in entries_of(broker):
+                if entry.get("session_id") == talked.session_id or entry["event"] in SILENCES:
+                    at_s = datetime.fromisoformat(entry["timestamp"]).timestamp()
+                    about = {name: value for name, value in entry.items() if name in ABOUT}
+                    told.append((at_s, f"{broker.base_url}: {about}"))
+        for at_s, what in sorted(told):
+            print(f"    {at_s - talked.azure.notes[0][0]:7.2f} {what}")
 
     async def _ledger(self) -> dict[str, dict[str, Any]]:
-        database = open_database(SecretStr(self.stage.database_url), timeout_s=30, patience_s=30)
-        await database.open()
-        try:
-            found = await database.read(sum_usage, pool="bulk")
-        finally:
-            await database.close()
         rows: dict[str, dict[str, Any]] = {}
-        for row in found:
+        for row in await self._read(partial(sum_usage)):
             whole = rows.setdefault(row["session_id"], dict(row))
             if whole is not row and whole != row:
                 for name in ("input_tokens", "output_tokens", "live_ms"):
@@ -257,6 +279,40 @@ class Talks:
                 whole["complete"] = min(whole["complete"], row["complete"])
                 whole["ended"] = whole["ended"] or row["ended"]
         return rows
+
+    async def _stored(self) -> dict[str, list[tuple[float, str]]]:
+        """Rows by session, each by the time of its last writing."""
+
+        def read(connection: Connection) -> list[tuple[str, int, str]]:
+            parts = connection.execute(select(usage)).mappings()
+            shown = ("part", "seen", "complete", "ended", "live_ms", "input_tokens", "output_tokens", "started_at_us")
+            found = [
+                (row["session_id"], row["updated_at_us"], f"usage: { {name: row[name] for name in shown} }")
+                for row in parts
+            ]
+            of_call = ("holder", "state", "ending", "lease_epoch", "created_at_us", "over_at_us")
+            for row in connection.execute(select(calls)).mappings():
+                about = f"call: { {name: row[name] for name in of_call} }"
+                found.append((row["session_id"], row["lease_until_us"], about))
+            return found
+
+        stored: dict[str, list[tuple[float, str]]] = {}
+        for session_id, at_us, what in await self._read(read):
+            stored.setdefault(session_id, []).append((at_us / 1_000_000, what))
+        return stored
+
+    async def _read(self, work: Callable[[Connection], list[T]]) -> list[T]:
+        database = open_database(SecretStr(self.stage.database_url), timeout_s=30, patience_s=30)
+        await database.open()
+        try:
+            return await database.read(work, pool="bulk")
+        finally:
+            await database.close()
+
+
+def entries_of(broker: BrokerProcess) -> list[dict[str, Any]]:
+    """Its log; what is no JSON is left out."""
+    return [json.loads(line) for line in broker.log.splitlines() if line.startswith("{")]
 
 
 def azure_name(token: str) -> str:

@@ -364,7 +364,7 @@ async def test_taken_call_that_is_to_end_has_its_row(state: int, went_on: bool, 
         owner = Owner(uuid7(), "anonymous", 1, talk_id=uuid7())
         row = CallRow(key="key", owner=owner, agent_id="elena", limit_key="anonymous", lasts_s=600, **name)
         wanted = ended if state == DELIVERED else None
-        about = {"age_s": 20.0, "unheard_s": 8.0, "lost_s": 6.0}
+        about: dict[str, Any] = {"age_s": 20.0, "unheard_s": 8.0, "lost_s": 6.0}
         running.calls.taken(TakenCall(row, state, 1, wanted, was_heard=True, **about))
 
         async def is_closed() -> bool:
@@ -375,6 +375,39 @@ async def test_taken_call_that_is_to_end_has_its_row(state: int, went_on: bool, 
         values = ledger._closed[0].values(ledger._closed[0].rows[0])
         assert (values["live_ms"], values["ended"], values["complete"]) == (seconds * 1000, ended, False)
         assert len(ends) == 1
+
+
+@pytest.mark.parametrize(("ends", "answers"), [(True, ["Good evening."]), (False, [])])
+async def test_answer_while_the_call_moves_is_kept_whole(
+    ends: bool, answers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its new holder may be joining yet. What is not finished by then that one hears, so no half of it is kept here."""
+    monkeypatch.setattr("token_broker.calls.listener._LAST_EVENTS_S", 300 if ends else 0.05)
+
+    async def script(talk: AzureTalk) -> None:
+        await talk.hear("item_1", "Hello?")
+        await talk.send({"type": "response.created", "response": {"id": "resp_1"}})
+        about = {"response_id": "resp_1", "item_id": "item_a", "content_index": 0, "delta": "Good"}
+        await talk.send({"type": "response.output_audio_transcript.delta", **about})
+        await running.ingest.reach(1)
+        hands.move(10)
+        running.calls.lost((azure.url, "rtc_1"))
+        hands.move(10)
+        if ends:
+            await talk.say("item_a", "Good evening.", response_id="resp_1")
+            await running.ingest.reach(2)
+        else:
+            await talk.connection.wait_closed()
+
+    hands = Hands()
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        ledger = ledger_of(running, hands)
+        listen(running, azure)
+        await running.quiet()
+        assert [content for role, content in running.ingest.said if role == "assistant"] == answers
+        (usage,) = ledger._closed
+        row = usage.values(usage.rows[0])
+        assert (row["ended"], row["live_ms"], row["responses"]) == ("moved", 10_000, len(answers))
 
 
 async def test_call_that_is_lost_and_taken_again_is_heard_on() -> None:
@@ -405,10 +438,51 @@ async def test_call_that_is_lost_and_taken_again_is_heard_on() -> None:
         assert counted == [("moved", 10_000_000), ("lost", 5_000_000)]
 
 
+@pytest.mark.parametrize(("went_on", "seconds"), [(True, 30), (False, 10)])
+async def test_taken_call_counts_from_its_answer(went_on: bool, seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its holder was killed before it had written anything. Azure's 404 says that nobody had connected so far."""
+    monkeypatch.setattr("token_broker.calls.listener._PAUSES_S", (0.01,))
+
+    def refuse(request: Request) -> Response | None:
+        return None if went_on or len(azure.handshakes) > 1 else no_such_call(request)
+
+    async def script(talk: AzureTalk) -> None:
+        await talk.hear("item_1", "Hello?")
+        await talk.connection.wait_closed()
+
+    hands = Hands()
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        azure.refuse = refuse
+        ledger = ledger_of(running, hands)
+        about = {"endpoint": azure.url, "call_id": "rtc_1", "resource": "default", "transport": "webrtc_relay"}
+        owner = Owner(uuid7(), "anonymous", 1, talk_id=uuid7())
+        row = CallRow(key="key", owner=owner, agent_id="elena", limit_key="anonymous", lasts_s=600, **about)
+        running.calls.taken(TakenCall(row, DELIVERED, 1, None, age_s=20.0, lost_s=6.0))
+        await running.ingest.reach(1)
+        hands.move(10)
+        running.limits.end("rtc_1")
+        await running.quiet()
+        values = ledger._closed[0].values(ledger._closed[0].rows[0])
+        assert values["live_ms"] >= seconds * 1000 if went_on else values["live_ms"] == seconds * 1000
+        assert values["complete"] is not went_on
+
+
+async def test_taken_call_that_is_counted_is_hung_up_alone() -> None:
+    """Its holder hung it up, closed its rows, and died before it noted that the call is over."""
+    async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
+        ledger, ends = ledger_of(running, Hands()), ends_of(running)
+        about = {"endpoint": azure.url, "call_id": "rtc_1", "resource": "default", "transport": "webrtc_relay"}
+        owner = Owner(uuid7(), "anonymous", 1, talk_id=uuid7())
+        row = CallRow(key="key", owner=owner, agent_id="elena", limit_key="anonymous", lasts_s=600, **about)
+        running.calls.taken(TakenCall(row, DELIVERED, 1, "budget", is_counted=True))
+        await running.quiet()
+        assert (ends, list(ledger._closed), azure.handshakes) == ([BUDGET_USED.reason], [], [])
+
+
 async def test_undelivered_call_is_hung_up_unheard() -> None:
     """Its replica died between Azure's headers and its client's answer."""
     async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
-        ends = ends_of(running)
+        ledger, ends = ledger_of(running, Hands()), ends_of(running)
         about = {"endpoint": azure.url, "call_id": "rtc_1", "resource": "default", "transport": "webrtc_relay"}
         owner = Owner(uuid7(), "anonymous", 1)
         row = CallRow(key="key", owner=owner, agent_id="elena", limit_key="anonymous", lasts_s=600, **about)
@@ -416,6 +490,9 @@ async def test_undelivered_call_is_hung_up_unheard() -> None:
         assert ends == ["its client never had its answer"]
         await running.quiet()
         assert azure.handshakes == []
+        (usage,) = ledger._closed
+        values = usage.values(usage.rows[0])
+        assert (values["seen"], values["live_ms"], values["ended"]) == (False, None, "lost")
 
 
 async def test_answer_counts_once_and_outside_the_conversation_too() -> None:

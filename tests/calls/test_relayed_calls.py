@@ -20,6 +20,7 @@ from tests.support.offers import OFFER
 from tests.support.waiting import eventually
 from token_broker.api.offers import PlacedCall
 from token_broker.calls.running_calls import EndedCalls
+from token_broker.memory.drivers.database import Database
 from token_broker.memory.maintenance import open_maintenance
 from token_broker.security.tokens import Owner, TokenSigner
 from token_broker.sessions.plans import session_spec
@@ -462,6 +463,50 @@ async def test_call_is_known_with_azures_headers(tmp_path: Path) -> None:
         cut.set()
         assert (await offering).status_code == 502
         await settled(browser, azure, "rtc_cut")
+
+
+class HeldDatabase:
+    """A database that writes when it is let."""
+
+    def __init__(self, database: Database, let: asyncio.Event) -> None:
+        self.dialect = database.dialect
+        self.asked = asyncio.Event()
+        self._database, self._let = database, let
+
+    async def write(self, work: Callable[..., object]) -> object:
+        self.asked.set()
+        await self._let.wait()
+        return await self._database.write(work)
+
+
+async def test_answer_waits_for_the_calls_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should the broker die from then on, another one takes the call."""
+    monkeypatch.setattr("token_broker.calls.leases._STORED_S", 300)
+    let = asyncio.Event()
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        relay = browser.state["calls"]
+        leases = relay.calls._leases
+        async with asyncio.timeout(30):
+            await leases.refresh()
+            held = leases._database = HeldDatabase(leases._database, let)
+            session = uuid7()
+            offering = asyncio.create_task(browser.offer(session))
+            await held.asked.wait()
+            assert azure.offers
+            assert not offering.done()
+            let.set()
+            assert (await offering).status_code == 201
+            assert await relay.claims.endpoint_of("rtc_abc", Owner(session, "anonymous", 1)) == azure.url
+
+
+async def test_call_that_is_given_up_before_its_row_is_hung_up(tmp_path: Path) -> None:
+    async def fail(_name: object) -> None:
+        raise RuntimeError
+
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        browser.state["calls"].calls._leases.stored = fail
+        assert (await browser.offer(uuid7())).status_code == 500
+        await settled(browser, azure, "rtc_abc")
 
 
 async def test_answer_waits_for_no_sideband(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import Update, select, update
 
 from tests.support.waiting import eventually
 from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, TakenCall
@@ -17,6 +17,7 @@ from token_broker.memory.store.tables import calls, usage
 from token_broker.memory.store_errors import StoreUnreachableError
 from token_broker.security.tokens import Narrowing, Owner
 from token_broker.usage.ledger import UsageLedger
+from token_broker.usage.talk_usage import MOVED
 
 OWNER = Owner("session-1", "alice", 7, "Alice", "talk-1")
 LEASE_US = 6_000_000
@@ -45,9 +46,13 @@ class Watcher:
     read: list[TakenCall] = field(default_factory=list)
     lasting: list[TakenCall] = field(default_factory=list)
     engaged: set[CallName] = field(default_factory=set)
+    counted: bool = True
 
     def is_engaged(self, name: CallName) -> bool:
         return name in self.engaged
+
+    def is_counted(self, name: CallName) -> bool:
+        return self.counted
 
     def lasts(self, found: TakenCall) -> None:
         self.lasting.append(found)
@@ -258,6 +263,25 @@ async def test_end_is_wanted_at_any_replica(database: Database) -> None:
     assert other.watcher.took == []
 
 
+async def test_call_is_held_until_its_use_is_written(database: Database) -> None:
+    """Its holder may die in between: then another one writes it."""
+    one, other = await two(database)
+    row = call_row()
+    await one.holds(row)
+    one.watcher.counted = False
+    one.leases.over(row.name)
+    for _ in range(3):
+        await age(database, 4)
+        await one.leases.refresh()
+        await other.leases.refresh()
+    assert (await rows(database))["key-1"][:2] == (DELIVERED, "one")
+    assert other.watcher.took == []
+    one.watcher.counted = True
+    await one.leases.refresh()
+    assert (await rows(database))["key-1"][0] == ENDED
+    assert (len(one.leases), one.watcher.lost_calls, one.watcher.wanted) == (0, [], [])
+
+
 async def test_hung_up_elsewhere_counts_until_then(database: Database) -> None:
     """Its holder has died, and notes nothing: who takes the call knows when it was hung up."""
     one, other = await two(database)
@@ -265,13 +289,14 @@ async def test_hung_up_elsewhere_counts_until_then(database: Database) -> None:
     await one.holds(row)
     await age(database, 4)
     other.leases.over(row.name)
+    other.sleep(3)  # the store was slow
     await other.leases.refresh()
     assert (await rows(database))["key-1"] == (DELIVERED, "one", 0, "hung_up")
     await age(database, 8)
     await other.leases.refresh()
     (found,) = other.watcher.took
     assert found.ending == "hung_up"
-    assert 8 <= found.lost_s < 12 <= found.age_s
+    assert 11 <= found.lost_s < 12 <= found.age_s
 
 
 @pytest.mark.parametrize(
@@ -305,6 +330,52 @@ async def test_taker_knows_what_the_dead_replica_heard(
     assert (found.unheard_s is None) is (expected[1] is None)
     assert found.unheard_s is None or 2 <= found.unheard_s < found.lost_s
     assert 10 <= found.lost_s <= found.age_s
+
+
+@pytest.mark.parametrize(
+    ("parts", "wanted", "expected"),
+    [
+        ([None], None, (False, 10.0)),
+        ([None, None], None, (False, 20.0)),  # the second was killed, too
+        ([None, "budget"], "budget", (True, 20.0)),  # it was killed before it noted that the call is over
+        ([None, "lost"], None, (False, 20.0)),  # it went away, and the call may go on
+        ([MOVED], None, (False, 10.0)),
+        ([None, MOVED], None, (False, 20.0)),
+    ],
+)
+async def test_taker_knows_until_when_time_is_written(
+    database: Database, parts: list[str | None], wanted: str | None, expected: tuple[bool, float]
+) -> None:
+    """Of several holders one after another the latest counts: each has written until 10 s after the one before."""
+    one, other = await two(database)
+    await one.holds(row := call_row())
+    began_us = 0
+    for number, end in enumerate(parts, 1):
+        ledger = UsageLedger(database)
+        talk = ledger.open(OWNER, agent_id="elena", transport="compat", dialect="ga", seen=True)
+        talk.went_live("one", "ga", by="rtc_1")
+        await ledger.flush()
+        began_us = began_us or talk.rows[0].started_us
+        its_own = update(usage).where(usage.c.part == talk.part)
+        await change(database, its_own.values(updated_at_us=began_us + number * 10_000_000))
+        if end is not None:
+            talk.end(end, by="rtc_1")
+        if end == MOVED:
+            await ledger.flush()  # which adds no time
+        elif end is not None:
+            await change(database, its_own.values(ended=end))
+    if wanted is not None:
+        assert await one.leases.claim_end(row.name, wanted)
+    await age(database, 10)
+    await change(database, update(usage).values(updated_at_us=usage.c.updated_at_us - 100_000_000))
+    await other.leases.refresh()
+    (found,) = other.watcher.took
+    assert found.unheard_s is not None
+    assert (found.is_counted, round((100 - found.unheard_s) / 10) * 10) == expected
+
+
+async def change(database: Database, statement: Update) -> None:
+    await database.write(lambda connection: connection.execute(statement).rowcount)
 
 
 async def test_older_calls_of_a_talk_are_replaced(database: Database) -> None:
@@ -354,6 +425,33 @@ async def test_call_that_comes_while_leases_are_renewed_stays(database: Database
     one.leases._database = database
     await one.leases.refresh()
     assert one.watcher.lost_calls == []
+
+
+async def test_client_waits_until_its_call_is_stored(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever kills its process from then on leaves a call that another one takes. A silent store holds nobody up."""
+    monkeypatch.setattr("token_broker.calls.leases._STORED_S", 300)
+    store = SilentAtTimes(database)
+    one, _ = await two(database)
+    one.leases._database = store  # type: ignore[assignment]
+    first, second, third = (call_row(number).name for number in (1, 2, 3))
+    async with asyncio.timeout(30):
+        one.leases.made(call_row(1))
+        waiting = asyncio.create_task(one.leases.stored(first))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await one.leases.refresh()
+        await waiting
+        assert (await rows(database))["key-1"][0] == MADE
+        store.is_silent = True
+        one.leases.made(call_row(2))
+        waiting = asyncio.create_task(one.leases.stored(second))
+        await asyncio.sleep(0)
+        with pytest.raises(StoreUnreachableError):
+            await one.leases.refresh()
+        await waiting
+        one.leases.made(call_row(3))
+        await one.leases.stored(third)
+    assert set(await rows(database)) == {"key-1"}
 
 
 async def test_silent_store_leaves_calls_with_their_process(database: Database) -> None:

@@ -96,7 +96,9 @@ def openapi_routes(operations: Sequence[Operation], sockets: Sequence[SocketSpec
             sockets=sockets,
             version=__version__,
             # OpenAPI has no place for WebSockets, and Swagger UI shows no path without operations.
-            description="\n".join((_DESCRIPTION, "", "WebSockets:", "", *map(_line, sockets))),
+            description="\n".join(
+                (_DESCRIPTION, "", "WebSockets:", "", *(f"- `{each.path}`: {each.summary}" for each in sockets))
+            ),
         )
         return to_json(described, indent=1)
 
@@ -114,10 +116,6 @@ def openapi_routes(operations: Sequence[Operation], sockets: Sequence[SocketSpec
         Route("/docs", docs, methods=["GET"]),
         Mount("/docs", GZipMiddleware(page)),
     ]
-
-
-def _line(socket: SocketSpec) -> str:
-    return f"- `{socket.path}`: {socket.summary}"
 
 
 class _PageFiles(StaticFiles):

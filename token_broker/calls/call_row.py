@@ -72,7 +72,8 @@ class TakenCall:
     read_for_s: float = 0.0  # so long a page reads its events at another replica
     age_s: float = 0.0
     was_heard: bool = False  # by its former holder
-    unheard_s: float | None = None  # since its former holder last wrote what was used, of a talk that was heard
+    unheard_s: float | None = None  # for which no time is written, of a talk that was heard
+    is_counted: bool = False  # it is to end, and its former holder has written down what it had used until then
     lost_s: float = 0.0  # since its former holder was last known to hold it, or since it was hung up elsewhere
 
 

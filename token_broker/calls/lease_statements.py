@@ -36,6 +36,8 @@ __all__ = [
 _KEPT_US = 3_600_000_000
 _PRUNED = 100  # at a time
 
+_TalkWay = tuple[str, str]  # a talk, and its transport
+
 
 def insert_calls(
     connection: Connection, rows: Iterable[tuple[CallRow, int, str | None]], holder: str, lease_us: int
@@ -130,8 +132,9 @@ def _take(
     lease = {"holder": holder, "lease_until_us": now_us + lease_us, "lease_epoch": calls.c.lease_epoch + 1}
     connection.execute(update(calls).where(is_one).values({**lease, "engaged_until_us": None}))
     rows = connection.execute(select(calls).where(is_one)).all()
+    alone = _only_calls(connection, rows)
     _close_usage(connection, rows)
-    written_us, alone = _written_us(connection, rows), _only_calls(connection, rows)
+    written_us, ended = _written_usage(connection, rows, alone)
     found = []
     for row in rows:
         heard_us = written_us.get((row.talk_id, row.transport))
@@ -143,6 +146,7 @@ def _take(
                 _found(row, now_us),
                 age_s=max(0, now_us - row.created_at_us) / 1_000_000,
                 was_heard=heard_us is not None and row.talk_id in alone,
+                is_counted=row.ending is not None and (row.talk_id, row.transport) in ended,
                 unheard_s=None if heard_us is None else max(0, now_us - heard_us) / 1_000_000,
                 lost_s=max(0, now_us - held_us) / 1_000_000,
             )
@@ -152,15 +156,18 @@ def _take(
 
 def claim_end(connection: Connection, holder: str, held: HeldCall, ending: str) -> bool:
     """Notes the end that the holder is about to make; False where it holds the call no more."""
-    wanted = func.coalesce(calls.c.ending, ending)
-    return connection.execute(update(calls).where(_is_held(holder, held)).values(ending=wanted)).rowcount == 1
+    key, epoch = held
+    is_mine = and_(calls.c.call_key == key, calls.c.holder == holder, calls.c.lease_epoch == epoch)
+    wanted = update(calls).where(is_mine, calls.c.state < ENDED).values(ending=func.coalesce(calls.c.ending, ending))
+    return connection.execute(wanted).rowcount == 1
 
 
-def want_ends(connection: Connection, wanted: Iterable[tuple[CallName, str]]) -> None:
-    """Notes ends that were made at any replica; whoever holds the call sees that it is over."""
+def want_ends(connection: Connection, wanted: Iterable[tuple[CallName, str, float]]) -> None:
+    """Notes ends that were made so many seconds ago, at any replica; whoever holds the call sees that it is over."""
     now_us = now_us_of(connection)
-    for (endpoint, call_id), ending in wanted:
-        new = {"ending": func.coalesce(calls.c.ending, ending), "over_at_us": func.coalesce(calls.c.over_at_us, now_us)}
+    for (endpoint, call_id), ending, ago_s in wanted:
+        over_at_us = func.coalesce(calls.c.over_at_us, now_us - round(ago_s * 1_000_000))
+        new = {"ending": func.coalesce(calls.c.ending, ending), "over_at_us": over_at_us}
         is_one = and_(calls.c.call_id == call_id, calls.c.endpoint == endpoint, calls.c.state < ENDED)
         connection.execute(update(calls).where(is_one).values(new))
 
@@ -222,12 +229,6 @@ def prune_calls(connection: Connection) -> None:
         connection.execute(delete(calls).where(calls.c.call_key == row.call_key))
 
 
-def _is_held(holder: str, held: HeldCall) -> Any:
-    key, epoch = held
-    is_mine = and_(calls.c.call_key == key, calls.c.holder == holder, calls.c.lease_epoch == epoch)
-    return and_(is_mine, calls.c.state < ENDED)
-
-
 def now_us_of(connection: Connection) -> int:
     """The database's microseconds since 1970."""
     return int(connection.scalar(text(f"SELECT {NOW_US[connection.dialect.name]}")) or 0)
@@ -269,16 +270,23 @@ def _are_of(rows: Sequence[Row[Any]]) -> Any:
     return and_(usage.c.bucket.in_(buckets), usage.c.talk_id.in_({row.talk_id for row in rows}))
 
 
-def _written_us(connection: Connection, rows: Sequence[Row[Any]]) -> dict[tuple[str, str], int]:
-    """When the usage of each talk that was heard was last written by a holder that did not end it.
+def _written_usage(
+    connection: Connection, rows: Sequence[Row[Any]], alone: Collection[str]
+) -> tuple[dict[_TalkWay, int], set[_TalkWay]]:
+    """By talk and transport: until when the time of each that was heard is written, by any of its holders so far.
 
-    By talk and transport.
+    And those whose latest writer has ended them. Of talks that are not `alone` another call may have been ended.
     """
-    whose = (usage.c.talk_id, usage.c.transport)
-    is_open = and_(or_(usage.c.ended.is_(None), usage.c.ended == MOVED), usage.c.seen)
-    written = select(*whose, func.max(usage.c.updated_at_us).label("at_us"))
-    written = written.where(_are_of(rows), is_open).group_by(*whose)
-    return {(row.talk_id, row.transport): row.at_us for row in connection.execute(written)}
+    columns = (usage.c.talk_id, usage.c.transport, usage.c.ended)
+    written = connection.execute(select(*columns, usage.c.updated_at_us).where(_are_of(rows), usage.c.seen))
+    heard_us: dict[_TalkWay, int] = {}
+    ended: set[_TalkWay] = set()
+    for row in sorted(written, key=lambda row: row.updated_at_us):
+        is_end = row.ended not in {None, MOVED}
+        if row.talk_id in alone or not is_end:
+            heard_us[row.talk_id, row.transport] = row.updated_at_us
+            (ended.add if is_end else ended.discard)((row.talk_id, row.transport))
+    return heard_us, ended
 
 
 def _only_calls(connection: Connection, rows: Sequence[Row[Any]]) -> frozenset[str]:

@@ -1,7 +1,8 @@
 """Leases on calls: the replica that listens to a call holds it in the store, and another takes it when it falls silent.
 
-Talks never wait for the store. While it does not answer, a call is held by its process alone, and its row follows. What
-would do harm if another replica held the call by now, a hang-up, is claimed first.
+A client has its answer once the call's row is stored: until then nobody but this process could end the call. While the
+store does not answer, nothing waits for it: a call is held by its process alone, and its row follows. What would do
+harm if another replica held the call by now, a hang-up, is claimed first.
 """
 
 import asyncio
@@ -32,6 +33,7 @@ _TAKEN_AT_ONCE = 500
 _CLAIM_S = 3.0
 _HAND_OVER_S = 10.0
 _LOOK_S = 0.3
+_STORED_S = 1.0  # a store that takes longer counts as silent
 _HUNG_UP = "hung_up"
 
 
@@ -70,6 +72,10 @@ class LeaseWatcher(Protocol):
         """Whether this call of ours has to stay here, since a client of it is here."""
         ...
 
+    def is_counted(self, name: CallName) -> bool:
+        """Whether the ledger has what this call of ours, which is over, has used."""
+        ...
+
 
 @dataclass(slots=True)
 class _LeasedCall:
@@ -80,6 +86,7 @@ class _LeasedCall:
     is_stored: bool = False
     is_told: bool = False  # to the watcher, that an end is wanted
     is_new: bool = False  # its client has its answer, and the store does not know
+    is_over: bool = False  # it is held until what it has used is written, which another replica does if we die
 
 
 @dataclass(slots=True)
@@ -117,9 +124,9 @@ class CallLeases:
         self._lease_s = lease_s
         self._clock = clock
         self._held: dict[CallName, _LeasedCall] = {}
-        self._over: set[CallName] = set()
-        self._wanted: dict[CallName, str] = {}
+        self._wanted: dict[CallName, tuple[str, float]] = {}  # an end, and when it was made
         self._changed = asyncio.Event()
+        self._written = asyncio.Event()  # another one each time
         self._beat: asyncio.Lock = asyncio.Lock()
         self._ticked_s = clock()
         self._asked_s = clock() - _CLAIM_S
@@ -143,6 +150,14 @@ class CallLeases:
         self._held[row.name] = _LeasedCall(row)
         self._changed.set()
 
+    async def stored(self, name: CallName) -> None:
+        """Returns once the store has this call of ours: at once while the store is silent, and after a second."""
+        held = self._held.get(name)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STORED_S):
+                while held is not None and not held.is_stored and self._answers_since_s is not None:
+                    await self._written.wait()
+
     def adopt(self, row: CallRow) -> None:
         """A call that its page set up, and whose answer it has: the store knows that it is ours."""
         self._held[row.name] = _LeasedCall(row, DELIVERED, is_stored=True, is_new=True)
@@ -160,17 +175,17 @@ class CallLeases:
 
     def over(self, name: CallName) -> None:
         """Azure has ended this call. If another replica holds it, that one notes the end, and what it has used."""
-        if self._held.pop(name, None) is None:
+        if (held := self._held.get(name)) is None:
             self.want_end(name, _HUNG_UP)
         else:
-            self._over.add(name)
+            held.is_over = True
             self._changed.set()
 
     def want_end(self, name: CallName, ending: str) -> None:
         """The call is to end, whoever holds it: it was hung up here, and Azure may not have done it yet."""
         if (held := self._held.get(name)) is not None:
             held.ending, held.is_told = held.ending or ending, True
-        self._wanted[name] = ending
+        self._wanted[name] = ending, self._clock()
         self._changed.set()
 
     async def claim_end(self, name: CallName, ending: str) -> bool:
@@ -213,7 +228,7 @@ class CallLeases:
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait((self._running,))
-        if self._held or self._over or self._wanted:
+        if self._held or self._wanted:
             with contextlib.suppress(StoreError, TimeoutError):
                 async with asyncio.timeout(_CLAIM_S):
                     await self.refresh()
@@ -251,6 +266,9 @@ class CallLeases:
             except StoreError:
                 self._answers_since_s = None
                 raise
+            finally:
+                written, self._written = self._written, asyncio.Event()
+                written.set()
             self._ticked_s, self._was_paused = self._clock(), False
             if self._answers_since_s is None:
                 self._answers_since_s = self._ticked_s
@@ -298,7 +316,7 @@ class CallLeases:
         leaving = {
             held.row.key: name
             for name, held in self._held.items()
-            if held.is_stored and held.state == DELIVERED and held.ending is None
+            if held.is_stored and held.state == DELIVERED and held.ending is None and not held.is_over
         }
         if not leaving or not self.others:
             return
@@ -352,8 +370,10 @@ class CallLeases:
         told = [each for each in held if each.is_new]
         keys = [each.row.key for each in held]
         engaged = [each.row.key for each in held if self.watcher is not None and self.watcher.is_engaged(each.row.name)]
-        over, wanted = list(self._over), list(self._wanted.items())
-        if self._is_alone and not (held or over or wanted) and self._looks_at_s > self._clock():
+        counted = (lambda _name: True) if self._leaves or self.watcher is None else self.watcher.is_counted
+        over = [each.row.name for each in held if each.is_over and counted(each.row.name)]
+        wanted = dict(self._wanted)
+        if self._is_alone and not (held or wanted) and self._looks_at_s > self._clock():
             return {}, [], []
         now_s = self._clock()
         may_take = not self._leaves and self.watcher is not None
@@ -366,7 +386,7 @@ class CallLeases:
             if not self._is_alone:
                 others = beat(connection, self._holder)[0] - 1
             insert_calls(connection, new, self._holder, lease_us)
-            want_ends(connection, wanted)
+            want_ends(connection, [(name, end, now_s - at_s) for name, (end, at_s) in wanted.items()])
             end_calls(connection, over)
             older = [other for each in told for other in older_calls(connection, each.row)]
             found = renew_calls(connection, self._holder, keys, lease_us, engaged=engaged)
@@ -381,8 +401,9 @@ class CallLeases:
             each.is_stored = True
         for each in told:
             each.is_new = False
-        self._over.difference_update(over)
-        for name, ending in wanted:
+        for name in over:
+            self._held.pop(name, None)
+        for name, ending in wanted.items():
             if self._wanted.get(name) == ending:
                 del self._wanted[name]
         return found, taken, older
@@ -398,6 +419,8 @@ class CallLeases:
                 continue  # it has ended meanwhile
             if stored is None or stored.epoch != held.epoch:
                 self._lose(name)
+            elif held.is_over:
+                continue
             elif stored.ending is not None and not held.is_told:
                 held.is_told = True
                 if self.watcher is not None:

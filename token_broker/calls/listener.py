@@ -155,6 +155,8 @@ class SidebandListener(ABC):
         self._was_heard = was_heard
         self._known_by_s = self._now_s() + (0.0 if was_heard else _UNKNOWN_S - age_s)
         self._joins = 0
+        # Of a call that its former holder may have heard, and wrote nothing of: it has gone on since then.
+        self._made_s = self._now_s() - age_s if age_s else None
         self._call = ("", "")
         self._budget = SoftEnd()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -166,6 +168,11 @@ class SidebandListener(ABC):
 
     def hung_up(self, ending: Ending) -> None:
         """Azure has hung the call up: what it had sent before is heard still, for a second."""
+        self._end.hung_up(ending)
+
+    def moved(self, ending: Ending) -> None:
+        """Another process holds the call: here it is heard for a second more, since that one may be joining it yet."""
+        self._page.detach()
         self._end.hung_up(ending)
 
     def last_at_most(self, lasts_s: float) -> None:
@@ -210,6 +217,8 @@ class SidebandListener(ABC):
                     failures += 1
                     unknown = unknown + 1 if error.status in NO_SUCH_CALL else 0
                     may_be_over = unknown > 0
+                    if unknown:
+                        self._made_s = None
                     # One 404 may come of a fault at Azure, while the call goes on.
                     if unknown >= _UNKNOWN_TIMES and (self._joins or self._now_s() >= self._known_by_s):
                         if self._joins or self._was_heard:
@@ -248,7 +257,9 @@ class SidebandListener(ABC):
         self._joins += 1
         self._end.is_heard = True
         if self._usage is not None:
-            self._usage.went_live(self._resource, self.dialect, by=self._call[1])
+            made_s = self._made_s if self._usage.is_unheard else None
+            unheard_s = None if made_s is None else self._now_s() - made_s
+            self._usage.went_live(self._resource, self.dialect, by=self._call[1], unheard_s=unheard_s)
         self._joined(socket)
         self._page.joined()
         pinged_s = self._now_s()

@@ -23,6 +23,7 @@ from token_broker.relay.live.spoken_turns import LiveTurns
 from token_broker.relay.policy.allowlist import Broken, Command, Refused, event_id_of
 from token_broker.relay.talk_parts import TalkParts
 from token_broker.relay.transcripts.recorder import TurnRecorder
+from token_broker.server.close_codes import Ending
 
 __all__ = ["LiveListener", "SidebandObserver"]
 
@@ -99,6 +100,10 @@ class LiveListener(SidebandListener):
             self._now_s,
             self._usage,
         )
+
+    def moved(self, ending: Ending) -> None:
+        """Another process holds the session, and has to join it: Azure takes one sideband."""
+        self.end(ending)
 
     @property
     def observers(self) -> int:

@@ -50,6 +50,7 @@ class PageEvents:
         self.is_attached = False
         self.is_closed = False
         self._told = told
+        self._listeners = 0  # two while a call goes over to a new one
         self._elsewhere_until_s = 0.0  # until then it is read at another replica
         self._loop = asyncio.get_running_loop()
         self._kept: deque[Numbered] = deque(maxlen=EVENTS_KEPT)
@@ -102,6 +103,7 @@ class PageEvents:
 
     def joined(self) -> None:
         """The broker hears the call, and may speak there."""
+        self._listeners += 1
         if self._gone is not None:
             self._gone.cancel()
             self._gone = None
@@ -111,15 +113,20 @@ class PageEvents:
             self._tell_attached()
 
     def left(self) -> None:
-        """The broker hears the call no more; it may come back."""
-        if self.is_attached and self._gone is None:
+        """A listener hears the call no more; it may come back."""
+        self._listeners = max(0, self._listeners - 1)
+        if self._listeners <= 0 and self.is_attached and self._gone is None:
             self._gone = self._loop.call_later(_GONE_S, self._detach)
 
-    def close(self) -> None:
-        """The broker has no more to do with this call: readers get what is left, and come to their end."""
+    def detach(self) -> None:
+        """The broker does nothing more in this call, at once."""
         if self._gone is not None:
             self._gone.cancel()
         self._detach()
+
+    def close(self) -> None:
+        """The broker has no more to do with this call: readers get what is left, and come to their end."""
+        self.detach()
         self.is_closed = True
         self._wake()
 

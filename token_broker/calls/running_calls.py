@@ -127,8 +127,9 @@ class Calls:
 
         `lasts_s` is the longest that the call may go on, without it as long as any.
 
-        The call's row is written with the headers of Azure's answer: should we die before the client has it, another
-        process hangs the call up.
+        The call's row is written with the headers of Azure's answer, and the client waits for it: should we die before
+        the client has its answer, another process hangs the call up. Without an answer no client ever connects, and
+        a call whose row is not there has none.
 
         A call that Azure made, but whose answer is of no use, is hung up. An offer that was not answered within
         `share_s` is followed to its end, since a call may come of it: that is hung up too.
@@ -166,6 +167,12 @@ class Calls:
         if accepted.call_id is not None:
             self._ended.discard((grant.endpoint, accepted.call_id))
             lease.keep(accepted.call_id, for_s=self._max_talk_s + _PLACE_KEPT_S)
+            if self._leases is not None:
+                try:
+                    await self._leases.stored((grant.endpoint, accepted.call_id))
+                except BaseException:
+                    self.end(grant.endpoint, accepted.call_id, owner, why="its client left before it was answered")
+                    raise
         return accepted
 
     def takes(self, endpoint: str, call_id: str) -> bool:

@@ -8,6 +8,7 @@ asks itself for the answer to an output of its own, unless its page reads the ca
 """
 
 import json
+import math
 from functools import partial
 from typing import Any
 
@@ -36,6 +37,7 @@ from token_broker.relay.transcripts.failed_answers import ANSWER_FAILED, failed_
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.tools.guardrail import GuardrailClient, WordSource
 from token_broker.tools.runner import ToolOutput
+from token_broker.usage.talk_usage import MOVED
 
 __all__ = ["CallListener", "IdleClock"]
 
@@ -195,7 +197,10 @@ class CallListener(SidebandListener):
     async def _release(self) -> None:
         self._answers.aclose()
         self._memory.aclose()
-        self._turns.flush()
+        if self._end.last is not None and self._end.last.outcome == MOVED:
+            self._turns.tell_due(math.inf)  # the rest of an answer is heard by who holds the call now
+        else:
+            self._turns.flush()
         if self._first is not None:
             await self._first.aclose()
 

@@ -47,6 +47,7 @@ _LEFT_ALONE = Ending(DONE, "nobody listens to it any more", outcome="lost")
 _MOVED = Ending(DONE, "another process holds it", outcome=MOVED)
 _REPLACED = Ending(DONE, "a newer call of its talk has replaced it", outcome="lost")
 _HUNG_UP = Ending(DONE, "its client hung up", ends_talk=True, by_client=True, outcome="hung_up")
+_WITHOUT_AGENT = Ending(DONE, "its agent is gone", outcome="lost")
 _UNANSWERED = Ending(DONE, "its client never had its answer", outcome="lost")
 _ERASED = Ending(DONE, "its session was erased", ends_talk=True, outcome="blocked")
 _BLOCKED = Ending(DONE, "the operator has blocked its session or its user", ends_talk=True, outcome="blocked")
@@ -101,6 +102,7 @@ class WatchedCalls:
         self._ledger = ledger or UsageLedger(None)
         self._leash = leash
         self._calls: dict[str, _Watched] = {}
+        self._counting: dict[CallName, TalkUsage] = {}  # of calls that are watched, or are over and not yet written
         self._leases = leases
         self._tasks: set[asyncio.Task[None]] = set()
         if leases is not None:
@@ -168,6 +170,8 @@ class WatchedCalls:
             listener = CallListener(self._parts, **about, spec=spec, joined=joined, is_new=taken is None)
         call = _Watched(owner, endpoint, listener, usage)
         self._calls[call_id] = call
+        if self._leases is not None:
+            self._counting[endpoint, call_id] = usage
         self._level.begin(owner)
         self._drain.add(listener)
         self._parts.counters.listened[call_id] = listener.counters
@@ -259,20 +263,28 @@ class WatchedCalls:
         log.info("call_taken", session_id=row.owner.session_id, epoch=found.epoch, left_s=round(row.lasts_s, 1))
         self._limits.hold(row.limit_key, row.call_id, for_s=max(0.0, row.lasts_s) + _PLACE_KEPT_S)
         agent = self._parts.agents.get(row.agent_id)
-        if agent is None or (found.state == MADE and found.unheard_s is None):
-            why = "its agent is gone" if agent is None else _UNANSWERED.reason
-            self._hang_up(row.endpoint, row.call_id, row.owner, why=why)
+        if found.ending is not None and found.is_counted:  # its holder died before it had noted that
+            self._hang_up(row.endpoint, row.call_id, row.owner, why=_wanted(found).reason)
+        elif agent is None or (found.state == MADE and found.unheard_s is None):
+            ending = _WITHOUT_AGENT if agent is None else _UNANSWERED
+            dialect = "live" if is_live_endpoint(row.endpoint) else "ga"
+            about = {"agent_id": row.agent_id, "transport": row.transport, "dialect": dialect}
+            usage = self._ledger.open(row.owner, **about, seen=True)
+            usage.expect(row.resource, dialect)
+            usage.end(ending.outcome)
+            self._hang_up(row.endpoint, row.call_id, row.owner, why=ending.reason)
         else:
             self._start(self._watch_taken(found, agent), "call-taken")
 
     def lost(self, name: CallName) -> None:
         """Another process holds this call by now: it is left alone here."""
         self._limits.end(name[1])
+        self._counting.pop(name, None)
         if (call := self._calls.get(name[1])) is not None:
             log.info("call_left_to_another", session_id=call.owner.session_id)
             call.ending = _MOVED
             call.usage.end(_MOVED.outcome, by=name[1])  # at once: should we take it again, that is another part
-            call.listener.end(_MOVED)
+            call.listener.moved(_MOVED)
 
     def end_wanted(self, found: TakenCall) -> None:
         """Somebody wants this call of ours to end, at another process."""
@@ -294,6 +306,14 @@ class WatchedCalls:
         """How long this call may go on: its talk may have begun at another replica."""
         if (call := self._calls.get(found.row.call_id)) is not None:
             call.listener.last_at_most(found.row.lasts_s)
+
+    def is_counted(self, name: CallName) -> bool:
+        """Whether what this call has used is written; where another call of its talk goes on, that one is the last."""
+        usage = self._counting.get(name)
+        if usage is not None and (name[1] in self._calls or (usage.observers <= 0 and not usage.is_kept)):
+            return False
+        self._counting.pop(name, None)
+        return True
 
     def read_elsewhere(self, found: TakenCall) -> None:
         """A page reads this call's events at another replica."""

@@ -26,13 +26,6 @@ LIMIT_S = 27.0  # leaves the cancelled checks time to end within the 30 s that t
 _CANCEL_S = 2.0
 
 
-def _entra(settings: Settings) -> TokenSource:
-    """The tokens that the broker itself would get for this resource."""
-    return azure_identity_source(
-        settings.azure_scope, client_id=settings.client_id, authority=settings.azure_authority, proxy=settings.proxy
-    )
-
-
 async def run_doctor(
     settings: Settings,
     *,
@@ -85,13 +78,16 @@ async def run_doctor(
         def tell_of(resource: ResourceSettings) -> Callable[[Check], None]:
             return lambda check: tell(about_resource(check, resource, is_only=len(settings.resources) == 1))
 
+        azure: dict[str, Coroutine[Any, Any, None]] = {}
+        for each in settings.resources:
+            of = each.settings
+            tokens = source or azure_identity_source(  # as the broker itself would get them for this resource
+                of.azure_scope, client_id=of.client_id, authority=of.azure_authority, proxy=of.proxy
+            )
+            name = "azure" if len(settings.resources) == 1 else f"azure {each.name}"
+            azure[name] = examine_azure(of, tell_of(each), connect=connect, source=tokens, tls=tls)
         parts: dict[str, Coroutine[Any, Any, None]] = {
-            **{
-                "azure" if len(settings.resources) == 1 else f"azure {each.name}": examine_azure(
-                    each.settings, tell_of(each), connect=connect, source=source or _entra(each.settings), tls=tls
-                )
-                for each in settings.resources
-            },
+            **azure,
             "stores": examine_stores(),
             "callers": examine_sign_in(),
         }

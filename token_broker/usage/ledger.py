@@ -142,6 +142,8 @@ class UsageLedger:
         except BaseException:
             self._changed |= changed
             raise
+        for usage in ended:
+            usage.is_kept = True
         done = {id(usage) for usage in ended}
         self._closed = deque(usage for usage in self._closed if id(usage) not in done)
 
@@ -203,16 +205,20 @@ class UsageLedger:
                 log.error("usage_lost", talks=left, error=type(error).__name__)
 
     def _note(self, usage: TalkUsage) -> None:
-        self._changed.add(usage)
+        if usage.observers > 0:
+            self._changed.add(usage)
+        elif usage not in self._closed:  # an answer's end came after the call had gone to another replica
+            self._closed.append(usage)
         self._wake.set()
 
     def _close(self, usage: TalkUsage) -> None:
         self._changed.discard(usage)
         self._open.pop((usage.owner.talk_id, usage.transport), None)
+        usage.is_kept = self._database is None or not usage.rows
         if not usage.rows:
             return
         if len(self._closed) >= self._most_closed:
-            self._closed.popleft()
+            self._closed.popleft().is_kept = True
             self.counts.lost += 1
             log.error("usage_lost", talks=1, why="too many talks wait for the store")
         self._closed.append(usage)

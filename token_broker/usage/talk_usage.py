@@ -128,6 +128,7 @@ class TalkUsage:
         self.unclaimed: list[CountedReport] = []
         self.may_move = transport.startswith("webrtc")
         self.hears = seen
+        self.is_kept = False  # it is over, and the ledger needs to write no more of it
         self._agents = [agent_id]
         self.is_measured = True
         """Whether Azure tells the broker what answers cost."""
@@ -199,6 +200,11 @@ class TalkUsage:
             self._unheard_since_s = self._clock.monotonic_s()
             self._row(resource, dialect)
             self._changed(self)
+
+    @property
+    def is_unheard(self) -> bool:
+        """Whether it is a call that nobody here has heard yet."""
+        return self._unheard_since_s is not None
 
     def went_live(
         self, resource: str, dialect: str, *, by: str = "", unheard_s: float | None = None, lost_s: float | None = None

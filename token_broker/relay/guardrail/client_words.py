@@ -38,7 +38,10 @@ def words_of(event: Event) -> ClientWords:
     for item in _items(event):
         if isinstance(text := item.get(_TEXT_OF.get(str(item.get("type")), "")), str):
             words.append(text)
-        for part in _parts(item):
+        content = item.get("content")  # whoever is said to have said it: the client wrote it all
+        for part in content if isinstance(content, list) else ():
+            if not isinstance(part, Mapping):
+                continue
             is_complete = is_complete and part.get("type") not in _UNREAD
             if part.get("type") not in _UNREAD:  # a transcript beside sound need not be what is heard
                 words += [text for name in ("text", "transcript") if isinstance(text := part.get(name), str)]
@@ -78,12 +81,6 @@ def _items(event: Event) -> list[Event]:
         items = response.get(name)
         found += [each for each in items if isinstance(each, Mapping)] if isinstance(items, list) else []
     return found
-
-
-def _parts(item: Event) -> list[Event]:
-    """The parts of a message, whoever is said to have said them: the client wrote them all."""
-    content = item.get("content")
-    return [part for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
 
 
 def _with_words(item: Event, left: list[str]) -> dict[str, Any]:

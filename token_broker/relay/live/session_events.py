@@ -78,7 +78,10 @@ class LiveEvents:
             visible = self.delegations.backend_sent(event)
             self._count_backend(event.get("event"))
         elif kind in {"session.usage.updated", CLOSED}:
-            self._count_seconds(event)
+            used = event.get("usage")
+            if self.usage is not None:
+                seconds = used.get("seconds") if isinstance(used, dict) else None
+                self.usage.azure_billed(self.session_id, seconds, resource=self.resource, dialect=DIALECT)
             if kind == CLOSED:
                 self.closed = event
         elif kind == "error":
@@ -126,9 +129,3 @@ class LiveEvents:
         )
         if self.usage is not None:
             self.usage.azure_sent(done, resource=self.resource, dialect=DIALECT)
-
-    def _count_seconds(self, event: Event) -> None:
-        used = event.get("usage")
-        seconds = used.get("seconds") if isinstance(used, dict) else None
-        if self.usage is not None:
-            self.usage.azure_billed(self.session_id, seconds, resource=self.resource, dialect=DIALECT)

@@ -196,7 +196,9 @@ class LiveTalk(SocketTalk):
         self._went_live(upstream.resource)
         opening = self._face.opening(upstream, session_id=self.owner.session_id, agent_id=self.agent_id)
         upstream.socket.put_first(opening)
-        self._greet()
+        if self._agent.greeting is not None and self._greets():
+            for event in greeting_appends(self._agent.greeting):
+                self._send(event)
         if not self._started.done():
             self._started.set_result(None)
         self._ready.set()
@@ -294,12 +296,6 @@ class LiveTalk(SocketTalk):
         if (told := self._face.resumed(upstream)) is not None and not await self._tell_client(told):
             return None
         return upstream
-
-    def _greet(self) -> None:
-        """Has the agent speak first, once a talk."""
-        if self._agent.greeting is not None and self._greets():
-            for event in greeting_appends(self._agent.greeting):
-                self._send(event)
 
     # --- callbacks of the talk's parts
 

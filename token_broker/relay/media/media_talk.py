@@ -123,7 +123,12 @@ class MediaTalk(SocketTalk):
         self._concluded = ControlAnswers()
         self._concluding: asyncio.TimerHandle | None = None
         self._answers = TalkAnswers(
-            AnswerSequencer(self._calls.tools, facts=self._facts, holds=self._holds_answers, page_writes=True),
+            AnswerSequencer(
+                self._calls.tools,
+                facts=self._facts,
+                holds=lambda: self._goodbye.holds(keys_of(self._answers.sequencer.calls)),
+                page_writes=True,
+            ),
             AnswerHooks(tell=self._tell_call, refuse=self._tell_refusal, run=self._calls.run, start=self._start),
         )
         self._heard = 0
@@ -359,9 +364,6 @@ class MediaTalk(SocketTalk):
         if self._over.done() or (due_s := self._concluded.due_s) == math.inf:
             return
         self._concluding = self._loop.call_at(due_s, self._conclude)
-
-    def _holds_answers(self) -> bool:
-        return self._goodbye.holds(keys_of(self._answers.sequencer.calls))
 
     def _send_own(self, event: Mapping[str, Any]) -> None:
         assert self._upstream is not None  # noqa: S101  # nothing is asked before it is there

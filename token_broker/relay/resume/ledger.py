@@ -236,7 +236,11 @@ class TalkLedger:
             self.facts.note(event.get("session"))
         elif kind == "error":
             self._note_error(event.get("error"))
-        self._refused_s = now_s if kind == "error" and _is_refusal(event.get("error")) else None
+        about = event.get("error") if kind == "error" else None
+        is_of_session = isinstance(about, dict) and (  # and not of an event that was sent
+            about.get("type") != "invalid_request_error" or text_of(about.get("code")) in _QUOTA_CODES
+        )
+        self._refused_s = now_s if is_of_session else None
         if kind in {"response.created", _SPEECH_STARTED, _COMMITTED}:
             self._failed = None  # something else has begun
 
@@ -531,10 +535,3 @@ class TalkLedger:
             self._confirm(None, commit=True)
         if code.startswith("item_create") or code == "invalid_tool_call_id":
             self._confirm(None, commit=False)
-
-
-def _is_refusal(error: object) -> bool:
-    """Whether an error is about the session, not about an event that was sent."""
-    return isinstance(error, dict) and (
-        error.get("type") != "invalid_request_error" or text_of(error.get("code")) in _QUOTA_CODES
-    )

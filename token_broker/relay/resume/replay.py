@@ -104,7 +104,8 @@ def replay(steps: Sequence[Step], session: NewSession, *, old: Dialect, restored
     for step in steps:
         match step:
             case Say(item=item):
-                item_id = _fitting_id(item)
+                fits = _FITTING_ID.fullmatch(item.item_id)
+                item_id = item.item_id if fits else f"broker{uuid7().replace('-', '')[-24:]}"
                 if item_id.startswith(NOTE_IDS):
                     restored.expect_note(item_id)
                 else:
@@ -136,10 +137,6 @@ def replay(steps: Sequence[Step], session: NewSession, *, old: Dialect, restored
         restored.expect_update()
     restored.know(frozenset(texts))
     return made
-
-
-def _fitting_id(item: Item) -> str:
-    return item.item_id if _FITTING_ID.fullmatch(item.item_id) else f"broker{uuid7().replace('-', '')[-24:]}"
 
 
 def item_event(item: Item, item_id: str, dialect: Dialect) -> str:

@@ -97,11 +97,10 @@ class Restored:
         """Azure's event with the names that the client knows."""
         for name, shown_as in self._names.items():
             text = text.replace(f'"{name}"', f'"{shown_as}"')
-        return _BEHIND.sub(self._before, text) if self._notes and NOTE_IDS in text else text
-
-    def _before(self, found: "re.Match[str]") -> str:
+        if not self._notes or NOTE_IDS not in text:
+            return text
         # A client may name an item of its own so.
-        return found[1] + json.dumps(self._notes.get(found[2], found[2]))
+        return _BEHIND.sub(lambda found: found[1] + json.dumps(self._notes.get(found[2], found[2])), text)
 
     def for_azure(self, text: str) -> str:
         """The client's event with Azure's names."""

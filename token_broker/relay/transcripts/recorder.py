@@ -81,7 +81,8 @@ class TurnRecorder:
 
     def _keep(self, turns: list[FinishedTurn]) -> None:
         for turn in turns:
-            turn_id = self._turn_id(turn.item_id)
+            is_unique = not self._scope or _AZURES_ID.fullmatch(turn.item_id)
+            turn_id = turn.item_id if is_unique else f"{turn.item_id}.{self._scope}"
             if turn.again and turn.interrupted:
                 self._ingest.mark_interrupted(Interruption(self._owner, turn_id))
                 continue
@@ -113,6 +114,3 @@ class TurnRecorder:
                 self._lost_id = turn_id
                 self._counters.turns_lost += 1
                 self._on_lost()
-
-    def _turn_id(self, item_id: str) -> str:
-        return item_id if not self._scope or _AZURES_ID.fullmatch(item_id) else f"{item_id}.{self._scope}"

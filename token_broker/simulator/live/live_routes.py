@@ -167,7 +167,11 @@ class LiveRoutes:
             except (InvalidRequest, azure_errors.AzureError) as refused:
                 if not isinstance(refused, InvalidRequest):
                     refused = InvalidRequest("model_not_found", "The model does not exist.", "session.model")
-                error = {"type": "error", "event_id": _event_id(), "error": stated_error(refused, event_id)}
+                error = {
+                    "type": "error",
+                    "event_id": f"event_{secrets.token_hex(11)}",
+                    "error": stated_error(refused, event_id),
+                }
                 await websocket.send_json(error)
                 continue
             talk = self._new_talk(session, event.event_id)
@@ -203,7 +207,3 @@ def _name_of(text: str | bytes) -> str:
     except InvalidRequest:
         return ""
     return str(value.get("type")) if isinstance(value, dict) else ""
-
-
-def _event_id() -> str:
-    return f"event_{secrets.token_hex(11)}"
