@@ -183,7 +183,13 @@ class UpstreamConnector:
             return found
 
         candidates, began_s = ways(self.pool.order(wanted)), self._hedger.clock()
-        candidates.sort(key=lambda pair: self._unfit.get((pair[0].name, pair[1].name, wanted.agent_id), 0.0) > began_s)
+
+        def unfit_until_s(way: _Candidate) -> float:
+            until_s = self._unfit.get((way[0].name, way[1].name, wanted.agent_id), 0.0)
+            return until_s if until_s > began_s else 0.0
+
+        # Of those that refused this agent's session the latest comes last: others have had more time to be mended.
+        candidates.sort(key=unfit_until_s)
         attempt = partial(self._attempt_for, wanted.agent_id, on_refused, supply=supply, model=wanted.model)
         deadline_s = began_s + self._timeout_s
         contest = _Handshakes(self.pool, wanted, candidates, attempt, deadline_s=deadline_s, clock=self._hedger.clock)

@@ -1,0 +1,56 @@
+"""Which resource a talk asks first, where some do not take its agent's settings."""
+
+import ssl
+from typing import Any, cast
+
+import pytest
+
+from strategies.base import SessionSpec
+from strategies.hedging import Hedger
+from strategies.pool import Pool
+from strategies.resources import Resource, Wanted
+from tests.strategies.clock import Clock
+from tests.strategies.fakes import SPEC
+from tests.strategies.test_pool import resource
+from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnector
+from token_broker.relay.azure.opening import SessionRefusedError
+from token_broker.relay.azure.route import Route, UpstreamConnection
+
+ROUTE = cast("Route", type("VoiceLive", (), {"name": "voice_live", "dialect": "preview"}))
+
+
+async def supply(_resource: Resource) -> SessionSpec:
+    return SPEC
+
+
+async def test_latest_refusals_are_asked_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, clock = ("a", "b", "c"), Clock()
+    pool = Pool([resource(name, priority=number) for number, name in enumerate(names)], clock=clock)
+    connector = UpstreamConnector(
+        Hedger(pool, after_ms=0, clock=clock),
+        {name: [ROUTE] for name in names},
+        credentials={},
+        at_endpoint={},
+        resolver=cast("Any", None),
+        timeout_s=5,
+        max_message_bytes=1,
+        tls=ssl.create_default_context(),
+    )
+    asked: list[str] = []
+
+    async def refuse(resource: Resource, _route: Route, **_others: Any) -> UpstreamConnection:
+        asked.append(resource.name)
+        clock.now_s += 1
+        raise SessionRefusedError("not these settings")
+
+    monkeypatch.setattr(connector, "attempt", refuse)
+    with pytest.raises(NoUpstreamError):
+        await connector.connect(supply, wanted=Wanted("s", "elena", resources=("b",)))
+    for _ in range(2):
+        with pytest.raises(NoUpstreamError):
+            await connector.connect(supply, wanted=Wanted("s", "elena"))
+    assert asked == ["b", "a", "c", "b", "a", "c", "b"]
+    clock.now_s += 61
+    with pytest.raises(NoUpstreamError):
+        await connector.connect(supply, wanted=Wanted("s", "elena"))
+    assert asked[7:] == ["a", "b", "c"], "by priority, once a minute has passed"
