@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from strategies.azure_calls import AcceptedCall
 from strategies.base import EphemeralGrant, SessionSpec, SpecSupplier
-from strategies.chain import Chain, ChainResult
+from strategies.chain import ChainResult
 from strategies.endpoint import LIVE_PATH
 from strategies.errors import MintError, RateLimitedError, RejectedError, TimedOutError
 from strategies.live_calls import LiveOffer, SessionFieldError
@@ -239,12 +239,16 @@ class CallRelay:
         """After how long one of the resources may take a call; 0 is unknown. Both of its steps have to be admitted."""
         pool, chain = self.minting.pool, self.minting.chain
 
+        def mints_of(resource: Resource) -> Sequence[str]:
+            """The mints that come before the offer; GPT-Live's has none."""
+            return () if route == LIVE_CALLS_ROUTE else chain.routes_of(resource)
+
         def of(resource: Resource, route: str) -> float:
             return pool.why_not(resource, route, agent_id=wanted.agent_id, model=wanted.model).retry_after_s
 
         return min(
             (
-                max(of(each, route), min((of(each, name) for name in _mints_of(chain, each, route)), default=0.0))
+                max(of(each, route), min((of(each, name) for name in mints_of(each)), default=0.0))
                 for each in resources
                 if route == LIVE_CALLS_ROUTE or chain.routes_of(each)
             ),
@@ -398,11 +402,6 @@ class _CallAnswer(Response):
             await super().__call__(scope, receive, send)
         if self._call.call_id is not None:
             self._relay.watched.delivered((self._call.endpoint, self._call.call_id))
-
-
-def _mints_of(chain: Chain, resource: Resource, route: str) -> Sequence[str]:
-    """The mints that come before an offer on this route; GPT-Live's has none."""
-    return () if route == LIVE_CALLS_ROUTE else chain.routes_of(resource)
 
 
 def shown_param(error: Mapping[str, Any]) -> str:

@@ -198,7 +198,8 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
             wanted=agent.wanted(owner.session_id),
             deadline_s=trace.began_s + settings.token_budget_s * ASKING_SHARE,
             sockets_only=_why_unminted(agent, owner),
-            signals=_may_signal(minting, callers, agent, owner),
+            signals=owner.narrowed.permits("webrtc_websocket")
+            and minting.plans.unseen.permits_signalling(agent, owner, knows_blocked=callers.blocklist.was_read),
         )
     grant = trace.minted.grant
     if agent.foundry_agent is not None and isinstance(grant, ProxyGrant):
@@ -242,13 +243,6 @@ def _why_unminted(agent: Agent, owner: Owner) -> str:
     if not owner.narrowed.permits("webrtc", "webrtc_relay", "websocket") and owner.narrowed.permits("webrtc_websocket"):
         return "the request wants none of its transports"
     return ""
-
-
-def _may_signal(minting: Minting, callers: Callers, agent: Agent, owner: Owner) -> bool:
-    """Whether this talk may go by WebRTC with the broker's signalling."""
-    return owner.narrowed.permits("webrtc_websocket") and minting.plans.unseen.permits_signalling(
-        agent, owner, knows_blocked=callers.blocklist.was_read
-    )
 
 
 _PLAN_EXAMPLE = {

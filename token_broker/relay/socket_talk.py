@@ -273,11 +273,6 @@ class SocketTalk(ABC):
         log.error("talk_failed", session_id=self.owner.session_id, error=type(error).__name__, exc_info=error)
         self.end(Ending(INTERNAL, "the broker failed: ask for a new plan"))
 
-    @property
-    def _signs_of_life(self) -> int:
-        """How often the client has shown that it is there, besides its messages."""
-        return 0 if self._client.wire is None else self._client.wire.pings
-
     def _tick(self) -> None:
         """Checks everything that may take too long. One timer does it for all waits: a timeout a frame costs more."""
         now_s = self._loop.time()
@@ -295,7 +290,7 @@ class SocketTalk(ABC):
         return Snapshot(
             frames_from_client=self.counters.to_azure_frames,
             frames_to_client=self.counters.to_client_frames,
-            pings=self._signs_of_life,
+            pings=0 if self._client.wire is None else self._client.wire.pings,
             answering=self._is_answering(now_s),
             sending=self._sending,
             azure_full=self._azure_full,

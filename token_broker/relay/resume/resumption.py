@@ -344,7 +344,9 @@ class Resumption:
             event = await _answer_to_update(new)
             if event["type"] == "session.updated":
                 settings = merged(settings, changes)
-                _check(settings, event.get("session"))
+                if wrong := disagreements(settings, event.get("session")):
+                    log.error("session_not_the_agents", fields=wrong)
+                    raise NoUpstreamError(SESSION_REFUSED)
                 new.first.append(compact(event))
                 break
             error = event.get("error")
@@ -418,12 +420,6 @@ class Resumption:
     async def _tell(self, text: str | None) -> None:
         if text is not None and not self._client.gone:
             await self._client.tell(text)
-
-
-def _check(sent: dict[str, Any], confirmed: object) -> None:
-    if wrong := disagreements(sent, confirmed):
-        log.error("session_not_the_agents", fields=wrong)
-        raise NoUpstreamError(SESSION_REFUSED)
 
 
 async def _answer_to_update(new: UpstreamConnection) -> dict[str, Any]:
