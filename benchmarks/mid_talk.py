@@ -10,7 +10,8 @@ talks that are on it, at most three times a talk and minute. How:
     hang      its sockets fall silent and answer no ping, and handshakes hang for 2 s; noticed in 5 s
     mute      its sockets fall silent at a point of an answer, and answer pings; noticed in 10 s
     refused   as kill, while every other resource but one refuses the agent's settings
-    quota     as kill, while every other resource but one fails each answer for want of quota
+    quota     as kill, while every other resource but one fails each answer for want of quota; with four resources
+              (the default), since a fourth move within a minute may end a talk
     again     as kill, while the next resume is cut as soon as it is confirmed
 
 At the end: no socket of a client's was closed, every utterance has exactly one answer, nobody heard a part of an answer
@@ -157,8 +158,8 @@ class Rehearsal:
     # --- kills
 
     async def kill_on(self, kills: int) -> None:
-        """Kills, as fast as the talks may be killed, and lets the last one heal."""
-        while self.kills < kills:
+        """Kills, as fast as the talks may be killed and while one is left, and lets the last one heal."""
+        while self.kills < kills and any(talk.closed is None for talk in self.talks):
             await asyncio.sleep(self._dice.uniform(0.2, 0.8))
             victim = self._dice.choice(list(self.running.azure))
             if self.how == "cut":

@@ -153,9 +153,8 @@ async def stage(kind: str, start_broker: StartBroker, folder: Path) -> AsyncIter
                 yield await begin(Other(other))
 
 
-@pytest.mark.parametrize(
-    ("engine", "kind"), [("chromium", "simulator"), ("chromium", "other"), ("firefox", "simulator")]
-)
+@pytest.mark.parametrize("kind", ["simulator", "other"])
+@pytest.mark.parametrize("engine", ["chromium", "firefox"])
 @retry_if_host_busy(tries=3)
 async def test_whole_talk(
     engine: str, kind: str, engine_page: ScriptPage, start_broker: StartBroker, tmp_path: Path
