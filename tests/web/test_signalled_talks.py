@@ -221,3 +221,28 @@ async def test_whole_talk(
 
 async def is_over(on: Stage) -> bool:
     return await on.azure.calls() == 0 and not on.broker.relay.active
+
+
+@pytest.mark.parametrize("engine", ["chromium", "firefox"])
+@retry_if_host_busy(tries=3)
+async def test_talk_outlives_its_session_and_its_media(
+    engine: str, engine_page: ScriptPage, start_broker: StartBroker, tmp_path: Path
+) -> None:
+    page = engine_page
+    async with serve(SimulatorConfig(kinds=frozenset({"unified"}))) as azure:
+        azure.set_faults({"match": CONTROL, "fault": "session_expires", "seconds": 6})
+        broker = await start_broker(
+            azure, voice_live_webrtc="on", token_strategies=("voice_live_webrtc", "websocket_proxy")
+        )
+        await page.goto(broker.base_url)
+        await page.run(PREPARE)
+        await page.run(f"{find('talk')}.click()", user_gesture=True)
+        await page.wait_for("live() === 'webrtc_websocket'", 30)
+        # The session expires: the talk goes on in a new call, of which the media die.
+        azure.set_faults({"match": CONTROL, "fault": "die_after", "seconds": 3})
+        await page.wait_for("live() === 'webrtc_websocket' && plans.length === 2", 30)
+        await page.wait_for("live() === 'websocket_proxy'", 30)
+        await page.run("type('Are you there?')")
+        await page.wait_for("said('user').includes('Are you there?') && said('assistant').length > 0", 30)
+        await page.run(f"{find('hangup')}.click()")
+        await azure.until_calls(0)
