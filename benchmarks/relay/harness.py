@@ -41,6 +41,8 @@ http {{
 }}
 """
 
+_SERVE = ("-c", "from token_broker.cli.main import main; main(['serve'])")
+
 Target = dict[str, Any]
 
 
@@ -112,7 +114,7 @@ def azure(directory: Path, *, tls: bool = False) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def broker(directory: Path, azure_url: str, **settings: str) -> Iterator[Proxy]:
+def broker(directory: Path, azure_url: str, *, command: tuple[str, ...] = _SERVE, **settings: str) -> Iterator[Proxy]:
     """The broker as it is served, with limits off; `settings` are variables beside."""
     port = _free_port()
     environment = {
@@ -133,9 +135,8 @@ def broker(directory: Path, azure_url: str, **settings: str) -> Iterator[Proxy]:
     }
     if (directory / "ca.pem").exists():
         environment["SSL_CERT_FILE"] = str(directory / "ca.pem")
-    serve = "from token_broker.cli.main import main; main(['serve'])"
     with process(
-        sys.executable, "-c", serve, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        sys.executable, *command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as running:
         _wait_for(port)
         yield Proxy("broker", running.pid, port)
