@@ -148,20 +148,19 @@ class _Race(Generic[T]):
         self._clock = hedger.clock
         self._contest = contest
         self._is_handshake = is_handshake
-        self._always = always
         self._running: dict[asyncio.Task[T], Call[T]] = {}
         self._first: Call[T] | None = None
         self._pace: Permit | None = None
         self._delay_s: float | None = None
         self._hedge_at_s: float | None = None
-        self._is_hedged = False
+        self._is_counted = always  # in the budget, or it needs not be
         self._beside: list[Call[T]] = []  # asked beside a silent one
         self._probed: set[str] = set()  # resources that were known to be sick when they were asked
 
     async def run(self) -> T | None:
         self._first = first = self._ask_next()
         if first is not None and (delay_s := self._hedger.delay_s(first.permit)) is not None:
-            if not self._always:
+            if not self._is_counted:
                 self._hedger.budget.count_request()
             self._pace = self._pool.pace(first.permit.resource.name).admit()
             self._delay_s = delay_s
@@ -265,14 +264,14 @@ class _Race(Generic[T]):
             self._hedge_at_s = asked_s + self._delay_s
             return
         self._hedge_at_s = now_s + self._delay_s
-        if self._always or self._is_hedged or self._hedger.budget.has_left:
+        if self._is_counted or self._hedger.budget.has_left:
             if (beside := self._ask_next()) is None:
                 self._hedge_at_s = None
                 return
             self._beside.append(beside)
             self._count(beside, "asked")
-            if not (self._always or self._is_hedged):
-                self._is_hedged = True
+            if not self._is_counted:
+                self._is_counted = True
                 self._hedger.budget.count_hedged()
             return
         # Others may have found out meanwhile that it waits in vain: to go on to a resource that is well is no hedge.

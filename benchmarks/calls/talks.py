@@ -271,7 +271,7 @@ class Talks:
 
     async def _ledger(self) -> dict[str, dict[str, Any]]:
         rows: dict[str, dict[str, Any]] = {}
-        for row in await self._read(partial(sum_usage)):
+        for row in await self._read(sum_usage):
             whole = rows.setdefault(row["session_id"], dict(row))
             if whole is not row and whole != row:
                 for name in ("input_tokens", "output_tokens", "live_ms"):
