@@ -12,7 +12,7 @@ MAX_LOAD_BYTES = 100_000
 
 
 async def test_page_loads_under_100_kb(quiet_browser: Browser) -> None:
-    async with run_fake() as server, quiet_browser.page() as page:
+    async with run_fake() as server, quiet_browser.page(still=False) as page:
         await page.goto(server.base_url)
         await page.wait_for("document.querySelector('[data-testid=agent]').options.length > 0")
         await page.click("talk")  # the worklets are loaded here
@@ -123,7 +123,7 @@ async def test_health_tab_shows_what_the_status_has(quiet_browser: Browser) -> N
 async def test_phone_needs_no_sideways_scrolling_or_motion(quiet_browser: Browser) -> None:
     async with (
         run_fake(health=HEALTH, token_answers=["hang"]) as server,
-        quiet_browser.page(width=360, height=680) as page,
+        quiet_browser.page(width=360, height=680, still=False) as page,
     ):
         await page.goto(server.base_url)
         sideways = "document.documentElement.scrollWidth > document.documentElement.clientWidth"

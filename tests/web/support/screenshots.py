@@ -27,7 +27,7 @@ async def take(folder: Path) -> None:
 
 
 async def _talk(browser: Browser, demo: Demo, scheme: str, file: Path, *, width: int = 960, height: int = 720) -> None:
-    async with browser.page(scheme=scheme, width=width, height=height) as page:
+    async with browser.page(scheme=scheme, width=width, height=height, still=False) as page:
         await page.goto(demo.base_url)
         await page.wait_for("document.querySelector('[data-testid=agent]').options.length > 0")
         await page.click("type")  # an answer that nobody interrupts
@@ -44,7 +44,7 @@ async def _talk(browser: Browser, demo: Demo, scheme: str, file: Path, *, width:
 
 
 async def _health(browser: Browser, demo: Demo, scheme: str, file: Path) -> None:
-    async with browser.page(scheme=scheme, width=960, height=720) as page:
+    async with browser.page(scheme=scheme, width=960, height=720, still=False) as page:
         await page.goto(f"{demo.base_url}/#health")
         await page.wait_for("document.querySelectorAll('#strategies > li').length > 0")
         for _ in range(3):  # a few polls, for the latencies that it draws
