@@ -409,6 +409,11 @@ class _Handshakes:
         level = log.error if isinstance(error, MisconfiguredError) else log.warning
         level("upstream_attempt", **about, outcome=error.outcome, status=error.status, code=error.code, why=str(error))
 
+    async def _run(
+        self, resource: Resource, route: Route, timeout_s: float, _call: Call[UpstreamConnection]
+    ) -> UpstreamConnection:
+        return await self._attempt(resource, route, timeout_s=timeout_s)
+
     def undone(self, call: Call[UpstreamConnection], late: UpstreamConnection | None) -> None:
         """Closes what a handshake that nobody waited for has opened all the same."""
         del call
@@ -440,9 +445,8 @@ class _Handshakes:
                 breakers = [self._pool.breaker(other.name, later.name) for other, later in self._left]
                 if any(each.would_admit_early if self._early else each.would_admit for each in breakers):
                     left_s /= 2
-                handshake = partial(self._attempt, resource, route, timeout_s=left_s)
-                name = f"connect-{resource.name}-{route.name}"
-                return Call(name, permit, lambda _call, run=handshake: run(), limit_s=left_s + _LAST_WORD_S)
+                run = partial(self._run, resource, route, left_s)
+                return Call(f"connect-{resource.name}-{route.name}", permit, run, limit_s=left_s + _LAST_WORD_S)
             self._refused.append(candidate)
             refusal = self._pool.why_not(
                 resource, route.name, agent_id=wanted.agent_id, model=wanted.model, running=wanted.running
