@@ -58,9 +58,9 @@ RESUME_S = {"hang": 12.0, "mute": 12.0}
 """How soon a talk must go on; 2 s where it is not said."""
 DOWN_S = 2.0
 ANSWER_S = 45.0
-MOST_KILLS_A_MINUTE = {"quota": 1, "again": 1}
-"""Of one talk, which moves more than once for each of these. Three where it is not said: a fourth move within a minute
-is allowed to end it."""
+MOST_KILLS = {"quota": (1, 75.0), "again": (1, 75.0)}
+"""Of one talk, in so many seconds. It moves up to three times for each of these, within about 10 s. Three in a minute
+where it is not said: a fourth move within a minute is allowed to end it."""
 SILENCE_S = 1.2
 
 Fault = dict[str, Any]
@@ -239,9 +239,10 @@ class Rehearsal:
         )
 
     def may_be_killed(self, talk: Talk) -> bool:
-        while talk.killed and talk.killed[0] < time.monotonic() - 60:
+        most, within_s = MOST_KILLS.get(self.how, (3, 60.0))
+        while talk.killed and talk.killed[0] < time.monotonic() - within_s:
             talk.killed.popleft()
-        return len(talk.killed) < MOST_KILLS_A_MINUTE.get(self.how, 3)
+        return len(talk.killed) < most
 
 
 # --- the judgement
