@@ -79,6 +79,8 @@ class Heard:
     errors: Counter[str] = field(default_factory=Counter)
     out_s: list[float] = field(default_factory=list)
     """From a kill to `broker.resumed`: the discovery included."""
+    noticed_s: list[float] = field(default_factory=list)
+    """From a kill to `broker.resuming`: the discovery alone."""
     killed_s: float | None = None
     _lost_s: float | None = None
 
@@ -91,11 +93,12 @@ class Heard:
                 self.resuming[event["reason"]] += 1
                 self._lost_s = self._lost_s or time.monotonic()
             case "broker.resumed" if self._lost_s is not None:
-                self.paused_s.append(time.monotonic() - self._lost_s)
-                self._lost_s = None
+                now_s = time.monotonic()
+                self.paused_s.append(now_s - self._lost_s)
                 if self.killed_s is not None:
-                    self.out_s.append(time.monotonic() - self.killed_s)
-                    self.killed_s = None
+                    self.out_s.append(now_s - self.killed_s)
+                    self.noticed_s.append(self._lost_s - self.killed_s)
+                self._lost_s = self.killed_s = None
             case "response.done":
                 self.ended[event["response"]["status"]] += 1
             case "broker.error" | "error":
@@ -273,9 +276,12 @@ def judged(rehearsal: Rehearsal) -> Iterator[str]:
         for number in sorted(twice):
             yield f"a part of the answer to #{number} was heard twice"
         limit_s = RESUME_S.get(rehearsal.how, 2.0)
-        for paused_s in [*talk.heard.paused_s, *talk.heard.out_s]:
+        for paused_s in talk.heard.paused_s:
             if paused_s > limit_s:
-                yield f"a talk went on after {paused_s:.1f} s only"
+                yield f"a talk paused for {paused_s:.1f} s"
+        for out_s, noticed_s in zip(talk.heard.out_s, talk.heard.noticed_s, strict=True):
+            if out_s > limit_s:
+                yield f"a talk went on {out_s:.1f} s after the kill, which was noticed after {noticed_s:.1f} s"
 
 
 async def stored_wrongly(rehearsal: Rehearsal) -> list[str]:
