@@ -224,8 +224,12 @@ async def test_dead_replicas_time_is_made_up_for(database: Database) -> None:
     assert (row["complete"], row["ended"]) == (0, "hung_up"), "answers of the nine seconds may be missing"
 
 
-async def test_moved_calls_time_counts_once(database: Database) -> None:
-    """Who takes a call counts from the last row on: what its former holder counted since is not counted again."""
+@pytest.mark.parametrize(("lost_s", "complete"), [(0.0, 1), (0.5, 0)], ids=["leaving", "paused"])
+async def test_moved_calls_time_counts_once(database: Database, lost_s: float, complete: int) -> None:
+    """Who takes a call counts from the last row on: what its former holder counted since is not counted again.
+
+    A replica that leaves has heard all until the call is taken; one that was paused has not.
+    """
     hands = Hands()
     ledgers = [UsageLedger(database, clock=hands.clock) for _ in range(2)]
     leaving = call_on(ledgers[0])
@@ -234,14 +238,15 @@ async def test_moved_calls_time_counts_once(database: Database) -> None:
     await ledgers[0].flush()
     hands.move(9)
     taken = call_on(ledgers[1])
-    taken.went_live("one", "ga", unheard_s=9.0)
+    taken.went_live("one", "ga", by="rtc_1", unheard_s=9.0, lost_s=lost_s)
+    taken.went_live("one", "ga", by="rtc_1")  # joined
     hands.move(1)
     leaving.end(MOVED)
     await ledgers[0].flush()
     taken.end("hung_up")
     await ledgers[1].flush()
     (row,) = await read(database)
-    assert row["live_ms"] == 25_000
+    assert (row["live_ms"], row["complete"]) == (25_000, complete)
     assert leaving.spent(DAY)[0] + taken.spent(DAY)[0] == 25_000
 
 

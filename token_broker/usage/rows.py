@@ -40,8 +40,7 @@ def write_usage(
     `billed` are the milliseconds that Azure bills, in all so far, by row and by session of Azure's.
 
     Whose talk it is stays as it was written first: an erasure may have made it anonymous. So does the time of a row
-    whose call another replica has taken since: that one counts from there on. `updated_at_us` says until when a row has
-    the time: who has lost a call to another replica adds none.
+    whose call another replica has taken since: that one counts from `updated_at_us` on, until when a row has the time.
     """
     now_us = int(connection.scalar(text(f"SELECT {NOW_US[connection.dialect.name]}")) or 0)
     insert = insert_for(connection.dialect.name, usage)
@@ -49,8 +48,7 @@ def write_usage(
     is_taken, is_added_to = usage.c.ended == MOVED, usage.c.dialect == BILLED_BY_TIME
     changing["live_ms"] = case((or_(is_taken, is_added_to), usage.c.live_ms), else_=changing["live_ms"])
     changing["ended"] = case((is_taken, usage.c.ended), else_=changing["ended"])
-    keeps_time = or_(is_taken, insert.excluded.ended == MOVED)
-    changing["updated_at_us"] = case((keeps_time, usage.c.updated_at_us), else_=now_us)
+    changing["updated_at_us"] = case((is_taken, usage.c.updated_at_us), else_=now_us)
     upsert = insert.on_conflict_do_update(index_elements=list(_KEY), set_=changing)
     values = [{**row, "bucket": bucket_of(row["session_id"]), "updated_at_us": now_us} for row in rows]
     connection.execute(upsert, sorted(values, key=lambda row: tuple(row[name] for name in _KEY)))

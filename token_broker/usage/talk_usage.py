@@ -212,8 +212,8 @@ class TalkUsage:
         """From now on the talk is at this resource: at its start, and whenever it has moved.
 
         `by` is the call that is heard from now on, or again; empty for a talk over a socket.
-        `unheard_s`: a call of another process, which went on for so long since that one wrote what was used.
-        `lost_s`: so long ago that process was last known to hold the call, which is not heard here yet.
+        `unheard_s`: a call of another process, which went on for so long since that one wrote how long it was.
+        `lost_s`: so long ago that process was last known to hear the call, which is not heard here yet.
         """
         self.went_on(by)
         self.look()
@@ -226,7 +226,7 @@ class TalkUsage:
             row.live_us = 0
         if unheard_s:
             self._looked_s -= unheard_s
-            row.is_exact = False
+            row.is_exact = row.is_exact and lost_s == 0
         if by:
             self._calls[by] = lost_s is None
         if lost_s is not None and not any(self._calls.values()):
@@ -242,6 +242,11 @@ class TalkUsage:
             self._calls[by] = False
             if not any(self._calls.values()):
                 self._doubtful_since_s = self._looked_s
+
+    @property
+    def out_of_sight_s(self) -> float | None:
+        """For how long no call of the talk has been in sight; None where one is."""
+        return None if self._doubtful_since_s is None else self._clock.monotonic_s() - self._doubtful_since_s
 
     def went_on(self, by: str) -> None:
         """The call has not ended until now, although it was out of sight: what it used meanwhile is unknown."""
