@@ -479,6 +479,34 @@ async def test_unseen_talk_is_unknown(database: Database) -> None:
     assert (row["seen"], row["complete"], row["live_ms"], row["responses"]) == (0, 0, None, None)
 
 
+async def test_secret_of_azures_counts_until_the_talk_is_seen(database: Database) -> None:
+    """A plan that is asked for again is the same talk's; the talk that is seen is so at another replica."""
+    hands = Hands(before_s=10)
+    ledgers = [UsageLedger(database, clock=hands.clock, most_closed=2) for _ in range(2)]
+    about = {"agent_id": "elena", "transport": "webrtc", "resource": "one", "dialect": "ga"}
+    for _ in range(2):
+        for talk_id in ("talk-1", "talk-2"):
+            ledgers[0].secret_given(make_owner(talk_id), **about)
+        await ledgers[0].flush()
+        hands.move(20)
+    rows = await read(database)
+    assert [(row["talk_id"], row["day"]) for row in rows] == [(f"talk-{n}", DAY + d) for d in (0, 1) for n in (1, 2)]
+    unknown = {name for row in rows for name in ("live_ms", "responses", "input_tokens", "ended") if row[name] is None}
+    assert unknown == {"live_ms", "responses", "input_tokens", "ended"}
+    assert {(row["seen"], row["complete"], row["transport"]) for row in rows} == {(0, 0, "webrtc")}
+    talk = open_talk(ledgers[1], "talk-1")
+    talk.went_live("one", "ga")
+    talk.end("hung_up")
+    await ledgers[1].flush()
+    by_talk = {row["talk_id"]: row["seen"] for row in await read(database)}
+    assert by_talk == {"talk-1": 1, "talk-2": 0}
+    (both,) = await read(database, by="principal")
+    assert (both["talks"], both["seen"]) == (2, 0)
+    for number in range(3):  # the store is away
+        ledgers[0].secret_given(make_owner(f"talk-{number}"), **about)
+    assert (ledgers[0].waiting, ledgers[0].counts.lost) == (2, 0)
+
+
 async def test_killed_process_leaves_incomplete(database: Database) -> None:
     hands = Hands()
     ledger = UsageLedger(database, clock=hands.clock)

@@ -20,7 +20,7 @@ from token_broker.memory.drivers.database import Database
 from token_broker.memory.store_errors import StoreError
 from token_broker.security.tokens import Owner
 from token_broker.usage.days import StoreClock
-from token_broker.usage.talk_usage import TalkUsage
+from token_broker.usage.talk_usage import UNSEEN, TalkUsage
 
 __all__ = ["LedgerCounts", "UsageLedger"]
 
@@ -101,6 +101,25 @@ class UsageLedger:
             closed=self._close,
         )
         return usage
+
+    def secret_given(self, owner: Owner, *, agent_id: str, transport: str, resource: str, dialect: str) -> None:
+        """A page has a secret of Azure's: what it uses with that is unknown, until the talk is seen.
+
+        Nothing of it ends here, so it gives way to talks that wait for the store.
+        """
+        if self._database is not None and len(self._closed) < self._most_closed:
+            usage = TalkUsage(
+                owner,
+                agent_id=agent_id,
+                transport=transport,
+                dialect=dialect,
+                seen=False,
+                part=UNSEEN,
+                clock=self.clock,
+            )
+            usage.expect(resource, dialect)
+            self._closed.append(usage)
+            self._wake.set()
 
     def start(self) -> None:
         """Writes in the background, until `aclose`."""

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
-from sqlalchemy import Connection, and_, case, delete, distinct, func, or_, select, text, update
+from sqlalchemy import Connection, and_, case, delete, distinct, exists, func, or_, select, text, update
 
 from token_broker.memory.store.tables import NOW_US, insert_for, usage, usage_answers
 from token_broker.memory.types import bucket_of
 from token_broker.usage.billed import ANSWER_COUNTS, TRANSCRIPTION_COUNTS
-from token_broker.usage.talk_usage import BILLED_BY_TIME, MOVED
+from token_broker.usage.talk_usage import BILLED_BY_TIME, MOVED, UNSEEN
 
 __all__ = ["USAGE_GROUPS", "AnswerClaim", "UsageGroup", "claim_answers", "sum_usage", "write_usage"]
 
@@ -97,7 +97,8 @@ def sum_usage(
 ) -> list[dict[str, Any]]:
     """Sums by a group, or by talk, resource and day where there is none; in order, `limit` at most.
 
-    A sum is None where every part of it is unknown. `seen` and `complete` are true where all parts are.
+    A sum is None where every part of it is unknown. `seen` and `complete` are true where all parts are. What a page may
+    do with a secret of Azure's is left out where the talk was seen.
     """
     columns = [usage.c.day, *(usage.c[name] for name in _TALK)] if by is None else [_GROUP_COLUMNS[by]]
     all_of = {name: func.min(case((usage.c[name], 1), else_=0)).label(name) for name in ("seen", "complete")}
@@ -110,6 +111,9 @@ def sum_usage(
         *all_of.values(),
         *([func.max(case((usage.c.ended != MOVED, usage.c.ended))).label("ended")] if by is None else []),
     )
+    seen = usage.alias()
+    of_talk = and_(seen.c.bucket == usage.c.bucket, seen.c.talk_id == usage.c.talk_id)
+    query = query.where(or_(usage.c.part != UNSEEN, ~exists().where(of_talk, seen.c.part != UNSEEN)))
     if since_day is not None:
         query = query.where(usage.c.day >= since_day)
     if principal is not None:

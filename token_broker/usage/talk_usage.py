@@ -9,7 +9,7 @@ from token_broker.security.tokens import Owner
 from token_broker.usage.billed import ANSWER_COUNTS, TRANSCRIPTION_COUNTS, Counts, answer_counts, transcription_counts
 from token_broker.usage.days import StoreClock, split_by_day
 
-__all__ = ["BILLED_BY_TIME", "LEAST_ANSWER_TOKENS", "MOVED", "CountedReport", "TalkUsage", "UsageRow"]
+__all__ = ["BILLED_BY_TIME", "LEAST_ANSWER_TOKENS", "MOVED", "UNSEEN", "CountedReport", "TalkUsage", "UsageRow"]
 
 BILLED_BY_TIME = "live"
 """The dialect, GPT-Live's, of which Azure bills the time, and says how long it was: until then it is unknown."""
@@ -23,6 +23,9 @@ _KEPT = 10_000  # ids of answers and items: more than a talk of two hours has
 
 MOVED = "moved"
 """How a talk ends for a replica whose call another one holds from then on."""
+
+UNSEEN = "unseen"
+"""The part of a talk whose page has a secret of Azure's: it counts where nothing of the talk is seen."""
 
 
 @dataclass(slots=True)
