@@ -29,7 +29,7 @@ from token_broker.sessions.plans import SECRET_TRANSPORTS, PlanMaker, TalkSpecs
 from token_broker.sessions.schemas import Plan, TokenRequest
 from token_broker.settings import Settings
 from token_broker.usage.budgets import Budgets
-from token_broker.usage.ledger import UsageLedger
+from token_broker.usage.ledger import GivenSecret, UsageLedger
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.requests import Problem, correlation_id, parse_json, public_base, read_body
 
@@ -237,9 +237,8 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
     write_audit(entry, minting.observe)  # before the answer: a plan that can't be audited is not released
     if plan.token is not None and isinstance(grant, EphemeralGrant):
         unseen = next(each for each in plan.connections if each.transport in SECRET_TRANSPORTS)
-        minting.ledger.secret_given(
-            owner, agent_id=agent.id, transport=unseen.transport, resource=grant.resource, dialect=unseen.dialect
-        )
+        given = GivenSecret(owner, agent.id, unseen.transport, grant.resource, unseen.dialect)
+        minting.ledger.secrets.append(given)
     return plan
 
 
