@@ -346,6 +346,25 @@ async def test_former_holders_time_ends_where_the_new_ones_begins(database: Data
     assert (told["live_ms"], told["responses"], told["ended"]) == (15_000, 1, None)
 
 
+async def test_taker_counts_from_what_is_written(database: Database) -> None:
+    """The time without a sideband was not, whenever the row was written; and the store may be slow to write it."""
+    hands = Hands()
+    ledger = UsageLedger(database, clock=hands.clock)
+    row = CallRow("key-1", make_owner(), "elena", "ann", "one", "https://one", "rtc_1", "webrtc_relay", 3600.0)
+    await database.write(lambda connection: insert_calls(connection, [(row, DELIVERED, None)], "one", 6_000_000))
+    killed = call_on(ledger)
+    killed.went_live("one", "ga", by="rtc_1")
+    hands.move(15)
+    killed.out_of_sight("rtc_1")
+    hands.move(7)
+    await ledger.flush()
+    page = ("session-0000000000", "rtc_1")
+    taken = await database.write(lambda connection: take_call(connection, "other", 6_000_000, page))
+    assert taken is not None
+    assert taken[0].unheard_s is not None
+    assert taken[0].unheard_s >= 7
+
+
 def test_time_without_a_sideband_counts_once_it_is_heard_again() -> None:
     """It broke, and was joined again: the call went on. It broke, and Azure knows the call no more: it ended then."""
     hands = Hands(before_s=14)

@@ -190,7 +190,9 @@ class UsageLedger:
             for _, row in chunk:
                 row.is_dirty = False
             try:
-                now_us = await database.write(partial(write_usage, rows=values, billed=billed))
+                now_us = await database.write(
+                    partial(write_usage, rows=values, billed=billed, monotonic_s=self.clock.monotonic_s)
+                )
             except BaseException:
                 for _, row in chunk:
                     row.is_dirty = True

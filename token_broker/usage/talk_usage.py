@@ -140,7 +140,7 @@ class TalkUsage:
         self._changed = changed
         self._closed = closed
         self._resource: str | None = None  # None: not live
-        self._looked_s = 0.0
+        self._looked_s = clock.monotonic_s()
         self._unheard_since_s: float | None = None
         self._unheard_us = 0
         self._calls: dict[str, bool] = {}  # by Azure's id: whether it is in sight
@@ -336,7 +336,7 @@ class TalkUsage:
         return -(-live_us // 1000), sum(row.tokens for row in rows) + unknown
 
     def values(self, row: UsageRow) -> dict[str, Any]:
-        """The row as the store keeps it."""
+        """The row as the store keeps it, and `looked_s`: until when, by the monotonic clock, it has the time."""
         live_ms = None if row.live_us is None else row.live_us // 1000
         is_over = self.observers <= 0
         return {
@@ -359,6 +359,7 @@ class TalkUsage:
             "seen": self.seen,
             "complete": self.seen and self.is_measured and row.is_exact and self.ended is not None and is_over,
             "ended": self.ended if is_over else None,
+            "looked_s": self._looked_s,
         }
 
     def _note(self, key: str | None, row: UsageRow, counts: Counts | None, *, is_answer: bool) -> None:
