@@ -22,6 +22,7 @@ __all__ = [
     "end_calls",
     "find_holders",
     "insert_calls",
+    "lock_calls",
     "now_us_of",
     "older_calls",
     "prune_calls",
@@ -78,6 +79,12 @@ def values_of(row: CallRow, now_us: int) -> dict[str, Any]:
         "expires_at_us": now_us + round(row.lasts_s * 1_000_000),
         "lease_epoch": 0,
     }
+
+
+def lock_calls(connection: Connection, keys: Collection[str], names: Collection[CallName]) -> None:
+    """Locks calls that are about to change, by key: replicas that lock in one order never deadlock."""
+    are_these = or_(calls.c.call_key.in_(keys), tuple_(calls.c.endpoint, calls.c.call_id).in_(list(names)))
+    connection.execute(select(calls.c.call_key).where(are_these).order_by(calls.c.call_key).with_for_update())
 
 
 def renew_calls(

@@ -361,6 +361,7 @@ class CallLeases:
         from token_broker.calls.lease_statements import (
             end_calls,
             insert_calls,
+            lock_calls,
             older_calls,
             prune_calls,
             renew_calls,
@@ -391,6 +392,7 @@ class CallLeases:
             if not self._is_alone:
                 others = beat(connection, self._holder)[0] - 1
             insert_calls(connection, new, self._holder, lease_us)
+            lock_calls(connection, keys, [*wanted, *over])
             later_s = self._clock()  # than `now_s`, where the store is slow
             want_ends(connection, [(name, end, later_s - at_s) for name, (end, at_s) in wanted.items()])
             end_calls(connection, over)
