@@ -154,34 +154,6 @@ async def test_refused_turn_dies_and_is_named(delivering: Delivering, receiver: 
 
 
 @on_sqlite
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault("status", status=500, times=3),
-        Fault("status", status=429, headers={"Retry-After": "30"}),
-        Fault("malformed", stored=True),
-        Fault("reset"),
-        Fault("reset", stored=True),
-        Fault("hang"),
-        Fault("hang", stored=True),
-    ],
-    ids=lambda fault: f"{fault.kind}-{fault.status}-{fault.stored}",
-)
-async def test_turns_survive_a_fault(database: Database, receiver: Receiver, fault: Fault) -> None:
-    sink = await HttpSink.open(receiver.url, SecretStr(SECRET), timeout_s=0.4 if fault.kind == "hang" else 5)
-    delivering = Delivering(database, sink, Clock(), max_attempts=4)
-    receiver.faults.append(fault)
-    talk = a_talk(5, by=ANN)
-    await delivering.queue(*talk[:3])
-    await delivering.rounds()
-    await delivering.queue(*talk[3:])
-    await delivering.rounds(seconds=180, step_s=5)
-    assert receiver.turn_ids(SESSION) == [said.turn_id for said in talk]
-    assert await delivering.read_status() == NOTHING
-    await sink.aclose()
-
-
-@on_sqlite
 async def test_gone_receiver_rests(delivering: Delivering, receiver: Receiver) -> None:
     receiver.faults.append(Fault("status", status=410))
     await delivering.queue(*a_talk(2, by=ANN), *a_talk(2, by=owner("another-session-01")))
