@@ -151,7 +151,7 @@ async def _write(
                     answer = await http.post("/conversation/turn", json=body, headers=headers)
                 except httpx.TransportError:
                     report.repeated_requests += 1
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.05)
                     continue
                 if answer.status_code == 200:
                     said.append(answer.json()["turn_id"])
