@@ -14,6 +14,7 @@ import pytest
 from pydantic import SecretStr
 from standardwebhooks import Webhook
 
+from tests.memory.conftest import MakeSettings
 from tests.memory.support.delivering import Clock, Delivering, a_talk
 from tests.memory.support.faults import Fault
 from tests.memory.support.receiver import SECRET, Receiver, running_receiver
@@ -24,6 +25,7 @@ from tests.support.serving import serve_app
 from token_broker.hooks.secrets import parse_webhook_secrets
 from token_broker.hooks.sender import HookAnswer, HookSender, hook_client
 from token_broker.memory.delivery.http import HttpSink, event_id, http_failure
+from token_broker.memory.delivery.open_sinks import policy_of
 from token_broker.memory.delivery.zep import ZepMemory
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.maintenance import Maintenance
@@ -47,10 +49,12 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 @pytest.fixture
-async def delivering(database: Database, receiver: Receiver) -> AsyncIterator[Delivering]:
+async def delivering(database: Database, receiver: Receiver, make_settings: MakeSettings) -> AsyncIterator[Delivering]:
     random.seed(7)
     sink = await HttpSink.open(receiver.url, SecretStr(SECRET), timeout_s=5)
-    yield Delivering(database, sink, Clock(), max_attempts=4, backlog_per_s=20)
+    backlog_per_s = policy_of("http", make_settings()).backlog_per_s
+    assert backlog_per_s is not None
+    yield Delivering(database, sink, Clock(), max_attempts=4, backlog_per_s=backlog_per_s)
     await sink.aclose()
 
 
