@@ -3,8 +3,9 @@
     python -m benchmarks.memory.soak [--kills 200] [--store sqlite|postgresql] [--sinks zep,http] [--seed 1]
 
 Eight writers say one turn after the other, each again until it is acknowledged. Afterwards each acknowledged turn has
-to be in the store once, in order, and at each sink (fakes for Zep and for a receiver of webhooks) at least once, in
-order; without a sink (`--sinks ""`), in SQLite's index of words, which has to be sound. Exits 1 where one is missing.
+to be in the store once, in order, and at each sink (fakes for Zep, for Zep Cloud and for a receiver of webhooks) at
+least once, in order; without a sink (`--sinks ""`), in SQLite's table of words, and its file has to be sound. Exits 1
+where one is missing.
 """
 
 import argparse
@@ -19,14 +20,21 @@ from typing import Any
 
 from tests.memory.support.killing import Report, kill_and_check
 from tests.memory.support.receiver import running_receiver
-from tests.memory.support.zep import running_zep
+from tests.memory.support.zep import Zep, running_zep
+from tests.memory.support.zep_cloud import ZepCloud, running_zep_cloud
 from tests.support.databases import postgres_server, sqlite_url
 
 
 async def soak(folder: Path, database_url: str, sinks: Sequence[str], kills: int, seed: int) -> Report:
-    load: dict[str, Any] = {"kills": kills, "writers": 8, "seed": seed, "longest_life_s": 1, "pause_s": 0}
+    # Zep Cloud works on a session's turns in tasks, which are asked for every two seconds: it takes no more a second.
+    pause_s = 0.2 if "zep_cloud" in sinks else 0
+    load: dict[str, Any] = {"kills": kills, "writers": 8, "seed": seed, "longest_life_s": 1, "pause_s": pause_s}
     async with AsyncExitStack() as stack:
-        zep = await stack.enter_async_context(running_zep()) if "zep" in sinks else None
+        zep: Zep | ZepCloud | None = None
+        if "zep_cloud" in sinks:
+            zep = await stack.enter_async_context(running_zep_cloud())
+        elif "zep" in sinks:
+            zep = await stack.enter_async_context(running_zep())
         receiver = await stack.enter_async_context(running_receiver()) if "http" in sinks else None
         return await kill_and_check(folder, database_url, zep, receiver=receiver, **load)
 
@@ -44,12 +52,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--store", choices=["sqlite", "postgresql"], action="append")
-    parser.add_argument("--sinks", default="zep,http", help="zep, http, both, or none")
+    parser.add_argument("--sinks", default="zep,http", help="zep or zep_cloud, http, both, or none")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     sinks = [name for name in arguments.sinks.split(",") if name]
-    if unknown := set(sinks) - {"zep", "http"}:
+    if unknown := set(sinks) - {"zep", "zep_cloud", "http"}:
         parser.error(f"--sinks: no fake for {', '.join(sorted(unknown))}")
+    if {"zep", "zep_cloud"} <= set(sinks):
+        parser.error("--sinks: a broker has one Zep")
     for store in arguments.store or ["sqlite", "postgresql"]:
         began_s = time.monotonic()
         try:

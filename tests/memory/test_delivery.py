@@ -221,7 +221,6 @@ async def _dying(settings: object) -> AsyncIterator[Memory]:
     async with Memory.open(settings) as memory:  # type: ignore[arg-type]
         yield memory
         await memory._database.close()
-        memory._database._is_open = False  # type: ignore[attr-defined]
 
 
 async def _settled(memory: Memory) -> None:

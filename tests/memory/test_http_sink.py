@@ -14,6 +14,7 @@ import pytest
 from pydantic import SecretStr
 from standardwebhooks import Webhook
 
+from tests.memory.conftest import MakeSettings
 from tests.memory.support.delivering import Clock, Delivering, a_talk
 from tests.memory.support.faults import Fault
 from tests.memory.support.receiver import SECRET, Receiver, running_receiver
@@ -24,6 +25,7 @@ from tests.support.serving import serve_app
 from token_broker.hooks.secrets import parse_webhook_secrets
 from token_broker.hooks.sender import HookAnswer, HookSender, hook_client
 from token_broker.memory.delivery.http import HttpSink, event_id, http_failure
+from token_broker.memory.delivery.open_sinks import policy_of
 from token_broker.memory.delivery.zep import ZepMemory
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.maintenance import Maintenance
@@ -47,10 +49,12 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 @pytest.fixture
-async def delivering(database: Database, receiver: Receiver) -> AsyncIterator[Delivering]:
+async def delivering(database: Database, receiver: Receiver, make_settings: MakeSettings) -> AsyncIterator[Delivering]:
     random.seed(7)
     sink = await HttpSink.open(receiver.url, SecretStr(SECRET), timeout_s=5)
-    yield Delivering(database, sink, Clock(), max_attempts=4, backlog_per_s=20)
+    backlog_per_s = policy_of("http", make_settings()).backlog_per_s
+    assert backlog_per_s is not None
+    yield Delivering(database, sink, Clock(), max_attempts=4, backlog_per_s=backlog_per_s)
     await sink.aclose()
 
 
@@ -151,34 +155,6 @@ async def test_refused_turn_dies_and_is_named(delivering: Delivering, receiver: 
     last = [event for event in receiver.of("turns.stored") if "t005" in event.turn_ids][-1]
     assert last.data["missing"] == ["t003"]
     assert len([event for event in receiver.seen if event.turn_ids == ["t003"]]) >= 2
-
-
-@on_sqlite
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault("status", status=500, times=3),
-        Fault("status", status=429, headers={"Retry-After": "30"}),
-        Fault("malformed", stored=True),
-        Fault("reset"),
-        Fault("reset", stored=True),
-        Fault("hang"),
-        Fault("hang", stored=True),
-    ],
-    ids=lambda fault: f"{fault.kind}-{fault.status}-{fault.stored}",
-)
-async def test_turns_survive_a_fault(database: Database, receiver: Receiver, fault: Fault) -> None:
-    sink = await HttpSink.open(receiver.url, SecretStr(SECRET), timeout_s=0.4 if fault.kind == "hang" else 5)
-    delivering = Delivering(database, sink, Clock(), max_attempts=4)
-    receiver.faults.append(fault)
-    talk = a_talk(5, by=ANN)
-    await delivering.queue(*talk[:3])
-    await delivering.rounds()
-    await delivering.queue(*talk[3:])
-    await delivering.rounds(seconds=180, step_s=5)
-    assert receiver.turn_ids(SESSION) == [said.turn_id for said in talk]
-    assert await delivering.read_status() == NOTHING
-    await sink.aclose()
 
 
 @on_sqlite

@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pytest
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, text
 
 from tests.memory.support.stores import erase_session
 from tests.memory.support.turns import SESSION, owner, turn
 from token_broker.memory.drivers.database import Database
+from token_broker.memory.drivers.postgres import PostgresDatabase
 from token_broker.memory.ingest.group_commit import ArrivalClock
 from token_broker.memory.store.erasure import (
     Marked,
@@ -24,7 +26,7 @@ from token_broker.memory.store.tables import turns
 from token_broker.memory.store.turn_reads import last_turns, last_turns_of, list_turns, recent_sessions, turns_at
 from token_broker.memory.store.turn_words import read_words
 from token_broker.memory.store.turn_writes import insert_turns, last_arrival, save_sessions
-from token_broker.memory.store_errors import NotOwnerError
+from token_broker.memory.store_errors import NotOwnerError, StoreUnreachableError
 from token_broker.memory.types import ArrivedTurn, Outcome, SinkName, Turn, arrival_at
 
 arrivals = ArrivalClock()
@@ -302,3 +304,27 @@ async def test_batch_of_any_size_is_stored(database: Database, count: int) -> No
         database, *(turn(f"t{n}", by=owner(f"session-of-test-{n % 7}")) for n in range(count)), sinks=["zep"]
     )
     assert outcomes == [S] * count
+
+
+async def test_closed_store_opens_nothing_again(database: Database) -> None:
+    await database.close()
+    with pytest.raises(StoreUnreachableError):
+        await database.read(last_arrival)
+    with pytest.raises(StoreUnreachableError):
+        await database.write(last_arrival)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_close_waits_for_work_under_way(database: PostgresDatabase) -> None:
+    began, drivers = asyncio.Event(), list[Any]()
+
+    def work(connection: Connection) -> None:
+        drivers.append(connection.connection.driver_connection)
+        began.set()
+        connection.execute(text("SELECT pg_sleep(0.1)"))
+
+    reading = asyncio.create_task(database.read(work, pool="recall"))
+    await began.wait()
+    await database.close()
+    await reading
+    assert all(driver.is_closed() for driver in drivers), "a connection in use is closed, too"

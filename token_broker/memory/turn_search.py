@@ -47,10 +47,11 @@ class TurnSearch:
             from token_broker.memory.store.turn_reads import last_turns_of, recent_sessions
             from token_broker.memory.store.turn_words import read_words
 
-            is_owners = last_turns_of(connection, owner, 1, chars=0) is not None
-            searched = [owner.session_id] if is_owners else []
+            searched: list[str] = []
             if owner.principal != ANONYMOUS:
-                searched += recent_sessions(connection, owner.principal, _SESSIONS, but=owner.session_id)
+                searched = recent_sessions(connection, owner.principal, _SESSIONS)
+            elif last_turns_of(connection, owner, 1, chars=0) is not None:  # it is nobody else's
+                searched = [owner.session_id]
             return read_words(connection, searched)
 
         chunks = await self._database.read(read, pool="recall")

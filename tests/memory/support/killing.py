@@ -19,10 +19,14 @@ from tests.memory.support.receiver import SECRET, Receiver
 from tests.memory.support.stores import assert_sound
 from tests.memory.support.turns import owner
 from tests.memory.support.zep import KEY, Zep
+from tests.memory.support.zep_cloud import KEY as CLOUD_KEY
+from tests.memory.support.zep_cloud import ZepCloud
 from tests.support import broker
 from tests.support.forkserver import ForkedProcess
 from tests.support.waiting import eventually
+from token_broker.memory.delivery.zep import zep_user_id
 from token_broker.memory.drivers.sqlite import sqlite_path
+from token_broker.security.tokens import ANONYMOUS
 from token_broker.settings import Settings
 
 SIGNING_KEY = "k" * 40
@@ -44,7 +48,13 @@ class Report:
 
 @contextlib.asynccontextmanager
 async def process(
-    folder: Path, port: int, database_url: str, zep: Zep | None, receiver: Receiver | None = None, /, **environment: str
+    folder: Path,
+    port: int,
+    database_url: str,
+    zep: Zep | ZepCloud | None,
+    receiver: Receiver | None = None,
+    /,
+    **environment: str,
 ) -> AsyncIterator[asyncio.subprocess.Process | ForkedProcess]:
     """`token-broker serve`, killed when the block ends."""
     mine = {
@@ -55,8 +65,10 @@ async def process(
         "BROKER_DELIVERY_TIMEOUT_S": "1",
         "BROKER_DELIVERY_POLL_S": "0.1",
     }
-    zeps = {"ZEP_API_KEY": KEY, "ZEP_API_URL": zep.base_url} if zep is not None else {}
-    sinks = {name for name, sink in (("zep", zep), ("http", receiver)) if sink is not None}
+    is_cloud = isinstance(zep, ZepCloud)
+    zeps = {"ZEP_API_KEY": CLOUD_KEY if is_cloud else KEY, "ZEP_API_URL": zep.base_url} if zep is not None else {}
+    named = (("zep_cloud" if is_cloud else "zep", zep), ("http", receiver))
+    sinks = {name for name, sink in named if sink is not None}
     mine["BROKER_MEMORY_SINKS"] = ",".join(sorted(sinks))
     if receiver is not None:
         zeps |= {"BROKER_MEMORY_HTTP_URL": receiver.url, "BROKER_MEMORY_HTTP_SECRET": SECRET}
@@ -80,7 +92,7 @@ def free_port() -> int:
 async def kill_and_check(
     folder: Path,
     database_url: str,
-    zep: Zep | None,
+    zep: Zep | ZepCloud | None,
     *,
     receiver: Receiver | None = None,
     kills: int,
@@ -139,7 +151,7 @@ async def _write(
                     answer = await http.post("/conversation/turn", json=body, headers=headers)
                 except httpx.TransportError:
                     report.repeated_requests += 1
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.05)
                     continue
                 if answer.status_code == 200:
                     said.append(answer.json()["turn_id"])
@@ -174,15 +186,18 @@ async def _check_store(base_url: str, settings: Settings, report: Report) -> Non
             assert found == said, f"{session_id}: not each acknowledged turn, once, in order"
 
 
-async def _check_zep(zep: Zep, report: Report) -> None:
+async def _check_zep(zep: Zep | ZepCloud, report: Report) -> None:
     began_s = time.monotonic()
 
+    def turn_ids(session_id: str) -> list[str]:
+        return zep.turn_ids(zep_user_id(ANONYMOUS, session_id) if isinstance(zep, ZepCloud) else session_id)
+
     async def all_arrived() -> bool:
-        return all(set(said) == set(zep.turn_ids(key)) for key, said in report.acknowledged.items())
+        return all(set(said) == set(turn_ids(key)) for key, said in report.acknowledged.items())
 
     await eventually(all_arrived, within_s=60)
     for session_id, said in report.acknowledged.items():
-        arrived = zep.turn_ids(session_id)
+        arrived = turn_ids(session_id)
         assert list(dict.fromkeys(arrived)) == said, f"{session_id}: delivered out of order"
         report.repeated_deliveries += len(arrived) - len(said)
     assert time.monotonic() - began_s < 60

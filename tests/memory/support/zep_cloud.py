@@ -67,9 +67,14 @@ class ZepCloud(CanFail):
     requests: list[str] = field(default_factory=list)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def turn_ids(self, *, processed: bool = True) -> list[str]:
-        """The ids of the turns of all threads, as Zep has worked on them, or as they came."""
-        every = [message for thread in self.messages.values() for message in thread]
+    def turn_ids(self, user_id: str | None = None, *, processed: bool = True) -> list[str]:
+        """The ids of the turns of a user's threads, or of all, as Zep has worked on them, or as they came."""
+        threads = [
+            uuid
+            for uuid, thread in self.threads.items()
+            if user_id is None or self.users[thread["user_uuid"]]["user_id"] == user_id
+        ]
+        every = [message for uuid in threads for message in self.messages[uuid]]
         return [m["metadata"]["turn_id"] for m in every if m["processed"] or not processed]
 
 

@@ -124,5 +124,5 @@ def test_common_word_is_searched_no_further() -> None:
         search.look(" ".join(map(str, numbers)), "\n".join(lines))
     for _ in search.compare():
         pass
-    assert len(search._found) < 600
+    assert len(search._hits) < 600
     assert search.best(1) == [7]

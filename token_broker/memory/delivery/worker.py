@@ -333,7 +333,9 @@ class DeliveryWorker:
             backlog = replace(backlog, failures=backlog.attempts)  # while a task runs, failures count the questions
         if failure is None:
             batch = min(self.sink.max_turns, backlog.batch * 2)
-            return Settlement(now_us, Backlog(batch=batch), delivered=ids, noticed=True)
+            # Of a greater batch that nobody knows the fate of, the sink may have turns that are still to go.
+            uncertain = claim.uncertain and backlog.batch < self.sink.max_turns
+            return Settlement(now_us, Backlog(batch=batch), delivered=ids, uncertain=uncertain, noticed=True)
         verdict = after_failure(
             backlog,
             failure,
@@ -351,7 +353,7 @@ class DeliveryWorker:
             verdict.backlog,
             dead=ids[:1] if verdict.dead else (),
             reason=failure.reason,
-            uncertain=failure.uncertain or (claim.uncertain and not verdict.dead),
+            uncertain=failure.uncertain or claim.uncertain,
             keeps=verdict.keeps,
             # Nobody knows how a task ended that could not be asked for.
             task=claim.task if not failure.counts and not failure.permanent else None,

@@ -35,6 +35,9 @@ class PostgresDatabase:
         self._without_transactions: AsyncEngine | None = None  # that for writing, with its connections
         self._reading = dict.fromkeys(READ_POOLS, 0)
         self._is_open = False
+        self._closed = False
+        self._under_way = 0
+        self._ended = asyncio.Event()  # some work
 
     async def open(self) -> bool:
         from token_broker.memory.store.tables import migrate
@@ -79,6 +82,12 @@ class PostgresDatabase:
         return await self._run(work, pool, one_statement=one_statement)
 
     async def close(self) -> None:
+        self._closed = True  # work that comes later would connect again, and nobody would close that
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                while self._under_way:  # a pool closes only the connections that are not in use
+                    self._ended.clear()
+                    await self._ended.wait()
         with contextlib.suppress(TimeoutError, OSError):
             async with asyncio.timeout(_CLOSE_S):
                 await asyncio.gather(*(engine.dispose() for engine in self._engines.values()))
@@ -94,6 +103,9 @@ class PostgresDatabase:
         timeout_s: float | None = None,
         one_statement: bool = False,
     ) -> R:
+        if self._closed:
+            raise StoreUnreachableError("closed")
+        self._under_way += 1
         try:
             if (engine := self._engines.get(pool)) is None:
                 from sqlalchemy.ext.asyncio import create_async_engine
@@ -119,3 +131,6 @@ class PostgresDatabase:
                 return await connection.run_sync(work)
         except Exception as error:  # noqa: BLE001  # mapped, or raised unchanged
             raise store_error(error) from None
+        finally:
+            self._under_way -= 1
+            self._ended.set()

@@ -100,7 +100,7 @@ def turn_columns(chars: int | None) -> list[ColumnElement[Any]]:
     return [cut if column is turns.c.content else column for column in turns.c]
 
 
-def recent_sessions(connection: Connection, principal: str, limit: int, *, but: str) -> list[str]:
+def recent_sessions(connection: Connection, principal: str, limit: int, *, but: str = "") -> list[str]:
     """A principal's sessions, those with the newest plans first, without `but`."""
     wanted = and_(sessions.c.principal == principal, sessions.c.session_id != but)
     newest = select(sessions.c.session_id).where(wanted).order_by(sessions.c.epoch.desc()).limit(limit)

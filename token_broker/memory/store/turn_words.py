@@ -25,20 +25,22 @@ SELECT group_concat(arrival, ' '), group_concat(words, char(10)), count(*) FROM 
 )
 """
 _READ_POSTGRESQL = """
-SELECT string_agg(found.arrival::text, ' ') AS arrivals, string_agg(found.words, E'\\n') AS lines
+SELECT string_agg(said.arrival::text, ' ') AS arrivals, string_agg(said.words, E'\\n') AS lines
 FROM (
-    SELECT said.arrival, said.words, row_number() OVER () AS number
-    FROM unnest(CAST(:buckets AS smallint[]), CAST(:session_ids AS text[])) AS searched (bucket, session_id)
+    SELECT turn_words.arrival, turn_words.words, searched.number
+    FROM unnest(CAST(:buckets AS smallint[]), CAST(:session_ids AS text[]))
+        WITH ORDINALITY AS searched (bucket, session_id, number)
     CROSS JOIN LATERAL (
         SELECT turn_words.arrival, turn_words.words FROM turn_words
         WHERE turn_words.bucket = searched.bucket AND turn_words.session_id = searched.session_id
         ORDER BY turn_words.arrival DESC
         LIMIT :searched
-    ) AS said
+    ) AS turn_words
+    ORDER BY searched.number
     LIMIT :searched
-) AS found
-GROUP BY found.number / :chunk
-ORDER BY found.number / :chunk
+) AS said
+GROUP BY said.number
+ORDER BY said.number
 """
 
 
@@ -50,26 +52,29 @@ def delete_words(connection: Connection, session_id: str, *which: ColumnElement[
 
 def read_words(connection: Connection, session_ids: Sequence[str]) -> list[tuple[str, str]]:
     """The words of these sessions' newest turns, in chunks: the turns' arrivals, a blank between, and a line each."""
-    if connection.dialect.name != "sqlite":
+    read: list[tuple[str, str]] = []  # of a session each
+    if connection.dialect.name == "sqlite":
+        left = MAX_SEARCHED_TURNS
+        driver: Any = connection.connection.cursor()  # SQLAlchemy would take longer for each session than SQLite does
+        for key in session_ids:
+            arrivals, lines, count = driver.execute(_READ_SQLITE, (bucket_of(key), key, left)).fetchone()
+            if count:
+                read.append((arrivals, lines))
+            if (left := left - count) <= 0:
+                break
+    else:
         wanted = {
             "buckets": [bucket_of(key) for key in session_ids],
             "session_ids": list(session_ids),
             "searched": MAX_SEARCHED_TURNS,
-            "chunk": _TURNS_A_CHUNK,
         }
-        return [(row.arrivals, row.lines) for row in connection.execute(text(_READ_POSTGRESQL), wanted)]
+        read = [(row.arrivals, row.lines) for row in connection.execute(text(_READ_POSTGRESQL), wanted)]
     chunks: list[tuple[str, str]] = []
-    left = MAX_SEARCHED_TURNS
-    driver: Any = connection.connection.cursor()  # SQLAlchemy would take longer for each session than SQLite does
-    for key in session_ids:
-        arrivals, lines, count = driver.execute(_READ_SQLITE, (bucket_of(key), key, left)).fetchone()
-        left -= count
-        if 0 < count <= _TURNS_A_CHUNK:  # most are: to take one apart costs a third of what it costs to read it
+    for arrivals, lines in read:
+        if arrivals.count(" ") < _TURNS_A_CHUNK:  # most are
             chunks.append((arrivals, lines))
-        elif count:
-            keys, said = iter(arrivals.split(" ")), iter(lines.split("\n"))
-            while part := list(islice(keys, _TURNS_A_CHUNK)):
-                chunks.append((" ".join(part), "\n".join(islice(said, _TURNS_A_CHUNK))))
-        if left <= 0:
-            break
+            continue
+        keys, said = iter(arrivals.split(" ")), iter(lines.split("\n"))
+        while part := list(islice(keys, _TURNS_A_CHUNK)):
+            chunks.append((" ".join(part), "\n".join(islice(said, _TURNS_A_CHUNK))))
     return chunks

@@ -14,6 +14,7 @@ ALIKE = 0.5  # at least: words that are less alike are different ones
 _INFLECTED = 0.85
 _COMPOUND = 0.75
 _MIN_PREFIX = 4
+_SHORTEST = 3  # letters that two inflected words have in common, in scripts where only endings change
 _LONG_TAIL = 6
 _LONG_COMMON = 7  # letters that two words begin with
 _KNOWN_ENDS = 6  # letters that both begin with, where the rest of both is a known ending
@@ -89,6 +90,8 @@ def likeness(asked: str, said: str, *, compounds: bool = False) -> float:
     if asked == said:
         return 1.0
     short, long = (asked, said) if len(asked) <= len(said) else (said, asked)
+    if asked[:_SHORTEST] != said[:_SHORTEST] and asked.isascii() and said.isascii() and not long.endswith(short):
+        return 0.0  # most pairs: for speed
     if not short or any(map(str.isdigit, short)):
         return 0.0
     mine, other = stems(asked), stems(said)

@@ -6,13 +6,15 @@ well below a millisecond, so that an event loop can do something else in between
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from heapq import nsmallest
 
 from token_broker.memory.words.folding import fold
 from token_broker.memory.words.likeness import ALIKE
 from token_broker.memory.words.stop_words import stop_words_of
-from token_broker.memory.words.terms import Term, is_decisive, terms_of
+from token_broker.memory.words.terms import Pattern, Term, is_decisive, terms_of
 
 __all__ = ["Search"]
 
@@ -27,13 +29,6 @@ _ECHO = 0.4  # a turn that only asks the same answers nothing
 
 
 @dataclass(slots=True)
-class _Found:
-    arrival: int
-    words: str
-    hits: int = 0  # a bit a term
-
-
-@dataclass(slots=True)
 class Search:
     """The search for one question. Give it the user's turns, the newest first."""
 
@@ -42,7 +37,9 @@ class Search:
     turns: int = 0
     _counts: list[int] = field(default_factory=list)  # turns that have a term's pattern, a term
     _seen: list[int] = field(default_factory=list)  # turns that were looked through, a term
-    _found: dict[int, _Found] = field(default_factory=dict)
+    _starts: list[int] = field(default_factory=list)  # of the chunks, as if all were one text
+    _chunks: list[tuple[str, str]] = field(default_factory=list)
+    _hits: dict[int, int] = field(default_factory=dict)  # by where a turn's line starts: a bit a term
     _scores: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,31 +57,30 @@ class Search:
     def look(self, arrivals: str, lines: str) -> None:
         """Looks through turns: a line of folded words each (`fold_turn`), and their arrivals with blanks between."""
         count = arrivals.count(" ") + 1
-        keys: list[str] = []
+        self._starts.append(self._starts[-1] + len(self._chunks[-1][1]) + 1 if self._chunks else 0)
+        self._chunks.append((arrivals, lines))
         self.turns += count
         for number, term in enumerate(self.terms):
             if self._counts[number] >= _HITS_A_TERM:
                 continue
             self._seen[number] += count
             for pattern in term.patterns:
-                if (at := lines.find(pattern)) >= 0:
-                    keys = keys or arrivals.split(" ")
-                    self._note(number, pattern, at, keys, lines)
+                if (at := lines.find(pattern.text)) >= 0:
+                    self._note(number, pattern, at, lines)
 
-    def _note(self, number: int, pattern: str, at: int, keys: list[str], lines: str) -> None:
-        """Notes the turns that have a pattern, which stands first at `at`."""
-        bit, line, behind = 1 << number, 0, 0
+    def _note(self, number: int, pattern: Pattern, at: int, lines: str) -> None:
+        """Notes the turns that have a pattern, whose text stands first at `at`."""
+        bit, start, hits = 1 << number, self._starts[-1], self._hits
         while at >= 0:
-            line += lines.count("\n", behind, at)
-            end = lines.find("\n", at)
-            behind = len(lines) if end < 0 else end
-            arrival = int(keys[line])
-            if (found := self._found.get(arrival)) is None:
-                found = self._found[arrival] = _Found(arrival, lines[lines.rfind("\n", 0, at) + 1 : behind])
-            if not found.hits & bit:
-                found.hits |= bit
-                self._counts[number] += 1
-            at = lines.find(pattern, behind)
+            if pattern.stands_at(at, lines):
+                line = start + lines.rfind("\n", 0, at) + 1
+                known = hits.get(line, 0)
+                if not known & bit:
+                    hits[line] = known | bit
+                    self._counts[number] += 1
+                if (at := lines.find("\n", at)) < 0:
+                    return
+            at = lines.find(pattern.text, at + 1)
 
     def compare(self) -> Iterator[None]:
         """Compares the words of the likeliest turns, a turn a step. Call `best` behind the last one."""
@@ -97,17 +93,22 @@ class Search:
         whole = sum(weights)
         needed = max(min(_LEAST, _MOST_COVERED * whole), min(_COVERED * whole, _ENOUGH))
         common = sum(1 << number for number, count in enumerate(self._counts) if count >= _HITS_A_TERM)
-        hits = {found.hits for found in self._found.values()}
+        hits = set(self._hits.values())
         sure = {each: _weight_of(each, weights) for each in hits}
         # Common terms were not looked for everywhere: a turn may have them besides.
         enough = {each for each in hits if _weight_of(each | common, weights) >= needed}
-        likely = [found for found in self._found.values() if found.hits in enough]
-        likely.sort(key=lambda found: (sure[found.hits], found.arrival), reverse=True)
+        likely = [(-sure[bits], line) for line, bits in self._hits.items() if bits in enough]
         asked = frozenset(fold(self.question).split())
         asked |= stop_words_of(asked)[0]
-        for found in likely[:_COMPARED]:
-            if (score := self._score(found, found.hits | common, weights, needed)) > 0:
-                self._scores[found.arrival] = score * (_ECHO if asked.issuperset(found.words.split()) else 1)
+        for _, line in nsmallest(_COMPARED, likely):  # of equals the newest, which are the first
+            chunk = bisect_right(self._starts, line) - 1
+            arrivals, lines = self._chunks[chunk]
+            start = line - self._starts[chunk]
+            words = lines[start:].partition("\n")[0]
+            said = words.split()
+            if (score := self._score(words, said, self._hits[line] | common, weights, needed)) > 0:
+                arrival = int(arrivals.split(" ")[lines.count("\n", 0, start)])
+                self._scores[arrival] = score * (_ECHO if asked.issuperset(said) else 1)
             yield
 
     def best(self, limit: int, *, but: Collection[int] = ()) -> list[int]:
@@ -117,12 +118,11 @@ class Search:
         ranked = sorted(scores, key=lambda arrival: (round(scores[arrival], 2), arrival), reverse=True)
         return [arrival for arrival in ranked if scores[arrival] >= least][:limit]
 
-    def _score(self, found: _Found, hits: int, weights: list[float], needed: float) -> float:
+    def _score(self, words: str, said: list[str], hits: int, weights: list[float], needed: float) -> float:
         """The weight of what the turn has of the question; 0 where it is too little."""
-        said = found.words.split()
         score, decided = 0.0, False
         for number, term in enumerate(self.terms):
-            if hits >> number & 1 and (alike := term.likeness(found.words, said)) >= ALIKE:
+            if hits >> number & 1 and (alike := term.likeness(words, said)) >= ALIKE:
                 score += weights[number] * alike
                 decided |= is_decisive(term)
         if all(term.is_frame for term in self.terms):

@@ -21,7 +21,7 @@ from token_broker.memory.words.stop_words import (
     stop_words_of,
 )
 
-__all__ = ["MAX_TERMS", "Term", "terms_of"]
+__all__ = ["MAX_TERMS", "Pattern", "Term", "terms_of"]
 
 MAX_TERMS = 16
 _ASKED_CHARS = 600
@@ -46,12 +46,27 @@ _SHORT_SCRIPTS = re.compile("[\uac00-\ud7a3\u0590-\u06ff\u0900-\u0dff]")  # whos
 
 
 @dataclass(frozen=True, slots=True)
+class Pattern:
+    """A text to look for, and what it has to be a part of: one of `within`, by where the text stands in it."""
+
+    text: str
+    within: tuple[tuple[int, str], ...] = ()
+
+    def stands_at(self, at: int, lines: str) -> bool:
+        """Whether the pattern is there, where its text is."""
+        for offset, whole in self.within:
+            if lines.startswith(whole, at - offset):
+                return True
+        return not self.within
+
+
+@dataclass(frozen=True, slots=True)
 class Term:
     """Something asked for. A turn has to have one of `patterns` for the term to be like anything in it."""
 
     text: str
     weight: float
-    patterns: tuple[str, ...]
+    patterns: tuple[Pattern, ...]
     is_gram: bool = False
     is_frame: bool = False
     compounds: bool = False
@@ -66,16 +81,18 @@ class Term:
         best, parts = 0.0, 0
         for word in said:
             alike = likeness(self.text, word, compounds=self.compounds)
+            if alike < ALIKE:
+                continue
+            if alike == 1.0:
+                return alike
             best = max(best, alike)
-            if best == 1.0:
-                return best
             # Said as several words, asked as a compound of them.
-            is_part = _PARTS_FROM - 1 <= len(word) < len(self.text) and not alike < ALIKE
-            parts += len(word) if is_part and self.text.startswith(word) else 0
-            parts += len(word) if is_part and self.text.endswith(word) else 0
+            if _PARTS_FROM - 1 <= len(word) < len(self.text):
+                parts += len(word) if self.text.startswith(word) else 0
+                parts += len(word) if self.text.endswith(word) else 0
         if best < ALIKE and self.compounds and (verb := _SEPARABLE.match(self.text)) and verb[1] in said:
             return _IN_TWO if any(likeness(verb[2], word) >= ALIKE for word in said) else 0.0
-        return max(best, min(1.0, parts / len(self.text)) if best >= ALIKE else 0.0)
+        return max(best, min(1.0, parts / len(self.text)))
 
 
 def terms_of(question: str) -> tuple[Term, ...]:
@@ -107,30 +124,32 @@ def _word(word: str, stops: frozenset[str], *, compounds: bool) -> tuple[Term, .
         weight = _FRAME_WEIGHT
     patterns = _patterns(word)
     if compounds and (verb := _SEPARABLE.match(word)):
-        patterns += (f" {verb[2][: max(_MIN_HEAD - 1, len(verb[2]) - 2)]}",)
+        patterns += (Pattern(f" {verb[2][: max(_MIN_HEAD - 1, len(verb[2]) - 2)]}"),)
     return (Term(word, weight, patterns, is_frame=word in FRAMES and is_frame, compounds=compounds),)
 
 
 @lru_cache(maxsize=1_024)
-def _patterns(word: str) -> tuple[str, ...]:
+def _patterns(word: str) -> tuple[Pattern, ...]:
     """A turn that has a word like this one has one of these."""
     if any(map(str.isdigit, word)):
-        return (f" {word} ",)  # numbers and codes are like themselves alone
+        return (Pattern(f" {word} "),)  # numbers and codes are like themselves alone
     if _HANGUL.match(word):
-        return (min(*stems(word), word[:3], key=len),)
+        return (Pattern(min(*stems(word), word[:3], key=len)),)
     if _SHORT_SCRIPTS.match(word) or len(shortest := min(stems(word), key=len)) < len(word):
         # Endings and beginnings are cut off: whatever is left stands anywhere in the word.
         shortest = min(stems(word), key=len)
-        return (shortest if len(shortest) > 1 else f" {shortest}",)
+        return (Pattern(shortest if len(shortest) > 1 else f" {shortest}"),)
     if len(word) < _MIN_HEAD:
-        return (f" {word} ",) if len(word) < _MIN_HEAD - 1 else (f" {word}",)
+        return (Pattern(f" {word} " if len(word) < _MIN_HEAD - 1 else f" {word}"),)
     if len(word) == _MIN_HEAD:
-        return (f" {word[:-1]}", f"{word} ")
+        return (Pattern(f" {word[:-1]}"), Pattern(f"{word} "))
     head = word[: min_prefix(word)]  # wherever it stands: also behind another part of a compound
     if len(word) < _COMPOUND_FROM:
-        return (head, f" {word[:_MIN_HEAD]} ")
+        short = word[:_MIN_HEAD]
+        return (Pattern(short, ((0, head), (1, f" {short} "))) if short != head else Pattern(head),)
     # What was said may be a part of what is asked, from its beginning or its end.
-    return (head, f" {word[:_EDGE]}", f"{word[-_EDGE:]} ")
+    edge = word[:_EDGE]
+    return (Pattern(edge, ((0, head), (1, f" {edge}"))), Pattern(f"{word[-_EDGE:]} "))
 
 
 def _grams(run: str) -> list[Term]:
@@ -149,7 +168,7 @@ def _grams(run: str) -> list[Term]:
                 grams |= {word[at : at + 3]: 0.3 for at in range(len(word) - 2)}
         for other in _OTHERS.findall(piece):
             grams |= {other[at : at + 3]: 0.35 for at in range(max(1, len(other) - 2)) if len(other) > 1}
-    return [Term(gram, weight, (gram,), is_gram=True, with_kana=has_kana) for gram, weight in grams.items()]
+    return [Term(gram, weight, (Pattern(gram),), is_gram=True, with_kana=has_kana) for gram, weight in grams.items()]
 
 
 def _of_han(run: str) -> dict[str, float]:
