@@ -36,7 +36,7 @@ PIECE = base64.b64encode(bytes(960)).decode()
 async def main(sidebands: int, proxied: int, seconds: float) -> int:
     with tempfile.TemporaryDirectory() as folder:
         async with call_stage(Path(folder), every_s=ANSWERS_EVERY_S, replicas=1) as stage:
-            idle = await cpu_a_second(stage, seconds / 3)
+            idle = await idle_cpu(stage, seconds)
             gate = asyncio.Semaphore(AT_ONCE)
 
             async def place() -> None:
@@ -54,7 +54,7 @@ async def main(sidebands: int, proxied: int, seconds: float) -> int:
             calm_by_s = time.monotonic() + CALM_BY_S
             while await cpu_a_second(stage, 2) > idle + 0.02 and time.monotonic() < calm_by_s:
                 pass  # the ended calls are asked for several times, and written down
-            idle = await cpu_a_second(stage, seconds / 3)
+            idle = await idle_cpu(stage, seconds)
             async with contextlib.AsyncExitStack() as stack:
                 for _ in range(proxied):
                     await stack.enter_async_context(speaking(stage))
@@ -63,7 +63,12 @@ async def main(sidebands: int, proxied: int, seconds: float) -> int:
     share = a_sideband / a_talk
     print(f"{joined} of {sidebands} sidebands in one process of {rss:.0f} MiB")
     print(f"a sideband {a_sideband * 1000:.2f} ms of CPU a second, a proxied talk {a_talk * 1000:.2f}: {share:.1%}")
-    return int(share > SHARE or joined < sidebands)
+    return int(not 0 <= share <= SHARE or a_talk <= 0 or joined < sidebands)
+
+
+async def idle_cpu(stage: Stage, seconds: float) -> float:
+    """As `cpu_a_second`, without calls: the least of three, since a broker that has just started still works."""
+    return min([await cpu_a_second(stage, seconds / 3) for _ in range(3)])
 
 
 async def cpu_a_second(stage: Stage, seconds: float) -> float:

@@ -211,6 +211,7 @@ async def test_dead_replicas_time_is_made_up_for(database: Database) -> None:
     tell(killed, created("r1"))
     await ledgers[0].flush()
     hands.move(9)  # of which nothing was written
+    tell(killed, done("r0"))
     taken = call_on(ledgers[1])
     taken.went_live("one", "ga", unheard_s=9.0)
     hands.move(1)
