@@ -452,6 +452,7 @@ export class VoiceSession extends EventTarget {
     const fault = tooOld();
     if (fault) return this.#dispatch({ type: "plan_failed", failure: fault });
     try {
+      await this.#broker.signIn(signal); // first of all: a prompt takes longer than a click counts
       // A plan expires, and a prompt is a person's time: where one will be shown, the plan is asked for after it.
       const isPermitted = await engine.isPermitted();
       signal.throwIfAborted();

@@ -56,6 +56,19 @@ class _Voice(AudioStreamTrack):
         return frame
 
 
+class _Nowhere:
+    """A datagram transport that sends nothing more."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def sendto(self, *_given: Any) -> None:
+        pass
+
+
 class Call:
     """One call: `answer` its offer, then `close` it. `partner` is the other side."""
 
@@ -84,6 +97,12 @@ class Call:
 
     def close_channel(self) -> None:
         self._channel.close()
+
+    def vanish(self) -> None:
+        """Sends nothing more, and tells nobody: its network has gone."""
+        assert self._peer.sctp
+        for protocol in self._peer.sctp.transport.transport._connection._protocols:
+            protocol.transport = _Nowhere(protocol.transport)
 
     async def close(self) -> None:
         tasks = [task for task in (self._listening, *self._stopping) if task]
@@ -158,10 +177,11 @@ class VoiceLiveCall(Call):
 
 
 def _passes_filter(kind: str) -> bool:
-    """`webrtcfilter=on` (docs/azure.md §5.2)."""
+    """`webrtcfilter=on` (docs/azure.md §5.2), but for calls of tools: with tools of the page's there is no filter."""
     return kind in {
         "input_audio_buffer.speech_started", "input_audio_buffer.speech_stopped", "output_audio_buffer.started",
         "output_audio_buffer.stopped", "conversation.item.input_audio_transcription.completed",
         "conversation.item.added", "conversation.item.created", "response.output_text.delta",
         "response.output_text.done", "response.output_audio_transcript.delta", "response.output_audio_transcript.done",
+        "response.output_item.done",
     }  # fmt: skip
