@@ -199,7 +199,7 @@ async def test_choices_hold_and_prompts_have_time(quiet_browser: Browser) -> Non
         assert await page.run("[...new Set(sinks)].sort()") == ["call desk", "worklet desk"]
         await page.run("session.switchAgent('marcus')")
         await page.wait_for(f"{LIVE} && agents.join() === 'elena marcus'")
-        server.calls[-1].close_channel()
+        await server.calls[-1].close_channel()
         await page.wait_for(f"{LIVE} && session.transport === 'websocket_proxy'")
         assert await page.run("sinks.every((sink) => sink.endsWith(' desk'))")
         assert await page.run("agents.length") == 1

@@ -78,6 +78,7 @@ class Call:
         self._blocked = blocked
         self._voice = _Voice()
         self._channel: Any = None
+        self._has_channel = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
         self._stopping: set[asyncio.Task[None]] = set()
         self.partner = Partner(self._tell, self._speak, dialect=dialect)
@@ -95,14 +96,16 @@ class Call:
             await self._peer.close()
         return sdp
 
-    def close_channel(self) -> None:
+    async def close_channel(self) -> None:
+        """Closes it once it is here: for the client it may be open a moment earlier."""
+        await self._has_channel.wait()
         self._channel.close()
 
     def vanish(self) -> None:
         """Sends nothing more, and tells nobody: its network has gone."""
         assert self._peer.sctp
         for protocol in self._peer.sctp.transport.transport._connection._protocols:
-            protocol.transport = _Nowhere(protocol.transport)
+            protocol.transport = _Nowhere(protocol.transport)  # type: ignore[assignment]
 
     async def close(self) -> None:
         tasks = [task for task in (self._listening, *self._stopping) if task]
@@ -113,6 +116,7 @@ class Call:
 
     def _take_channel(self, channel: Any) -> None:
         self._channel = channel
+        self._has_channel.set()
 
         async def take(message: str) -> None:
             await self.partner.take(json.loads(message))
