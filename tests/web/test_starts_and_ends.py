@@ -113,7 +113,7 @@ async def test_nothing_is_left_of_a_talk_that_ends_early(quiet_browser: Browser)
 
         async def leaves(kept: str, step: str, end: str) -> None:
             try:
-                await page.wait_for(f"left() === '{kept}'", 5)
+                await page.wait_for(f"left() === '{kept}'", 3)  # the page waits longer for slow steps
             except TimeoutError:
                 left[step, end, kept] = await page.run("left()")
 
