@@ -52,6 +52,8 @@ export class Broker {
   #options;
   #fetch;
   #hinted = false;
+  /** The user's token that `signIn` has got. @type {string | undefined} */
+  #token;
 
   /**
    * @param {string} brokerUrl where the broker is, such as `https://voice.example.com`
@@ -64,6 +66,16 @@ export class Broker {
   }
 
   /**
+   * Asks for the user's token ahead of the next plan: inside a click, where a page may open a window for signing in.
+   * @param {AbortSignal} signal
+   * @throws {BrokerError} with the code `sign_in_required`
+   */
+  async signIn(signal) {
+    const { getPlan, getToken } = this.#options;
+    if (getToken && !getPlan) this.#token = await this.#askToken(getToken, false, signal);
+  }
+
+  /**
    * Asks for a plan.
    * @param {PlanRequest} request
    * @param {AbortSignal} [signal]
@@ -73,12 +85,13 @@ export class Broker {
   async requestPlan(request, signal = new AbortController().signal) {
     const { getPlan, getToken } = this.#options;
     if (getPlan) return this.#planOf(getPlan, request, signal);
-    const first = getToken && (await this.#token(getToken, false, signal));
+    const first = getToken && (this.#token ?? (await this.#askToken(getToken, false, signal)));
+    this.#token = undefined;
     try {
       return await this.#requestPlan(request, first, signal);
     } catch (error) {
       if (!getToken || !(error instanceof BrokerError) || error.code !== "sign_in_required") throw error;
-      const second = await this.#token(getToken, true, signal);
+      const second = await this.#askToken(getToken, true, signal);
       if (second === first) throw error; // asking again would change nothing
       return this.#requestPlan(request, second, signal);
     }
@@ -122,7 +135,7 @@ export class Broker {
    * @param {AbortSignal} signal
    * @returns {Promise<string>} without "Bearer" in front
    */
-  async #token(getToken, refresh, signal) {
+  async #askToken(getToken, refresh, signal) {
     let token;
     try {
       token = await within(Promise.resolve(getToken({ refresh })), TOKEN_TIMEOUT_MS, signal);

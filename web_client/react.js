@@ -1,6 +1,6 @@
 /** Talks in React: `useVoiceSession(options)` gives a component its talk's state, and what it may do. */
 
-import { useCallback, useEffect, useMemo, useRef, useState, useSyncExternalStore } from "react";
+import { useCallback, useEffect, useMemo, useState, useSyncExternalStore } from "react";
 
 import { VoiceSession } from "./voice-session.js";
 
@@ -31,7 +31,7 @@ const MAX_LINES = 500;
 /** A component that mounts again at once, as under strict mode, keeps its talk. */
 const UNMOUNTED_AFTER_MS = 200;
 /** @type {(keyof VoiceSessionEvents)[]} */
-const EVENTS = ["state", "activity", "transport", "agent", "resuming", "resumed", "transcript", "level", "tool", "approval", "latency", "error"];
+const EVENTS = ["state", "activity", "transport", "agent", "resuming", "resumed", "transcript", "level", "tool", "approval", "latency", "event", "error"];
 
 /** One component's talk, outside of React: rendering twice makes no second one. */
 class Store {
@@ -71,6 +71,15 @@ class Store {
     };
   }
 
+  /** @param {HookOptions} options  the latest render's */
+  update(options) {
+    for (const name of Object.keys(this.options.tools ?? {})) {
+      if (!options.tools?.[name]) this.session?.tool(name, null);
+    }
+    this.options = options;
+    if (this.session) this.#giveTools(this.session);
+  }
+
   connect = () => {
     if (this.session && !["ended", "failed"].includes(this.session.state)) return this.session.connect();
     const { tools: _tools, ...rest } = this.options;
@@ -79,10 +88,7 @@ class Store {
     this.session = session;
     session.setMuted(this.#muted);
     for (const name of EVENTS) session.addEventListener(name, (event) => this.#take(session, name, event.detail));
-    if (this.options.onEvent) session.addEventListener("event", (event) => this.options.onEvent?.(event.detail));
-    for (const name of Object.keys(this.options.tools ?? {})) {
-      session.tool(name, (args, call) => this.options.tools?.[name]?.(args, call));
-    }
+    this.#giveTools(session);
     this.#set({ ...IDLE, muted: this.#muted });
     return session.connect();
   };
@@ -94,6 +100,11 @@ class Store {
     this.session?.setMuted(muted);
     this.#set({ ...this.snapshot, muted });
   };
+
+  /** @param {VoiceSession} session */
+  #giveTools(session) {
+    for (const [name, handler] of Object.entries(this.options.tools ?? {})) session.tool(name, handler);
+  }
 
   /**
    * @param {VoiceSession} session
@@ -141,11 +152,7 @@ class Store {
 export function useVoiceSession(options) {
   const [store] = useState(() => new Store(options));
   const snapshot = useSyncExternalStore(store.subscribe, () => store.snapshot, () => IDLE);
-  const latest = useRef(options);
-  latest.current = options;
-  useEffect(() => {
-    store.options = latest.current;
-  });
+  useEffect(() => store.update(options));
   useEffect(() => store.mount(), [store]);
   const actions = useMemo(
     () => ({

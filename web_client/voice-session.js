@@ -97,6 +97,8 @@ export class VoiceSession extends EventTarget {
   #callEvents = null;
   /** @type {TransportName | null} */
   #transportName = null;
+  /** Where the last plan's connections lead to: browsers tell of a refused one when the next is tried already. @type {string[]} */
+  #planUrls = [];
   /** The timer of the next attempt. @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
   /** @type {string | null} */
@@ -452,6 +454,7 @@ export class VoiceSession extends EventTarget {
     const fault = tooOld();
     if (fault) return this.#dispatch({ type: "plan_failed", failure: fault });
     try {
+      await this.#broker.signIn(signal); // first of all: a prompt takes longer than a click counts
       // A plan expires, and a prompt is a person's time: where one will be shown, the plan is asked for after it.
       const isPermitted = await engine.isPermitted();
       signal.throwIfAborted();
@@ -476,6 +479,7 @@ export class VoiceSession extends EventTarget {
     await this.#recorder.settled(); // the broker puts the turns into the next connection's instructions
     signal.throwIfAborted();
     const plan = await this.#plans.next(signal);
+    this.#planUrls = plan.connections.map(({ url }) => url);
     loadTransports().then(({ loadFor }) => loadFor(plan.connections)).catch(ignore); // `#open` tells of it
     this.#reporter?.about(plan.sessionId, plan.sessionToken);
     return plan;
@@ -637,15 +641,10 @@ export class VoiceSession extends EventTarget {
    * @param {SecurityPolicyViolationEvent} violation
    */
   #refusedByPolicy({ effectiveDirective, blockedURI }) {
-    const known = [this.#options.brokerUrl, import.meta.url, this.#connectionUrl];
+    const known = [this.#options.brokerUrl, import.meta.url, ...this.#planUrls];
     if (!known.some((url) => hostOf(url) !== "" && hostOf(url) === hostOf(blockedURI))) return;
     const code = `csp_${effectiveDirective.replaceAll("-", "_")}`;
     this.#report(code, `This page's policy keeps the talk from ${hostOf(blockedURI)}: its developer can add that to ${effectiveDirective}.`);
-  }
-
-  get #connectionUrl() {
-    const machine = this.#machine;
-    return "plan" in machine ? (machine.plan.connections[machine.index]?.url ?? "") : "";
   }
 
   #goneOffline() {

@@ -44,6 +44,9 @@ _AXE = """axe.run(document, OPTIONS).then(({ passes, violations }) => ({
 }))"""
 # Colours that fade into each other have any contrast.
 _STILL = {"name": "prefers-reduced-motion", "value": "reduce"}
+_CONTRAST = {"runOnly": ["color-contrast"]}
+_AS_ASKED = ("prefers-contrast: more", "forced-colors: active")
+"""How else users want colours. One state shows all of the page's."""
 _IN_BOX = "(() => { const r = BOX.getBoundingClientRect(); return [r.left, r.right, r.top, r.bottom]; })()"
 
 
@@ -59,11 +62,14 @@ class Surface:
     error: str
     unheard: str = field(kw_only=True)
     """What it says while the microphone is in use elsewhere."""
+    type_only: str = field(kw_only=True)
+    """Begins a talk without a microphone."""
 
 
 DEMO = Surface(
     *(f"document.getElementById('{name}')" for name in ("talk", "hangup", "mute", "text", "doing", "notice")),
     unheard="The microphone is in use elsewhere",
+    type_only="document.getElementById('type').click()",
 )
 ELEMENT = Surface(
     *(
@@ -71,6 +77,8 @@ ELEMENT = Surface(
         for name in ("talk", "hang-up", "mute", "text", "status", "error")
     ),
     unheard="Microphone in use elsewhere",
+    type_only="(document.querySelector('voice-talk').setAttribute('microphone', 'no'), "
+    "document.querySelector('voice-talk').talk().catch(() => undefined), undefined)",
 )
 
 
@@ -79,12 +87,12 @@ async def _look(page: Page, state: str) -> None:
     outcome = await page.run(_AXE.replace("OPTIONS", '{"resultTypes": ["violations"]}'))
     assert outcome["passed"] > 10
     assert outcome["findings"] == [], state
-    for scheme, options in (("dark", {"runOnly": ["color-contrast"]}), ("light", None)):
-        features = [{"name": "prefers-color-scheme", "value": scheme}, _STILL]
-        await page.call("Emulation.setEmulatedMedia", features=features)
-        if options is not None:
-            found = await page.run(_AXE.replace("OPTIONS", json.dumps(options)))
-            assert found["findings"] == [], f"{state}, {scheme}"
+    for wish in ("prefers-color-scheme: dark", *(_AS_ASKED if state == "muted" else ())):
+        name, _, value = wish.partition(": ")
+        await page.call("Emulation.setEmulatedMedia", features=[{"name": name, "value": value}, _STILL])
+        found = await page.run(_AXE.replace("OPTIONS", json.dumps(_CONTRAST)))
+        assert found["findings"] == [], f"{state}, {wish}"
+    await page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "light"}, _STILL])
 
 
 async def _visit_states(
@@ -111,6 +119,10 @@ async def _visit_states(
     await page.wait_for(f"!{surface.error}.hidden", 20)
     await doing("Starting")
     await press(surface.hang_up)
+    server.socket_closes = ["hang"]
+    await press(surface.talk)
+    await doing("Connecting")
+    await press(surface.hang_up)
     await press(surface.talk)
     await doing("Listening")
     track = "__stream.getAudioTracks()[0]"
@@ -123,6 +135,12 @@ async def _visit_states(
     await doing("Thinking")
     await server.partners[-1].answer_with_tone(60, finished=False)
     await doing("Speaking")
+    # With an answer that was interrupted, words that may still change, and another agent.
+    await server.partners[-1].notice_speech()
+    await server.partners[-1].begin_to_say("And then")
+    await tell("broker.agent.switched", agent_id="marcus")
+    await tell("broker.resuming", reason="quota", retry_after_s=8)
+    await page.wait_for(f"{surface.doing}.textContent.trim() === 'Listening'")
     await press(surface.mute)
     await look("muted")
     call = {"type": "function_call", "call_id": "call_1", "name": "show_card", "arguments": '{"title": "A card"}'}
@@ -133,6 +151,10 @@ async def _visit_states(
     await press(surface.hang_up)
     await page.wait_for(f"!{surface.talk}.hidden")
     await look("ended")
+    await page.run(surface.type_only, user_gesture=True)
+    await page.wait_for(f"!{surface.text}.disabled")
+    await look("typed")
+    await press(surface.hang_up)
     for _ in range(2):  # first nobody has set a sign-in up
         server.token_answers = [401]
         await press(surface.talk)
@@ -156,6 +178,11 @@ async def test_demo_page_is_accessible(quiet_browser: Browser) -> None:
         await _load(page, server.base_url)
         await page.wait_for("document.querySelector('[data-testid=agent]').options.length > 0")
         await page.run("document.querySelector('details').open = true")
+        # As where Azure is simulated.
+        for part, words in (("simulated", "simulated Azure"), ("break", "Break eastus2")):
+            await page.run(
+                f"Object.assign(document.getElementById('{part}'), {{ hidden: false, textContent: '{words}' }})"
+            )
 
         async def look(state: str) -> None:
             if state == "Not connected":
@@ -193,6 +220,10 @@ async def test_element_is_accessible(quiet_browser: Browser) -> None:
         async def look(state: str) -> None:
             assert not await page.run("document.documentElement.scrollWidth > innerWidth"), state
             await _look(page, state)
+            if state == "muted":
+                await page.run("document.querySelector('voice-talk').setAttribute('push-to-talk', '')")
+                await _look(page, "push to talk")
+                await page.run("document.querySelector('voice-talk').removeAttribute('push-to-talk')")
 
         await _visit_states(page, server, ELEMENT, look)
 

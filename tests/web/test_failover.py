@@ -112,7 +112,7 @@ async def test_fault_leads_to_next_connection(quiet_browser: Browser) -> None:
 
 
 async def _drop_channel(server: FakeBroker) -> None:
-    server.calls[-1].close_channel()
+    await server.calls[-1].close_channel()
 
 
 async def _drop_call(server: FakeBroker) -> None:
@@ -187,7 +187,7 @@ async def test_turns_keep_the_token_of_their_plan(quiet_browser: Browser) -> Non
         await page.type("text", "Before")
         await page.press("Enter")
         await server.until(lambda: len(server.turn_answers) < 4)
-        server.calls[-1].close_channel()
+        await server.calls[-1].close_channel()
         await server.until(lambda: bool(server.turns))
         assert len(server.plans) == 2
         assert server.turns[0]["authorization"] == f"Bearer {server.plans[0]['session_token']}"
@@ -202,7 +202,7 @@ async def test_partial_words_reach_the_memory(quiet_browser: Browser) -> None:
         await page.wait_for(
             "document.querySelector('.line[data-final=false] .words')?.textContent.includes('furthermore')"
         )
-        server.calls[-1].close_channel()
+        await server.calls[-1].close_channel()
         await server.until(lambda: bool(server.enriched))
         assert [(said["speaker"], said["text"].strip()) for said in server.enriched] == [
             ("assistant", "And furthermore")

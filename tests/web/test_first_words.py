@@ -115,7 +115,7 @@ async def test_first_words_reach_the_proxy_alone(quiet_browser: Browser) -> None
         await _begin(page)
         await page.wait_for("session.transport === 'webrtc' && session.state === 'live'")
         await page.run("say(1, 2)")
-        server.calls[-1].close_channel()
+        await server.calls[-1].close_channel()
         await page.wait_for("session.transport === 'websocket_proxy' && session.state === 'live'")
         await page.run("say(3)")
         await _heard(server, 3)

@@ -9,7 +9,7 @@ from tests.web.support.fake_broker import DIRECT, PROXY, FakeBroker, run_fake
 
 # `later(seconds)` makes the page believe that so much time has passed. With `hurries`, the page's look for silence
 # (`SILENT_MS` of web_client/typed-texts.js) comes soon. With `speed`, longer waits end so much sooner, and `waitedMs`
-# counts them as they were meant.
+# counts them as they were meant. `watch` is a call's look for silence (`WATCH_MS` of web_client/transports/peer.js).
 PAGE = """<!doctype html><title>Page</title><script>
   let aheadMs = 0;
   const now = performance.now.bind(performance);
@@ -24,6 +24,11 @@ PAGE = """<!doctype html><title>Page</title><script>
       waitedMs += ms;
       run(...given);
     }, ms / window.speed);
+  };
+  const every = window.setInterval;
+  window.setInterval = (run, ms, ...given) => {
+    if (ms === 2_000) window.watch = run;
+    return every(run, ms, ...given);
   };
   window.contexts = [];
   const Context = window.AudioContext;
@@ -40,7 +45,9 @@ PAGE = """<!doctype html><title>Page</title><script>
   window.streams = [];
   const { mediaDevices } = navigator;
   const get = mediaDevices.getUserMedia.bind(mediaDevices);
+  window.asked = [];
   mediaDevices.getUserMedia = async (wish) => {
+    asked.push("microphone");
     if (window.prompted) await window.prompted;
     const stream = await get(wish);
     streams.push(stream);
@@ -128,6 +135,21 @@ async def test_silent_connection_is_replaced_and_text_answered(quiet_browser: Br
         assert said == ["Killed"]
         assert not await page.run("codes.includes('text_lost')")
         await page.run("session.disconnect()")
+        # 90 s offline in a call: its path is silent soon, and the talk goes on by another one.
+        server.transports = (DIRECT, PROXY)
+        await _connect(page)
+        await page.offline(gone=True)
+        server.calls[-1].vanish()
+        await page.run("session.sendText('Offline')")
+        await page.run("(async () => { for (let looks = 0; looks < 6; looks += 1) await watch(); })()")
+        await page.wait_for("session.state === 'reconnecting' && codes.includes('ice_failed')")
+        await page.run("window.speed = 100; waitedMs = 0")
+        await page.wait_for("waitedMs > 90_000", 20)
+        assert await page.run("session.state") == "reconnecting"
+        await page.run("window.speed = 0")
+        await page.offline(gone=False)
+        await page.wait_for(f"{LIVE} && session.transport === '{PROXY}' && answers() === 1")
+        await page.run("session.disconnect()")
 
 
 @retry_if_host_busy(tries=3)
@@ -165,16 +187,19 @@ async def test_choices_hold_and_prompts_have_time(quiet_browser: Browser) -> Non
     async with run_fake(transports=(DIRECT, PROXY)) as server, _page(quiet_browser, server) as page:
         # The loudspeaker that was chosen before the start, on each transport; gone, the system's, and an event says so.
         await page.run("void (window.prompted = new Promise((allow) => (window.allow = allow)))")
-        await page.run("begin({}).setSpeaker('desk').then(() => void session.connect())", user_gesture=True)
-        await page.wait_for("session.state === 'requesting'")
+        await page.run("begin({ getToken: () => (asked.push('token'), 'token') }).setSpeaker('desk')")
+        await page.run("void session.connect()", user_gesture=True)
+        await page.wait_for("asked.includes('microphone')")
+        assert await page.run("asked.join()") == "token,microphone"  # a sign-in may open a window in the click alone
         await page.run("later(90)")
         assert server.plan_requests == []  # a plan would have expired
         await page.run("allow(); window.prompted = null")
         await page.wait_for(LIVE)
+        assert await page.run("asked.length") == 2  # that token went with the plan
         assert await page.run("[...new Set(sinks)].sort()") == ["call desk", "worklet desk"]
         await page.run("session.switchAgent('marcus')")
         await page.wait_for(f"{LIVE} && agents.join() === 'elena marcus'")
-        server.calls[-1].close_channel()
+        await server.calls[-1].close_channel()
         await page.wait_for(f"{LIVE} && session.transport === 'websocket_proxy'")
         assert await page.run("sinks.every((sink) => sink.endsWith(' desk'))")
         assert await page.run("agents.length") == 1

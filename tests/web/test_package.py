@@ -124,15 +124,18 @@ function Talk() {
     brokerUrl: location.origin,
     agentId: "elena",
     onTranscript: () => window.heard.push(count),
+    tools: count > 5 ? { latest: () => count } : {},
   });
   window.talk = talk;
+  useEffect(() => void (window.committed = count)); // after the hook's own effects
   return <button onClick={() => talk.connect()}>{talk.state}{talk.lines.map(({ text }) => text).join()}</button>;
 }
+window.levels = new Set();
 function Level() {
-  window.level = useLevels(window.talk);
+  window.levels.add(useLevels(window.talk));
   return null;
 }
-createRoot(document.getElementById("root")).render(<StrictMode><Talk /></StrictMode>);
+createRoot(document.getElementById("root")).render(<StrictMode><Talk /><Level /></StrictMode>);
 
 // Connects by itself, which strict mode does twice, and has options of its own in each render.
 function Eager() {
@@ -172,11 +175,16 @@ async def test_hook_talks_from_a_bundle(quiet_browser: Browser, package: Path, t
             await page.wait_for("talk.state === 'live'")
             assert len(server.plan_requests) == 1  # one talk, though strict mode mounts twice
             before = await page.run("renders")
-            await page.run("new Promise((done) => setTimeout(done, 500))")
-            assert await page.run("renders") - before < 4  # levels come 20 times a second, and render nobody here
+            await page.wait_for("levels.size > 10")
+            assert await page.run("renders") - before < 4  # levels render who reads them alone
             await page.run("talk.sendText('Hello')")
             await page.wait_for("document.querySelector('button').textContent.includes('You wrote to me.')")
             assert await page.run("heard.every((count) => count === 5)")  # the latest render's handler
+            await page.run("count(), count()")  # and the latest render's tool, which the talk began without
+            await page.wait_for("committed === 7")
+            (partner,) = server.partners
+            call_id = await partner.call_function("latest")
+            await server.until(lambda: partner.outputs == [(call_id, "7")])
             await page.run("talk.disconnect()")
             # Connected in an effect, rendered twenty times and removed: one talk, which ends with its component.
             await page.run("mountEager()", user_gesture=True)
@@ -185,6 +193,12 @@ async def test_hook_talks_from_a_bundle(quiet_browser: Browser, package: Path, t
                 await page.run("eagerCount()")
             await page.wait_for("document.getElementById('eager').textContent === '20 live'")
             assert len(server.plan_requests) == 2
+            await page.run("window.session = eager.session; unmountEager()")
+            await page.wait_for("session.state === 'ended'", 2)
+            # Removed while it begins, it ends as well.
+            server.token_answers = ["hang"]
+            await page.run("mountEager()", user_gesture=True)
+            await page.wait_for("eager.session !== session && eager.state === 'requesting'")
             await page.run("window.session = eager.session; unmountEager()")
             await page.wait_for("session.state === 'ended'", 2)
 

@@ -37,6 +37,15 @@ PAGE = """<!doctype html><title>Page</title><body><script>
   keep("AudioContext", made.contexts);
   keep("RTCPeerConnection", made.peers);
   keep("WebSocket", made.sockets);
+  const Socket = window.WebSocket;
+  window.WebSocket = class extends Socket {
+    set onmessage(take) {
+      super.onmessage = take && (async (event) => {
+        await gate("ready");
+        take(event);
+      });
+    }
+  };
   const { mediaDevices } = navigator;
   const get = mediaDevices.getUserMedia.bind(mediaDevices);
   mediaDevices.getUserMedia = async (wish) => {
@@ -66,7 +75,7 @@ PAGE = """<!doctype html><title>Page</title><body><script>
   window.begin = () => {
     const element = document.createElement("voice-talk");
     document.body.append(element);
-    element.options = { transports: slow.transports };
+    element.options = { transports: slow.transports, getToken: async () => (await gate("getToken"), "token") };
     window.element = element;
     element.talk().catch(() => undefined);
   };
@@ -77,9 +86,11 @@ PAGE = """<!doctype html><title>Page</title><body><script>
   };
 </script>"""
 STEPS = {
+    "getToken": [DIRECT],
     "token": [DIRECT],
     "getUserMedia": [DIRECT],
     "addModule": [PROXY],
+    "ready": [PROXY],
     "setLocalDescription": [VOICE_LIVE],
     "sdp": [DIRECT],
     "setRemoteDescription": [DIRECT],
@@ -99,6 +110,13 @@ async def _page(browser: Browser, server: FakeBroker) -> AsyncIterator[Page]:
 async def test_nothing_is_left_of_a_talk_that_ends_early(quiet_browser: Browser) -> None:
     async with run_fake(transports=(DIRECT, VOICE_LIVE, PROXY)) as server, _page(quiet_browser, server) as page:
         left = {}
+
+        async def leaves(kept: str, step: str, end: str) -> None:
+            try:
+                await page.wait_for(f"left() === '{kept}'", 3)  # the page waits longer for slow steps
+            except TimeoutError:
+                left[step, end, kept] = await page.run("left()")
+
         for step, transports in STEPS.items():
             for end in ("disconnect", "removal", "pagehide"):
                 slowly = json.dumps({"step": step, "reached": False, "transports": transports})
@@ -106,11 +124,10 @@ async def test_nothing_is_left_of_a_talk_that_ends_early(quiet_browser: Browser)
                 await page.wait_for("slow.reached")
                 await page.run(f"ends.{end}()")
                 await page.wait_for("element.session.state === 'ended'")
+                # All is given back while the step is slow still, but for a microphone that the talk has not got yet.
+                await leaves("a microphone" if step == "getUserMedia" else "", step, end)
                 await page.run("slow.step = ''; slow.release()")  # what was slow comes after the end
-                try:
-                    await page.wait_for("left() === ''", 5)
-                except TimeoutError:
-                    left[step, end] = await page.run("left()")
+                await leaves("", step, end)
                 assert await page.run("element.session.state") == "ended"
         assert left == {}
 
@@ -131,17 +148,16 @@ async def test_presses_in_a_row_make_one_talk(quiet_browser: Browser) -> None:
         await page.wait_for("session.state === 'live'")
         await page.wait_for("made.sockets.filter(({ readyState }) => readyState < 2).length === 1")
         await page.wait_for("made.tracks.filter(({ readyState }) => readyState === 'live').length === 1")
-        # Moved by the newest way, or into another document, the talk goes on; back after a while it has ended.
-        await page.run("(() => { const box = document.createElement('div'); document.body.append(box);"
-                       "box.moveBefore?.(element, null); window.frame = document.createElement('iframe');"
-                       "document.body.append(frame); frame.contentDocument.body.append(element); })()")  # fmt: skip
+        # Moved by the newest way the talk goes on; back after a while it has ended.
+        await page.run("document.body.appendChild(document.createElement('div')).moveBefore?.(element, null)")
         await page.run("new Promise((done) => setTimeout(done, 400))")
-        assert await page.run("[session.state, element.shadowRoot.adoptedStyleSheets.length]") == ["live", 1]
+        assert await page.run("session.state") == "live"
         live_regions = "element.shadowRoot.querySelectorAll('[role=log], [part=transcript][aria-live]').length"
         assert await page.run(live_regions) == 0  # a screen reader would speak over the agent
         await page.run("element.remove()")
         await page.wait_for("session.state === 'ended'")
-        await page.run("document.body.append(element); element.talk()", user_gesture=True)
+        await page.run("Object.assign(element.options, { microphone: false }); document.body.append(element)")
+        await page.run("element.talk()", user_gesture=True)
         await page.wait_for("element.session.state === 'live'")
         # The user goes to another page and comes back: whether or not the browser kept this one, nothing is live.
         open_sockets = len(server.sockets)

@@ -248,6 +248,11 @@ async def test_page_sends_items_alone_once_attached(quiet_browser: Browser) -> N
             """import("/client/voice-session.js").then(({ VoiceSession }) => {
                 const session = (window.session = new VoiceSession({ brokerUrl: location.origin }));
                 window.told = [];
+                const cycle = [];
+                cycle.push(cycle);
+                session.tool("nothing", () => undefined);
+                session.tool("count", async () => ({ count: 12n }));
+                session.tool("cycle", () => cycle);
                 session.addEventListener("tool", ({ detail }) => told.push(detail.name));
                 session.addEventListener("event", ({ detail }) => told.push(detail.type));
                 return session.connect();
@@ -264,13 +269,20 @@ async def test_page_sends_items_alone_once_attached(quiet_browser: Browser) -> N
         server.call_events.put_nowait({"type": "broker.tool", "name": "look_up", "call_id": "c1", "state": "done"})
         await page.wait_for("told.includes('look_up')")
         assert await page.run("told.includes('broker.attached')")
+        # One answer calls tools of the page's, and one of the broker's: an output each, and the broker asks.
+        partner = server.partners[0]
+        calls = [await partner.call_function(name) for name in ("nothing", "look_up", "count", "cycle")]
+        await server.until(lambda: len(partner.outputs) == 3)
+        failed = '{"error":"the page could not do this"}'
+        outputs = dict(zip(calls, ("done", None, '{"count":"12"}', failed), strict=True))
+        assert dict(partner.outputs) == {call: output for call, output in outputs.items() if output}
         await page.run("session.sendText('Hello?')")
-        await server.until(lambda: any(event["type"] == "conversation.item.create" for event in sent))
+        await server.until(lambda: any(event.get("item", {}).get("role") == "user" for event in sent))
         server.call_events.put_nowait({"type": "broker.detached", "call_id": "attached-1"})
         await page.wait_for("told.includes('broker.detached')")
         await server.until(lambda: asked() == 1)  # the broker has gone without an answer
         items = [event["type"] for event in sent if event["type"] in {"conversation.item.create", "response.create"}]
-        assert items == ["conversation.item.create", "response.create"]
+        assert items == ["conversation.item.create"] * 4 + ["response.create"]
 
 
 @retry_if_host_busy(tries=3, or_skipped=True)

@@ -51,14 +51,14 @@ async def test_voice_live_call_is_held_and_goes_on(quiet_browser: Browser) -> No
         await page.wait_for("loudest > 0.3")
         # A tool of the page's: one output, and the broker asks for the answer.
         sent = server.partners[0].from_client
-        await server.partners[0].call_function("show_card", '{"title": "A"}')
-        await server.until(lambda: any("call_id" in event.get("item", {}) for event in sent))
+        call_id = await server.partners[0].call_function("show_card", '{"title": "A"}')
+        await server.until(lambda: bool(server.partners[0].outputs))
         # Another agent has another voice: a new call.
         await server.sockets[0].send_json({"type": "broker.agent.switch", "agent_id": "marcus"})
         await server.until(lambda: len(server.calls) == 2)
         await page.wait_for(f"used.at(-1) === '{VOICE_LIVE} agent_switched' && {LIVE} && session.agentId === 'marcus'")
         assert server.plan_requests[1]["agent_id"] == "marcus"
-        assert [item["output"] for event in sent if "call_id" in (item := event.get("item", {}))] == ["shown: A"]
+        assert server.partners[0].outputs == [(call_id, "shown: A")]
         assert [event["type"] for event in sent].count("response.create") == 1  # the typed text's
         # The control socket is lost while media flows.
         await server.sockets[1].close(4502)

@@ -93,6 +93,18 @@ test("the user's token goes with the plan's request, once, and without a second 
   assert.deepEqual([plan.session_id, wanted, sent], ["s", [false], ["Bearer one"]]);
 });
 
+test("a token that was asked for in the click goes with the next plan alone", async () => {
+  const sent = [];
+  const getToken = mock.fn(async () => `token-${getToken.mock.callCount() + 1}`);
+  const fetch = async (_url, init) => (sent.push(init.headers.Authorization), json({}));
+  const broker = new Broker("https://b.example", { fetch, getToken });
+  await broker.signIn(new AbortController().signal);
+  assert.equal(getToken.mock.callCount(), 1);
+  await broker.requestPlan({});
+  await broker.requestPlan({});
+  assert.deepEqual(sent, ["Bearer token-1", "Bearer token-2"]);
+});
+
 test("a token that has expired is asked for anew, once", async () => {
   const answer = (count) => (count === 1 ? new Response("", { status: 401 }) : json({ session_id: "s" }));
   const { plan, wanted, sent } = await signedIn(answer, (count) => `token-${count}`);

@@ -36,6 +36,7 @@ class FakeBroker:
 
     base_url: str = ""
     transports: tuple[str, ...] = (DIRECT, RELAY, PROXY)
+    azure_url: str = ""  # of direct calls, where it is another than the fake's own
     ephemeral_token: str = "ek_fake"
     webrtc_expires_in_s: int = 59
     # Statuses, "hang", "poor", or a sign-in as "redirect" or "page"; then a good plan.
@@ -83,9 +84,13 @@ class FakeBroker:
         elif refusal := await _next(self.token_answers):
             return refusal
         number = len(self.plans) + 1
-        host = self.base_url.removeprefix("http")
+        host, azure = self.base_url.removeprefix("http"), self.azure_url or self.base_url
         known: dict[str, tuple[str, dict[str, Any], int]] = {
-            DIRECT: (f"{self.base_url}/azure/calls", {"token": self.ephemeral_token}, self.webrtc_expires_in_s),
+            DIRECT: (
+                f"{azure}/azure/calls",
+                {"token": self.ephemeral_token},
+                self.webrtc_expires_in_s,
+            ),
             RELAY: (f"{self.base_url}/relay/calls", {"token": f"session-{number}"}, 7_200),
             WEBSOCKET: (f"ws{host}/azure/realtime", {"protocols": ["realtime", "openai-insecure-api-key.ek_1"]}, 59),
             PROXY: (f"ws{host}/proxy", {"protocols": ["realtime", f"ticket.{number}"]}, 180),

@@ -99,10 +99,18 @@ class Partner:
         infix = "output_audio" if self._dialect == "ga" else "audio"
         await self._tell({"type": f"response.{infix}_transcript.delta", **ids, "delta": words})
 
-    async def call_function(self, name: str, arguments: str) -> None:
-        """Calls a function of the client's."""
-        call = {"type": "function_call", "call_id": self._new("call"), "name": name, "arguments": arguments}
+    async def call_function(self, name: str, arguments: str = "{}") -> str:
+        """Calls a function of the client's; the call's id."""
+        call_id = self._new("call")
+        call = {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}
         await self._tell({"type": "response.output_item.done", "item": {**call, "status": "completed"}})
+        return call_id
+
+    @property
+    def outputs(self) -> list[tuple[str, str]]:
+        """What the client gave for each call, by the call's id."""
+        items = [event["item"] for event in self.from_client if event["type"] == "conversation.item.create"]
+        return [(item["call_id"], item["output"]) for item in items if item["type"] == "function_call_output"]
 
     async def notice_speech(self) -> None:
         """Says that the user speaks. Azure cancels its answer by itself then."""

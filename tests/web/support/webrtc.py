@@ -56,6 +56,19 @@ class _Voice(AudioStreamTrack):
         return frame
 
 
+class _Nowhere:
+    """A datagram transport that sends nothing more."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def sendto(self, *_given: Any) -> None:
+        pass
+
+
 class Call:
     """One call: `answer` its offer, then `close` it. `partner` is the other side."""
 
@@ -65,6 +78,7 @@ class Call:
         self._blocked = blocked
         self._voice = _Voice()
         self._channel: Any = None
+        self._has_channel = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
         self._stopping: set[asyncio.Task[None]] = set()
         self.partner = Partner(self._tell, self._speak, dialect=dialect)
@@ -82,8 +96,16 @@ class Call:
             await self._peer.close()
         return sdp
 
-    def close_channel(self) -> None:
+    async def close_channel(self) -> None:
+        """Closes it once it is here: for the client it may be open a moment earlier."""
+        await self._has_channel.wait()
         self._channel.close()
+
+    def vanish(self) -> None:
+        """Sends nothing more, and tells nobody: its network has gone."""
+        assert self._peer.sctp
+        for protocol in self._peer.sctp.transport.transport._connection._protocols:
+            protocol.transport = _Nowhere(protocol.transport)  # type: ignore[assignment]
 
     async def close(self) -> None:
         tasks = [task for task in (self._listening, *self._stopping) if task]
@@ -94,6 +116,7 @@ class Call:
 
     def _take_channel(self, channel: Any) -> None:
         self._channel = channel
+        self._has_channel.set()
 
         async def take(message: str) -> None:
             await self.partner.take(json.loads(message))
@@ -158,10 +181,11 @@ class VoiceLiveCall(Call):
 
 
 def _passes_filter(kind: str) -> bool:
-    """`webrtcfilter=on` (docs/azure.md §5.2)."""
+    """`webrtcfilter=on` (docs/azure.md §5.2), but for calls of tools: with tools of the page's there is no filter."""
     return kind in {
         "input_audio_buffer.speech_started", "input_audio_buffer.speech_stopped", "output_audio_buffer.started",
         "output_audio_buffer.stopped", "conversation.item.input_audio_transcription.completed",
         "conversation.item.added", "conversation.item.created", "response.output_text.delta",
         "response.output_text.done", "response.output_audio_transcript.delta", "response.output_audio_transcript.done",
+        "response.output_item.done",
     }  # fmt: skip
