@@ -58,9 +58,9 @@ RESUME_S = {"hang": 12.0, "mute": 12.0}
 """How soon a talk must go on; 2 s where it is not said."""
 DOWN_S = 2.0
 ANSWER_S = 45.0
-MOST_KILLS_A_MINUTE = {"quota": 1, "again": 1}
-"""Of one talk, which moves more than once for each of these. Three where it is not said: a fourth move within a minute
-is allowed to end it."""
+MOST_KILLS = {"quota": (1, 75.0), "again": (1, 75.0)}
+"""Of one talk, in so many seconds. It moves up to three times for each of these, within about 10 s. Three in a minute
+where it is not said: a fourth move within a minute is allowed to end it."""
 SILENCE_S = 1.2
 
 Fault = dict[str, Any]
@@ -79,6 +79,8 @@ class Heard:
     errors: Counter[str] = field(default_factory=Counter)
     out_s: list[float] = field(default_factory=list)
     """From a kill to `broker.resumed`: the discovery included."""
+    noticed_s: list[float] = field(default_factory=list)
+    """From a kill to `broker.resuming`: the discovery alone."""
     killed_s: float | None = None
     _lost_s: float | None = None
 
@@ -91,11 +93,12 @@ class Heard:
                 self.resuming[event["reason"]] += 1
                 self._lost_s = self._lost_s or time.monotonic()
             case "broker.resumed" if self._lost_s is not None:
-                self.paused_s.append(time.monotonic() - self._lost_s)
-                self._lost_s = None
+                now_s = time.monotonic()
+                self.paused_s.append(now_s - self._lost_s)
                 if self.killed_s is not None:
-                    self.out_s.append(time.monotonic() - self.killed_s)
-                    self.killed_s = None
+                    self.out_s.append(now_s - self.killed_s)
+                    self.noticed_s.append(self._lost_s - self.killed_s)
+                self._lost_s = self.killed_s = None
             case "response.done":
                 self.ended[event["response"]["status"]] += 1
             case "broker.error" | "error":
@@ -239,9 +242,10 @@ class Rehearsal:
         )
 
     def may_be_killed(self, talk: Talk) -> bool:
-        while talk.killed and talk.killed[0] < time.monotonic() - 60:
+        most, within_s = MOST_KILLS.get(self.how, (3, 60.0))
+        while talk.killed and talk.killed[0] < time.monotonic() - within_s:
             talk.killed.popleft()
-        return len(talk.killed) < MOST_KILLS_A_MINUTE.get(self.how, 3)
+        return len(talk.killed) < most
 
 
 # --- the judgement
@@ -272,9 +276,12 @@ def judged(rehearsal: Rehearsal) -> Iterator[str]:
         for number in sorted(twice):
             yield f"a part of the answer to #{number} was heard twice"
         limit_s = RESUME_S.get(rehearsal.how, 2.0)
-        for paused_s in [*talk.heard.paused_s, *talk.heard.out_s]:
+        for paused_s in talk.heard.paused_s:
             if paused_s > limit_s:
-                yield f"a talk went on after {paused_s:.1f} s only"
+                yield f"a talk paused for {paused_s:.1f} s"
+        for out_s, noticed_s in zip(talk.heard.out_s, talk.heard.noticed_s, strict=True):
+            if out_s > limit_s:
+                yield f"a talk went on {out_s:.1f} s after the kill, which was noticed after {noticed_s:.1f} s"
 
 
 async def stored_wrongly(rehearsal: Rehearsal) -> list[str]:

@@ -339,7 +339,7 @@ class _Minting:
         """One strategy, retries included, for at most `share_s`."""
         tries = Tries()
 
-        async def mint() -> Grant:
+        async def mint(call: Call[Grant]) -> Grant:
             call.asked_s = math.inf
             spec = await self._spec(link.resource)
             call.asked_s = self._chain.clock()

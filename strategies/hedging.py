@@ -38,7 +38,7 @@ _ONE_IN = 10
 
 @dataclass(slots=True)
 class Call(Generic[T]):
-    """One admitted call. `run` makes it; it may take `limit_s`, and raises nothing but MintError.
+    """One admitted call. `run` makes it, given this; it may take `limit_s`, and raises nothing but MintError.
 
     `asked_s` is when Azure was asked: later than `began_s` where `run` first waits for something of ours. It sets it to
     infinity meanwhile.
@@ -46,7 +46,7 @@ class Call(Generic[T]):
 
     name: str
     permit: PoolPermit
-    run: Callable[[], Coroutine[Any, Any, T]]
+    run: "Callable[[Call[T]], Coroutine[Any, Any, T]]"  # holds no call: a cycle would wait for the collector
     limit_s: float
     began_s: float = 0.0  # set when it begins, as is:
     asked_s: float = 0.0
@@ -188,7 +188,7 @@ class _Race(Generic[T]):
         """The contest where nothing is hedged: one call after the other, at the cost of the calls alone."""
         while (call := self._contest.next_call(())) is not None:
             call.began_s = call.asked_s = self._clock()
-            task = asyncio.create_task(call.run(), name=call.name)
+            task = asyncio.create_task(call.run(call), name=call.name)
             try:
                 await asyncio.wait((task,), timeout=call.limit_s)
                 if not task.done():
@@ -211,7 +211,7 @@ class _Race(Generic[T]):
             if self._pool.is_sick(call.permit.resource.name):
                 self._probed.add(call.permit.resource.name)
             # A task of its own, and no `asyncio.timeout`: that would wait for a call which ignores its cancellation.
-            self._running[asyncio.create_task(call.run(), name=call.name)] = call
+            self._running[asyncio.create_task(call.run(call), name=call.name)] = call
         return call
 
     async def _wait(self) -> list[asyncio.Task[T]]:

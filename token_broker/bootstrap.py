@@ -296,6 +296,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             recall=memory.recall,
             plans=PlanMaker(settings, signer, pool),
             observe=observe,
+            ledger=ledger,
             budgets=budgets,
             live_agents=frozenset(agent.id for agent in agents.values() if agent.speaks_live(pool.resources)),
         )

@@ -1,6 +1,6 @@
 """Many simulated talks over all transports with random ends: is each in the ledger, exactly, and is each call over?
 
-    python -m benchmarks.calls.talks [--talks 1000] [--at-once 60] [--kills 2]
+    python -m benchmarks.calls.talks [--talks 1000] [--at-once 40] [--kills 2]
 
 Two brokers on one PostgreSQL, and an Azure whose calls have no media (`benchmarks.calls.stage`). Each talk goes over
 one transport: relayed, attached, the proxy, a call or a socket of an official client. It ends by a hang-up, by a tab
@@ -8,8 +8,9 @@ that is killed (Azure closes the call), by its own limit (`max_session_s`), or b
 Meanwhile brokers are killed and replaced.
 
 Exit code 1 unless, at the end, each talk that went live is in the ledger once; the tokens of each are what Azure told
-its listeners, and its seconds what it lasted, save those of a proxied talk of a killed broker, and of a call that Azure
-ended before another broker had it; no place is taken; and 10 s after the last leash was pulled no call is alive.
+its listeners, and its seconds what it lasted; no place is taken; and 10 s after the last leash was pulled no call is
+alive. What a talk of a killed broker lacks is accepted where its row says that it is incomplete: the last seconds of a
+proxied talk, and of a call that Azure ended before another broker had it. Nothing may be too much.
 """
 
 import argparse
@@ -55,7 +56,6 @@ BUDGET_TOKENS = 12_000
 LEASH_S = 10.0
 OFF_S = 2.0
 UNWRITTEN_S = 15.0
-CONFIRMED_S = 4.0  # a broker that is killed may not know yet that Azure has ended a call
 RENEWED_S = 1.5  # a killed broker's lease was renewed so long before
 SHOWN = 20
 SILENCES = frozenset({"call_leases_unrenewed", "usage_unwritten", "budgets_unsettled"})
@@ -236,12 +236,19 @@ class Talks:
         print(f"  and {unanswered} that no client could connect to: it never had the answer")
         return len(off) + int(places)
 
+    def _may_have_been_killed(self, talked: Talked) -> bool:
+        """Whether a broker that heard it may have been killed: a call may have gone to that one meanwhile."""
+        if talked.transport in SOCKETS:
+            return talked.broker.base_url in self.killed_s
+        began_s, ended_s = talked.azure.notes[0][0], talked.azure.notes[-1][0]
+        return any(began_s <= at_s <= ended_s + LEASH_S for at_s in self.killed_s.values())
+
     def _compared(self, talked: Talked, row: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
         """What the ledger has otherwise than Azure, and the fault; no fault where nobody but Azure can know it."""
         if row is None or (row["live_ms"] is None and talked.azure.joined_s is not None):
             yield "row", "missing" if row is None else "unseen"
             return
-        azure, is_said = talked.azure, talked.broker.base_url in self.killed_s and not row["complete"]
+        azure, is_said = talked.azure, not row["complete"] and self._may_have_been_killed(talked)
         tokens = (row["input_tokens"] or 0) + (row["output_tokens"] or 0)
         if tokens != azure.heard:
             yield "tokens", "" if is_said and tokens < azure.heard else f"{tokens} tokens instead of {azure.heard}"
@@ -249,10 +256,9 @@ class Talks:
         least_s = azure.heard_until_s or ended_s
         if talked.transport in SOCKETS:
             least_s -= UNWRITTEN_S  # its process writes every 15 s, and it dies with that
-        most_s = ended_s + (CONFIRMED_S if talked.end == "killed_tab" and talked.transport not in SOCKETS else 0)
         has_s = (row["live_ms"] or 0) / 1000
         if abs(has_s - (ended_s - began_s)) > OFF_S:
-            is_within = least_s - began_s - RENEWED_S - OFF_S <= has_s <= most_s - began_s + OFF_S
+            is_within = least_s - began_s - RENEWED_S - OFF_S <= has_s <= ended_s - began_s + OFF_S
             fault = f"{has_s:.1f} s instead of {ended_s - began_s:.1f} s, ended {row['ended']}"
             yield "seconds", "" if is_said and is_within else fault
 
@@ -290,7 +296,7 @@ class Talks:
                 (row["session_id"], row["updated_at_us"], f"usage: { {name: row[name] for name in shown} }")
                 for row in parts
             ]
-            of_call = ("holder", "state", "ending", "lease_epoch", "created_at_us", "over_at_us")
+            of_call = ("holder", "state", "ending", "lease_epoch", "created_at_us", "over_at_us", "unheard_since_us")
             for row in connection.execute(select(calls)).mappings():
                 about = f"call: { {name: row[name] for name in of_call} }"
                 found.append((row["session_id"], row["lease_until_us"], about))
@@ -348,7 +354,7 @@ async def main(talks: int, at_once: int, kills: int) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--talks", type=int, default=1000)
-    parser.add_argument("--at-once", type=int, default=60)
+    parser.add_argument("--at-once", type=int, default=40)
     parser.add_argument("--kills", type=int, default=2)
     chosen = parser.parse_args()
     sys.exit(asyncio.run(main(chosen.talks, chosen.at_once, chosen.kills)))

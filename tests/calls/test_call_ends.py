@@ -9,6 +9,7 @@ import httpx
 import pytest
 from aiohttp import web
 from pydantic import SecretStr
+from sqlalchemy import select
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
@@ -22,6 +23,7 @@ from tests.support.waiting import eventually
 from tests.usage.support import Hands, tokens
 from token_broker.calls.call_row import DELIVERED, MADE, CallRow, TakenCall
 from token_broker.calls.running_calls import Calls
+from token_broker.memory.store import tables
 from token_broker.relay.watchdog import BUDGET_USED
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import Owner
@@ -267,6 +269,32 @@ async def test_call_is_counted_until_its_sideband_broke(
         (usage,) = ledger._closed
         assert (usage.rows[0].live_us, refusals) == (seconds * 1_000_000, [])
         assert usage.values(usage.rows[0])["complete"] is (seconds == 10)
+
+
+async def test_store_knows_since_when_a_call_is_unheard(tmp_path: Path) -> None:
+    """If its replica dies, who takes it counts until then: it may have ended with its sideband."""
+    broke = asyncio.Event()
+
+    async def join(request: web.Request) -> web.StreamResponse:
+        if broke.is_set():
+            return web.Response(status=503)
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await broke.wait()
+        return socket
+
+    async with calls_azure(join) as azure, caller(azure, tmp_path) as browser:
+        await browser.offer(uuid7())
+        leases, database = browser.state["calls"].calls._leases, browser.state["memory"].database
+
+        async def unheard_since_us() -> int | None:
+            await leases.refresh()
+            found: int | None = await database.read(lambda c: c.scalar(select(tables.calls.c.unheard_since_us)))
+            return found
+
+        assert await unheard_since_us() is None
+        broke.set()
+        assert await eventually(unheard_since_us)
 
 
 def page_hangs_up(running: Running) -> None:

@@ -537,15 +537,21 @@ async def test_refusal_leaves_no_call(tmp_path: Path) -> None:
 
 @dataclass
 class HeldOffer:
-    """Answers an offer only once `go` is set."""
+    """Answers an offer only once `go` is set; with `is_named` the call's name comes before."""
 
+    is_named: bool = False
     came: asyncio.Event = field(default_factory=asyncio.Event)
     go: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def take(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=201, headers={"Location": "/v1/realtime/calls/rtc_abc"})
+        if self.is_named:
+            await response.prepare(request)
         self.came.set()
         await self.go.wait()
-        return web.Response(status=201, text=ANSWER, headers={"Location": "/v1/realtime/calls/rtc_abc"})
+        await response.prepare(request)
+        await response.write(ANSWER.encode())
+        return response
 
 
 def offer_as_bytes(browser: Caller, session_id: str) -> bytes:
@@ -559,8 +565,9 @@ def offer_as_bytes(browser: Caller, session_id: str) -> bytes:
     return ("\r\n".join(head) + "\r\n\r\n" + OFFER).encode()
 
 
-async def test_leaving_before_answer_frees_place(tmp_path: Path) -> None:
-    held = HeldOffer()
+@pytest.mark.parametrize("is_named", [False, True])
+async def test_leaving_before_answer_frees_place(is_named: bool, tmp_path: Path) -> None:
+    held = HeldOffer(is_named)
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         azure.take_offer = held.take
         reader, writer = await asyncio.open_connection("127.0.0.1", browser.client.base_url.port)

@@ -46,10 +46,14 @@ class Watcher:
     read: list[TakenCall] = field(default_factory=list)
     lasting: list[TakenCall] = field(default_factory=list)
     engaged: set[CallName] = field(default_factory=set)
+    unheard: dict[CallName, float] = field(default_factory=dict)
     counted: bool = True
 
     def is_engaged(self, name: CallName) -> bool:
         return name in self.engaged
+
+    def unheard_s(self, name: CallName) -> float | None:
+        return self.unheard.get(name)
 
     def is_counted(self, name: CallName) -> bool:
         return self.counted
@@ -106,6 +110,7 @@ async def age(database: Database, seconds: float) -> None:
         created_at_us=calls.c.created_at_us - us,
         expires_at_us=calls.c.expires_at_us - us,
         over_at_us=calls.c.over_at_us - us,
+        unheard_since_us=calls.c.unheard_since_us - us,
     )
     await database.write(lambda connection: connection.execute(older).rowcount)
 
@@ -289,14 +294,40 @@ async def test_hung_up_elsewhere_counts_until_then(database: Database) -> None:
     await one.holds(row)
     await age(database, 4)
     other.leases.over(row.name)
-    other.sleep(3)  # the store was slow
+    slow = CallsMeanwhile(database, lambda: other.sleep(3))
+    other.leases._database = slow  # type: ignore[assignment]
     await other.leases.refresh()
+    other.leases._database = database
     assert (await rows(database))["key-1"] == (DELIVERED, "one", 0, "hung_up")
     await age(database, 8)
     await other.leases.refresh()
     (found,) = other.watcher.took
     assert found.ending == "hung_up"
     assert 11 <= found.lost_s < 12 <= found.age_s
+
+
+@pytest.mark.parametrize(
+    ("unheard_s", "lost_s"),
+    [
+        ([None], 10),  # until its last renewal
+        ([1.0], 11),  # its sideband broke before that: it may have ended then
+        ([1.0, 3.0], 11),
+        ([1.0, None], 8),  # it was joined again
+    ],
+)
+async def test_taker_knows_since_when_nobody_heard_a_call(
+    database: Database, unheard_s: list[float | None], lost_s: int
+) -> None:
+    one, other = await two(database)
+    await one.holds(row := call_row())
+    for number, seconds in enumerate(unheard_s):
+        await age(database, 2 * min(number, 1))
+        one.watcher.unheard = {} if seconds is None else {row.name: seconds}
+        await one.leases.refresh()
+    await age(database, 10 - 2 * (len(unheard_s) - 1))
+    await other.leases.refresh()
+    (found,) = other.watcher.took
+    assert lost_s <= found.lost_s < lost_s + 1
 
 
 @pytest.mark.parametrize(
@@ -360,10 +391,9 @@ async def test_taker_knows_until_when_time_is_written(
         await change(database, its_own.values(updated_at_us=began_us + number * 10_000_000))
         if end is not None:
             talk.end(end, by="rtc_1")
+            await change(database, its_own.values(ended=end))
         if end == MOVED:
             await ledger.flush()  # which adds no time
-        elif end is not None:
-            await change(database, its_own.values(ended=end))
     if wanted is not None:
         assert await one.leases.claim_end(row.name, wanted)
     await age(database, 10)
@@ -407,9 +437,8 @@ class CallsMeanwhile:
         self.dialect, self._database, self._meanwhile = database.dialect, database, meanwhile
 
     async def write(self, work: object, **options: object) -> object:
-        found: object = await self._database.write(work, **options)  # type: ignore[arg-type]
         self._meanwhile()
-        return found
+        return await self._database.write(work, **options)  # type: ignore[arg-type]
 
 
 async def test_call_that_comes_while_leases_are_renewed_stays(database: Database) -> None:

@@ -221,6 +221,28 @@ async def test_postgresql_errors_are_mapped(postgres: PostgresServer) -> None:
                 assert (await say(http, sqlstate)).status_code == 200, sqlstate
 
 
+async def test_deadlock_costs_no_work(postgres: PostgresServer) -> None:
+    """PostgreSQL undoes one of two transactions that wait for each other: it runs once more."""
+    settings = Settings.load(database_url=SecretStr(await postgres.create()), signing_keys="k" * 40)
+    runs: list[int] = []
+
+    def locking(first: int, second: int) -> Callable[[Connection], int]:
+        def work(connection: Connection) -> int:
+            runs.append(first)
+            connection.exec_driver_sql("SET LOCAL deadlock_timeout = '50ms'")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({first}), pg_sleep(0.2)")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({second})")
+            return first
+
+        return work
+
+    async with Memory.open(settings) as memory:
+        await memory.ready()
+        write = memory._database.write
+        assert {*await asyncio.gather(write(locking(1, 2)), write(locking(2, 1)))} == {1, 2}
+    assert len(runs) == 3
+
+
 async def test_blocklist_holds_while_store_is_away(postgres: PostgresServer) -> None:
     settings = Settings.load(database_url=SecretStr(await postgres.create()), signing_keys="k" * 40)
     async with Memory.open(settings) as memory:

@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 
 from strategies.base import SessionSpec
+from strategies.errors import TransientError
 from strategies.hedging import Hedger
 from strategies.pool import Pool
 from strategies.resources import Resource, Wanted
@@ -23,8 +24,10 @@ async def supply(_resource: Resource) -> SessionSpec:
     return SPEC
 
 
-async def test_latest_refusals_are_asked_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    names, clock = ("a", "b", "c"), Clock()
+def refused_everywhere(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, *names: str
+) -> tuple[UpstreamConnector, list[str]]:
+    """A connector whose resources all refuse the agent's settings, and what it asked, in order of priority."""
     pool = Pool([resource(name, priority=number) for number, name in enumerate(names)], clock=clock)
     connector = UpstreamConnector(
         Hedger(pool, after_ms=0, clock=clock),
@@ -44,6 +47,12 @@ async def test_latest_refusals_are_asked_last(monkeypatch: pytest.MonkeyPatch) -
         raise SessionRefusedError("not these settings")
 
     monkeypatch.setattr(connector, "attempt", refuse)
+    return connector, asked
+
+
+async def test_latest_refusals_are_asked_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    connector, asked = refused_everywhere(monkeypatch, clock, "a", "b", "c")
     with pytest.raises(NoUpstreamError):
         await connector.connect(supply, wanted=Wanted("s", "elena", resources=("b",)))
     for _ in range(2):
@@ -54,3 +63,17 @@ async def test_latest_refusals_are_asked_last(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(NoUpstreamError):
         await connector.connect(supply, wanted=Wanted("s", "elena"))
     assert asked[7:] == ["a", "b", "c"], "by priority, once a minute has passed"
+
+
+@pytest.mark.parametrize(("running", "expected"), [(True, ["a", "b"]), (False, ["a"])])
+async def test_running_talk_asks_what_rests(
+    running: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A route that rests for faults may be well again: it is asked before a running talk is given up."""
+    connector, asked = refused_everywhere(monkeypatch, Clock(), "a", "b")
+    breaker = connector.pool.breaker("b", ROUTE.name)
+    while breaker.is_closed:
+        breaker.failed(breaker.permit_for_news(), TransientError("broke"), None)
+    with pytest.raises(NoUpstreamError):
+        await connector.connect(supply, wanted=Wanted("s", "elena", running=running))
+    assert asked == expected

@@ -85,11 +85,12 @@ class Fleet:
             raise NoUpstreamError(contest.ending or Ending(UPSTREAM_FAILED, "nobody"))
         return cast("str", found)
 
-    async def resume(self, name: str, replica: int, lost: str) -> None:
+    async def resume(self, name: str, replica: int, *lost: str) -> None:
         wanted = Wanted(name, "elena", running=True)
         pool, began_s = self.pools[replica], asyncio.get_running_loop().time()
         search = SessionSearch(pool, lambda _: ("voice_live",), lambda: wanted, timeout_s=5, hold_s=60)
-        search.failed_at(lost)
+        for each in lost:
+            search.failed_at(each)
 
         async def hold(for_s: float) -> None:
             self.held_s.append(for_s)
@@ -209,6 +210,21 @@ def test_talk_asks_what_rests_before_it_ends(only: str, how: str) -> None:
     running = run_in_virtual_time(others_rest(only, how))
     assert running.closed == []
     assert running.found["1"] < 2
+
+
+async def all_others_failed_it() -> Fleet:
+    """Each resource that does not rest for faults has failed the talk a moment ago, as where its quota is used up."""
+    running = fleet([resource(name) for name in "abc"], 1, Azure({}))
+    pool = running.pools[0]
+    while permit := pool.admit(pool.by_name["c"], "voice_live", agent_id="elena"):
+        pool.refused(permit, TransientError("down"))
+    await running.resume("1", 0, "a", "b")
+    return running
+
+
+def test_what_rests_comes_before_what_failed_the_talk() -> None:
+    running = run_in_virtual_time(all_others_failed_it())
+    assert running.azure.taken_s.keys() == {"c"}
 
 
 async def later_than_the_hold() -> tuple[Fleet, float]:

@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from benchmarks.failover import offer
 from tests.calls.test_relayed_calls import ANSWER, CallsAzure, calls_azure
 from tests.hooks.support import SECRET
 from tests.live.support import agents_file
+from tests.memory.support.stores import opened
 from tests.support.broker import (
     BrokerProcess,
     RunningBroker,
@@ -35,6 +37,8 @@ from tests.support.offers import OFFER
 from tests.support.signalling import signalling_page
 from tests.support.waiting import eventually
 from token_broker.calls.call_row import DELIVERED
+from token_broker.memory.drivers.connect import connect
+from token_broker.memory.store.sessions import block
 from token_broker.memory.store.tables import calls
 from token_broker.security.tokens import MintedSession, Owner, TokenSigner
 from token_broker.simulator import SimulatorConfig, serve
@@ -92,6 +96,7 @@ class LiveCalls:
 
 @dataclass
 class Two:
+    database_url: str
     live: LiveCalls
     one: BrokerProcess
     other: BrokerProcess
@@ -138,7 +143,7 @@ async def two(postgres: PostgresServer, tmp_path: Path) -> AsyncIterator[Two]:
             )
             return await stack.enter_async_context(run_process("serve", env, tmp_path))
 
-        yield Two(live, await start(), await start())
+        yield Two(url, live, await start(), await start())
 
 
 async def test_killed_replicas_calls_are_taken(two: Two) -> None:
@@ -204,6 +209,7 @@ async def events_of(client: httpx.AsyncClient, path: str, headers: dict[str, str
 
 
 async def test_call_is_read_and_hung_up_at_the_other(two: Two) -> None:
+    """And a call whose session is blocked, by whomever, is hung up by its holder."""
     location, mine = await two.call(two.one)
     await eventually(two.all_joined, within_s=WITHIN_S)
     async with two.client(two.other) as client:
@@ -221,6 +227,15 @@ async def test_call_is_read_and_hung_up_at_the_other(two: Two) -> None:
                 assert (await client.delete(location, headers=mine)).status_code == 204
     assert told == ["broker.attached", "broker.detached"]
     assert two.live.hung_up == {"rtc_0"}
+    _, blocked = await two.call(two.one)
+    claims = TokenSigner([SecretStr("k" * 40)]).read_session_token(blocked["Authorization"].removeprefix("Bearer "))
+    async with opened(connect(SecretStr(two.database_url), timeout_s=30, patience_s=30)) as database:
+        await database.write(partial(block, kind="session", name=claims.owner.session_id, now_us=1))
+
+    async def is_hung_up() -> bool:
+        return two.live.hung_up == {"rtc_0", "rtc_1"}
+
+    await eventually(is_hung_up, within_s=WITHIN_S)
     async with two.client(two.one) as client:
 
         async def given_back() -> bool:

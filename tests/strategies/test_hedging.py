@@ -307,7 +307,7 @@ class Handshakes:
         permit = self.pool.admit(resource, "voice_live", agent_id="elena")
         assert permit is not None
 
-        async def run() -> str:
+        async def run(_call: Call[str]) -> str:
             return await self.behaviours[resource.name]()
 
         return Call(resource.name, permit, run, limit_s=20)

@@ -7,12 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Subprotocol
 
+from tests.calls.test_relayed_calls import caller, calls_azure
 from tests.support.broker import RunningBroker, make_settings
+from tests.support.offers import OFFER
 from tests.support.resources import run_resources
 from tests.support.waiting import eventually
 from token_broker.memory.store_errors import StoreAwayError
@@ -81,6 +84,26 @@ async def test_unseen_talks_may_be_allowed(tmp_path: Path) -> None:
     async with run_resources(tmp_path, "one", budget_minutes_per_day=5, unseen_talks="allow") as several:
         plan = await several.broker.plan({"max_session_s": 60})
         assert [each["transport"] for each in plan["connections"]] == ["webrtc", "webrtc_relay", "websocket_proxy"]
+
+
+async def test_calls_that_nobody_attached_are_unknown(tmp_path: Path) -> None:
+    """Five with one secret of Azure's. With a budget the plan would have none."""
+    async with calls_azure() as azure, caller(azure, tmp_path) as page:
+        plan = (await page.client.post("/realtime/token", json={})).json()
+        secret = {"Authorization": f"Bearer {plan['token']}", "Content-Type": "application/sdp"}
+        async with httpx.AsyncClient() as browser:
+            for _ in range(5):
+                made = await browser.post(f"{azure.url}/openai/v1/realtime/calls", content=OFFER, headers=secret)
+                assert made.status_code == 201
+        mine = {"Authorization": f"Bearer {plan['session_token']}"}
+
+        async def used() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = (await page.client.get("/api/v1/usage", headers=mine)).json()["usage"]
+            return found
+
+        (entry,) = await eventually(used)
+        assert (entry["transport"], entry["talks"], entry["seen"], entry["complete"]) == ("webrtc", 1, False, False)
+        assert [entry[name] for name in ("seconds", "responses", "input_tokens", "output_tokens", "end")] == [None] * 5
 
 
 def snapshot(*, answering: bool) -> Snapshot:

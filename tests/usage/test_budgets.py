@@ -139,6 +139,18 @@ async def test_unused_time_returns_at_once(database: Database) -> None:
     assert await is_left(replica) == "left"
 
 
+async def test_unused_plans_hold_nothing(database: Database) -> None:
+    """Plans reserve nothing: of any number, at two replicas at once, the first talk has all that is left."""
+    time = VirtualTime(Hands())
+    replicas = [Replica(database, time, minutes=1) for _ in range(2)]
+    assert await asyncio.gather(*(is_left(replicas[number % 2]) for number in range(20))) == ["left"] * 20
+    assert await held(database) == 0
+    usage = replicas[0].open()
+    await time.run([asyncio.create_task(replicas[0].talk(usage))])
+    usage.end("budget")
+    assert usage.spent(DAY)[0] == MINUTE_MS
+
+
 async def test_killed_process_holds_for_a_minute(database: Database) -> None:
     time = VirtualTime(Hands())
     replica = Replica(database, time, minutes=1)

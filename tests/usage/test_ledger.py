@@ -13,7 +13,7 @@ from token_broker.calls.lease_statements import insert_calls, take_call
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store_errors import StoreAwayError
 from token_broker.usage.billed import answer_counts
-from token_broker.usage.ledger import UsageLedger
+from token_broker.usage.ledger import GivenSecret, UsageLedger
 from token_broker.usage.rows import sum_usage
 from token_broker.usage.talk_usage import MOVED, TalkUsage
 
@@ -224,8 +224,12 @@ async def test_dead_replicas_time_is_made_up_for(database: Database) -> None:
     assert (row["complete"], row["ended"]) == (0, "hung_up"), "answers of the nine seconds may be missing"
 
 
-async def test_moved_calls_time_counts_once(database: Database) -> None:
-    """Who takes a call counts from the last row on: what its former holder counted since is not counted again."""
+@pytest.mark.parametrize(("lost_s", "complete"), [(0.0, 1), (0.5, 0)], ids=["leaving", "paused"])
+async def test_moved_calls_time_counts_once(database: Database, lost_s: float, complete: int) -> None:
+    """Who takes a call counts from the last row on: what its former holder counted since is not counted again.
+
+    A replica that leaves has heard all until the call is taken; one that was paused has not.
+    """
     hands = Hands()
     ledgers = [UsageLedger(database, clock=hands.clock) for _ in range(2)]
     leaving = call_on(ledgers[0])
@@ -234,14 +238,15 @@ async def test_moved_calls_time_counts_once(database: Database) -> None:
     await ledgers[0].flush()
     hands.move(9)
     taken = call_on(ledgers[1])
-    taken.went_live("one", "ga", unheard_s=9.0)
+    taken.went_live("one", "ga", by="rtc_1", unheard_s=9.0, lost_s=lost_s)
+    taken.went_live("one", "ga", by="rtc_1")  # joined
     hands.move(1)
     leaving.end(MOVED)
     await ledgers[0].flush()
     taken.end("hung_up")
     await ledgers[1].flush()
     (row,) = await read(database)
-    assert row["live_ms"] == 25_000
+    assert (row["live_ms"], row["complete"]) == (25_000, complete)
     assert leaving.spent(DAY)[0] + taken.spent(DAY)[0] == 25_000
 
 
@@ -339,6 +344,25 @@ async def test_former_holders_time_ends_where_the_new_ones_begins(database: Data
     await ledger.flush()
     (told,) = await read(database)
     assert (told["live_ms"], told["responses"], told["ended"]) == (15_000, 1, None)
+
+
+async def test_taker_counts_from_what_is_written(database: Database) -> None:
+    """The time without a sideband was not, whenever the row was written; and the store may be slow to write it."""
+    hands = Hands()
+    ledger = UsageLedger(database, clock=hands.clock)
+    row = CallRow("key-1", make_owner(), "elena", "ann", "one", "https://one", "rtc_1", "webrtc_relay", 3600.0)
+    await database.write(lambda connection: insert_calls(connection, [(row, DELIVERED, None)], "one", 6_000_000))
+    killed = call_on(ledger)
+    killed.went_live("one", "ga", by="rtc_1")
+    hands.move(15)
+    killed.out_of_sight("rtc_1")
+    hands.move(7)
+    await ledger.flush()
+    page = ("session-0000000000", "rtc_1")
+    taken = await database.write(lambda connection: take_call(connection, "other", 6_000_000, page))
+    assert taken is not None
+    assert taken[0].unheard_s is not None
+    assert taken[0].unheard_s >= 7
 
 
 def test_time_without_a_sideband_counts_once_it_is_heard_again() -> None:
@@ -472,6 +496,30 @@ async def test_unseen_talk_is_unknown(database: Database) -> None:
     await ledger.flush()
     (row,) = await read(database)
     assert (row["seen"], row["complete"], row["live_ms"], row["responses"]) == (0, 0, None, None)
+
+
+async def test_secret_of_azures_counts_until_the_talk_is_seen(database: Database) -> None:
+    """A plan that is asked for again is the same talk's; the talk that is seen is so at another replica."""
+    hands = Hands(before_s=10)
+    ledgers = [UsageLedger(database, clock=hands.clock) for _ in range(2)]
+    for _ in range(2):
+        for talk_id in ("talk-1", "talk-2"):
+            ledgers[0].secrets.append(GivenSecret(make_owner(talk_id), "elena", "webrtc", "one", "ga"))
+        await ledgers[0].flush()
+        hands.move(20)
+    rows = await read(database)
+    assert [(row["talk_id"], row["day"]) for row in rows] == [(f"talk-{n}", DAY + d) for d in (0, 1) for n in (1, 2)]
+    unknown = {name for row in rows for name in ("live_ms", "responses", "input_tokens", "ended") if row[name] is None}
+    assert unknown == {"live_ms", "responses", "input_tokens", "ended"}
+    assert {(row["seen"], row["complete"], row["transport"]) for row in rows} == {(0, 0, "webrtc")}
+    talk = open_talk(ledgers[1], "talk-1")
+    talk.went_live("one", "ga")
+    talk.end("hung_up")
+    await ledgers[1].flush()
+    by_talk = {row["talk_id"]: row["seen"] for row in await read(database)}
+    assert by_talk == {"talk-1": 1, "talk-2": 0}
+    (both,) = await read(database, by="principal")
+    assert (both["talks"], both["seen"]) == (2, 0)
 
 
 async def test_killed_process_leaves_incomplete(database: Database) -> None:

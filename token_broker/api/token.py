@@ -25,10 +25,11 @@ from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
 from token_broker.security.tokens import Owner
 from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.sessions.ownership import Callers
-from token_broker.sessions.plans import PlanMaker, TalkSpecs
+from token_broker.sessions.plans import SECRET_TRANSPORTS, PlanMaker, TalkSpecs
 from token_broker.sessions.schemas import Plan, TokenRequest
 from token_broker.settings import Settings
 from token_broker.usage.budgets import Budgets
+from token_broker.usage.ledger import GivenSecret, UsageLedger
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.requests import Problem, correlation_id, parse_json, public_base, read_body
 
@@ -62,6 +63,7 @@ class Minting:
     recall: Recall
     plans: PlanMaker
     observe: Observer
+    ledger: UsageLedger
     budgets: Budgets | None = None
     live_agents: frozenset[str] = frozenset()
 
@@ -233,6 +235,10 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
         resource=grant.resource if isinstance(grant, EphemeralGrant) else None,
     )
     write_audit(entry, minting.observe)  # before the answer: a plan that can't be audited is not released
+    if plan.token is not None and isinstance(grant, EphemeralGrant):
+        unseen = next(each for each in plan.connections if each.transport in SECRET_TRANSPORTS)
+        given = GivenSecret(owner, agent.id, unseen.transport, grant.resource, unseen.dialect)
+        minting.ledger.secrets.append(given)
     return plan
 
 

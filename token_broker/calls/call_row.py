@@ -74,7 +74,7 @@ class TakenCall:
     was_heard: bool = False  # by its former holder
     unheard_s: float | None = None  # for which no time is written, of a talk that was heard
     is_counted: bool = False  # it is to end, and its former holder has written down what it had used until then
-    lost_s: float = 0.0  # since its former holder was last known to hold it, or since it was hung up elsewhere
+    lost_s: float = 0.0  # since its former holder was last known to hear it, or since it was hung up elsewhere
 
 
 HeldCall = tuple[str, int]

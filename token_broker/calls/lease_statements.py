@@ -6,6 +6,7 @@ what a former holder still writes finds no row.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, case, delete, func, or_, select, text, tuple_, update
@@ -21,6 +22,7 @@ __all__ = [
     "end_calls",
     "find_holders",
     "insert_calls",
+    "lock_calls",
     "now_us_of",
     "older_calls",
     "prune_calls",
@@ -79,22 +81,40 @@ def values_of(row: CallRow, now_us: int) -> dict[str, Any]:
     }
 
 
+def lock_calls(connection: Connection, keys: Collection[str], names: Collection[CallName]) -> None:
+    """Locks calls that are about to change, by key: replicas that lock in one order never deadlock."""
+    are_these = or_(calls.c.call_key.in_(keys), tuple_(calls.c.endpoint, calls.c.call_id).in_(list(names)))
+    connection.execute(select(calls.c.call_key).where(are_these).order_by(calls.c.call_key).with_for_update())
+
+
 def renew_calls(
-    connection: Connection, holder: str, keys: Collection[str], lease_us: int, *, engaged: Collection[str] = ()
+    connection: Connection,
+    holder: str,
+    keys: Collection[str],
+    lease_us: int,
+    *,
+    engaged: Collection[str] = (),
+    unheard_s: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, TakenCall]:
     """Renews the holder's leases; returns those of `keys` that it still holds, or that are over.
 
-    Those of `engaged` nobody takes for as long as their leases last.
+    Those of `engaged` nobody takes for as long as their leases last. For `unheard_s` the holder has not heard a call.
     """
     if not keys:
         return {}
     is_holders = and_(calls.c.call_key.in_(keys), calls.c.holder == holder)
-    until_us = now_us_of(connection) + lease_us
+    now_us = now_us_of(connection)
+    until_us = now_us + lease_us
     stays_until_us = case((calls.c.call_key.in_(engaged), until_us), else_=None)
-    renewed = {"lease_until_us": until_us, "engaged_until_us": stays_until_us}
+    since_us = {key: now_us - round(ago_s * 1_000_000) for key, ago_s in unheard_s.items()}
+    renewed = {
+        "lease_until_us": until_us,
+        "engaged_until_us": stays_until_us,
+        "unheard_since_us": case(since_us, value=calls.c.call_key) if since_us else None,
+    }
     connection.execute(update(calls).where(is_holders, calls.c.state < ENDED).values(renewed))
     found = connection.execute(select(calls).where(is_holders))
-    return {row.call_key: _found(row, until_us - lease_us) for row in found}
+    return {row.call_key: _found(row, now_us) for row in found}
 
 
 def take_calls(
@@ -138,9 +158,10 @@ def _take(
     found = []
     for row in rows:
         heard_us = written_us.get((row.talk_id, row.transport))
-        # Who gave a call up has heard it until now; who was killed, until about its last renewal.
+        # Who gave a call up has held it until now; who was killed, until about its last renewal.
         held_us = until_us[row.call_key] - lease_us if until_us[row.call_key] else now_us
-        held_us = max(held_us, row.over_at_us or 0)
+        known_us = held_us if row.unheard_since_us is None else row.unheard_since_us
+        known_us = max(known_us, row.over_at_us or 0)
         found.append(
             replace(
                 _found(row, now_us),
@@ -148,7 +169,7 @@ def _take(
                 was_heard=heard_us is not None and row.talk_id in alone,
                 is_counted=row.ending is not None and (row.talk_id, row.transport) in ended,
                 unheard_s=None if heard_us is None else max(0, now_us - heard_us) / 1_000_000,
-                lost_s=max(0, now_us - held_us) / 1_000_000,
+                lost_s=max(0, now_us - known_us) / 1_000_000,
             )
         )
     return found

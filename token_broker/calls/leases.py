@@ -72,6 +72,10 @@ class LeaseWatcher(Protocol):
         """Whether this call of ours has to stay here, since a client of it is here."""
         ...
 
+    def unheard_s(self, name: CallName) -> float | None:
+        """For how long this call of ours has had no sideband; None where it has one."""
+        ...
+
     def is_counted(self, name: CallName) -> bool:
         """Whether the ledger has what this call of ours, which is over, has used."""
         ...
@@ -357,6 +361,7 @@ class CallLeases:
         from token_broker.calls.lease_statements import (
             end_calls,
             insert_calls,
+            lock_calls,
             older_calls,
             prune_calls,
             renew_calls,
@@ -370,6 +375,7 @@ class CallLeases:
         told = [each for each in held if each.is_new]
         keys = [each.row.key for each in held]
         engaged = [each.row.key for each in held if self.watcher is not None and self.watcher.is_engaged(each.row.name)]
+        unheard = {each.row.key: self.watcher.unheard_s(each.row.name) for each in held if self.watcher is not None}
         counted = (lambda _name: True) if self._leaves or self.watcher is None else self.watcher.is_counted
         over = [each.row.name for each in held if each.is_over and counted(each.row.name)]
         wanted = dict(self._wanted)
@@ -386,10 +392,13 @@ class CallLeases:
             if not self._is_alone:
                 others = beat(connection, self._holder)[0] - 1
             insert_calls(connection, new, self._holder, lease_us)
-            want_ends(connection, [(name, end, now_s - at_s) for name, (end, at_s) in wanted.items()])
+            lock_calls(connection, keys, [*wanted, *over])
+            later_s = self._clock()  # than `now_s`, where the store is slow
+            want_ends(connection, [(name, end, later_s - at_s) for name, (end, at_s) in wanted.items()])
             end_calls(connection, over)
             older = [other for each in told for other in older_calls(connection, each.row)]
-            found = renew_calls(connection, self._holder, keys, lease_us, engaged=engaged)
+            unheard_s = {key: ago_s + later_s - now_s for key, ago_s in unheard.items() if ago_s is not None}
+            found = renew_calls(connection, self._holder, keys, lease_us, engaged=engaged, unheard_s=unheard_s)
             taken: list[TakenCall] = []
             if may_take:
                 taken = take_calls(connection, self._holder, lease_us, _TAKEN_AT_ONCE, given_up=not takes)

@@ -307,6 +307,11 @@ class WatchedCalls:
         if (call := self._calls.get(found.row.call_id)) is not None:
             call.listener.last_at_most(found.row.lasts_s)
 
+    def unheard_s(self, name: CallName) -> float | None:
+        """For how long no call of this one's talk has been heard; None where one is."""
+        usage = self._counting.get(name)
+        return None if usage is None else usage.out_of_sight_s
+
     def is_counted(self, name: CallName) -> bool:
         """Whether what this call has used is written; where another call of its talk goes on, that one is the last."""
         usage = self._counting.get(name)

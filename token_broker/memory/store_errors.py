@@ -21,6 +21,7 @@ __all__ = [
     "StoreFullError",
     "StoreInUseError",
     "StoreRefusedError",
+    "StoreRolledBackError",
     "StoreUnreachableError",
 ]
 
@@ -43,6 +44,10 @@ class StoreUnreachableError(StoreAwayError):
     def __init__(self, message: str, *, lost: bool = False) -> None:
         super().__init__(message)
         self.lost = lost
+
+
+class StoreRolledBackError(StoreAwayError):
+    """The database undid a transaction, so that others could go on: nothing of it was written."""
 
 
 class StoreBusyError(StoreError):

@@ -26,7 +26,10 @@ from token_broker.sessions.schemas import Connection, Plan, RelayConnection, Web
 from token_broker.settings import Settings
 from token_broker.web.requests import Problem, websocket_url
 
-__all__ = ["PlanMaker", "TalkSpecs", "UnseenRule", "session_spec"]
+__all__ = ["SECRET_TRANSPORTS", "PlanMaker", "TalkSpecs", "UnseenRule", "session_spec"]
+
+SECRET_TRANSPORTS = frozenset({"webrtc", "websocket"})
+"""Those for which the page has a secret of Azure's."""
 
 _PREFIX = "/api/v1/voice"
 _GOOD = Outlook("good")
@@ -210,7 +213,7 @@ class PlanMaker:
         if not connections:
             detail = "None of the transports that were asked for is to be had now: ask for others as well."
             raise Problem(409, "no_transport", detail)
-        shown = minted if any(each.transport in {"webrtc", "websocket"} for each in connections) else None
+        shown = minted if any(each.transport in SECRET_TRANSPORTS for each in connections) else None
         return Plan(
             session_id=owner.session_id,
             agent_id=agent.id,

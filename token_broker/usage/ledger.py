@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import structlog
 
@@ -20,14 +21,15 @@ from token_broker.memory.drivers.database import Database
 from token_broker.memory.store_errors import StoreError
 from token_broker.security.tokens import Owner
 from token_broker.usage.days import StoreClock
-from token_broker.usage.talk_usage import TalkUsage
+from token_broker.usage.talk_usage import UNSEEN, TalkUsage
 
-__all__ = ["LedgerCounts", "UsageLedger"]
+__all__ = ["GivenSecret", "LedgerCounts", "UsageLedger"]
 
 log = structlog.get_logger("token_broker.usage")
 
 _EVERY_S = 15.0
 _GATHER_S = 0.25  # talks that begin or end at once are one batch
+_SECRETS_S = 1.0  # likewise the secrets of plans, each of which may be used or not
 _CHUNK = 200  # rows in a transaction: turns wait behind it
 _MOST_CLOSED = 20_000  # talks that have ended while the store is away
 _FLUSH_S = 5.0  # at shutdown
@@ -50,8 +52,29 @@ class LedgerCounts:
     lost: int = 0
 
 
+class GivenSecret(NamedTuple):
+    """A secret of Azure's that a page was given."""
+
+    owner: Owner
+    agent_id: str
+    transport: str
+    resource: str
+    dialect: str
+
+    def usage(self, clock: StoreClock) -> TalkUsage:
+        """What the page uses with it, which nobody knows."""
+        about = {"agent_id": self.agent_id, "transport": self.transport, "dialect": self.dialect, "part": UNSEEN}
+        usage = TalkUsage(self.owner, **about, seen=False, clock=clock)  # type: ignore[arg-type]
+        usage.expect(self.resource, self.dialect)
+        return usage
+
+
 class UsageLedger:
-    """The ledger of this process. `open` a talk's usage, feed it, and `end` it; `start` writes."""
+    """The ledger of this process. `open` a talk's usage, feed it, and `end` it; `start` writes.
+
+    `secrets` are those that pages were given, and that are to be written: where nothing is seen of a talk, it is known
+    of so. They give way to talks that have ended.
+    """
 
     def __init__(
         self,
@@ -69,6 +92,7 @@ class UsageLedger:
         self._every_s = every_s
         self._open: dict[tuple[str, str], TalkUsage] = {}
         self._closed: deque[TalkUsage] = deque()
+        self.secrets: deque[GivenSecret] = deque(maxlen=most_closed)
         self._most_closed = most_closed
         self._wake = asyncio.Event()
         self._changed: set[TalkUsage] = set()  # since they were written
@@ -112,12 +136,14 @@ class UsageLedger:
         all_at_s = now_s() + self._every_s
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(all_at_s):
+                async with asyncio.timeout_at(min(all_at_s, now_s() + _SECRETS_S)):
                     await self._wake.wait()
                     await asyncio.sleep(_GATHER_S)
-            self._wake.clear()
             if writes_all := now_s() >= all_at_s:
                 all_at_s = now_s() + self._every_s
+            elif not (self._wake.is_set() or self.secrets):
+                continue
+            self._wake.clear()
             try:
                 await self.flush(changed_alone=not writes_all)
             except StoreError as error:
@@ -134,6 +160,8 @@ class UsageLedger:
         if self._database is None:
             return
         await self.confirm()
+        while self.secrets and len(self._closed) < self._most_closed:
+            self._closed.append(self.secrets.popleft().usage(self.clock))
         ended = list(self._closed)
         changed, self._changed = self._changed, set()
         going = [usage for usage in self._open.values() if not changed_alone or usage in changed]
@@ -162,7 +190,9 @@ class UsageLedger:
             for _, row in chunk:
                 row.is_dirty = False
             try:
-                now_us = await database.write(partial(write_usage, rows=values, billed=billed))
+                now_us = await database.write(
+                    partial(write_usage, rows=values, billed=billed, monotonic_s=self.clock.monotonic_s)
+                )
             except BaseException:
                 for _, row in chunk:
                     row.is_dirty = True

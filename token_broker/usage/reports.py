@@ -50,7 +50,7 @@ class UsageEntry(BaseModel):
     tools_run: int | None = None
     seen: bool = Field(description="The broker heard all of it.")
     complete: bool = Field(description="All of it has ended, and nothing is known to be missing.")
-    end: str | None = Field(None, description="How the talk ended; null while it goes on.")
+    end: str | None = Field(None, description="How the talk ended; null while it goes on, and where nobody knows.")
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "UsageEntry":

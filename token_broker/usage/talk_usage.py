@@ -9,7 +9,7 @@ from token_broker.security.tokens import Owner
 from token_broker.usage.billed import ANSWER_COUNTS, TRANSCRIPTION_COUNTS, Counts, answer_counts, transcription_counts
 from token_broker.usage.days import StoreClock, split_by_day
 
-__all__ = ["BILLED_BY_TIME", "LEAST_ANSWER_TOKENS", "MOVED", "CountedReport", "TalkUsage", "UsageRow"]
+__all__ = ["BILLED_BY_TIME", "LEAST_ANSWER_TOKENS", "MOVED", "UNSEEN", "CountedReport", "TalkUsage", "UsageRow"]
 
 BILLED_BY_TIME = "live"
 """The dialect, GPT-Live's, of which Azure bills the time, and says how long it was: until then it is unknown."""
@@ -23,6 +23,9 @@ _KEPT = 10_000  # ids of answers and items: more than a talk of two hours has
 
 MOVED = "moved"
 """How a talk ends for a replica whose call another one holds from then on."""
+
+UNSEEN = "unseen"
+"""The part of a talk whose page has a secret of Azure's: it counts where nothing of the talk is seen."""
 
 
 @dataclass(slots=True)
@@ -137,7 +140,7 @@ class TalkUsage:
         self._changed = changed
         self._closed = closed
         self._resource: str | None = None  # None: not live
-        self._looked_s = 0.0
+        self._looked_s = clock.monotonic_s()
         self._unheard_since_s: float | None = None
         self._unheard_us = 0
         self._calls: dict[str, bool] = {}  # by Azure's id: whether it is in sight
@@ -212,8 +215,8 @@ class TalkUsage:
         """From now on the talk is at this resource: at its start, and whenever it has moved.
 
         `by` is the call that is heard from now on, or again; empty for a talk over a socket.
-        `unheard_s`: a call of another process, which went on for so long since that one wrote what was used.
-        `lost_s`: so long ago that process was last known to hold the call, which is not heard here yet.
+        `unheard_s`: a call of another process, which went on for so long since that one wrote how long it was.
+        `lost_s`: so long ago that process was last known to hear the call, which is not heard here yet.
         """
         self.went_on(by)
         self.look()
@@ -226,7 +229,7 @@ class TalkUsage:
             row.live_us = 0
         if unheard_s:
             self._looked_s -= unheard_s
-            row.is_exact = False
+            row.is_exact = row.is_exact and lost_s == 0
         if by:
             self._calls[by] = lost_s is None
         if lost_s is not None and not any(self._calls.values()):
@@ -242,6 +245,11 @@ class TalkUsage:
             self._calls[by] = False
             if not any(self._calls.values()):
                 self._doubtful_since_s = self._looked_s
+
+    @property
+    def out_of_sight_s(self) -> float | None:
+        """For how long no call of the talk has been in sight; None where one is."""
+        return None if self._doubtful_since_s is None else self._clock.monotonic_s() - self._doubtful_since_s
 
     def went_on(self, by: str) -> None:
         """The call has not ended until now, although it was out of sight: what it used meanwhile is unknown."""
@@ -328,7 +336,7 @@ class TalkUsage:
         return -(-live_us // 1000), sum(row.tokens for row in rows) + unknown
 
     def values(self, row: UsageRow) -> dict[str, Any]:
-        """The row as the store keeps it."""
+        """The row as the store keeps it, and `looked_s`: until when, by the monotonic clock, it has the time."""
         live_ms = None if row.live_us is None else row.live_us // 1000
         is_over = self.observers <= 0
         return {
@@ -351,6 +359,7 @@ class TalkUsage:
             "seen": self.seen,
             "complete": self.seen and self.is_measured and row.is_exact and self.ended is not None and is_over,
             "ended": self.ended if is_over else None,
+            "looked_s": self._looked_s,
         }
 
     def _note(self, key: str | None, row: UsageRow, counts: Counts | None, *, is_answer: bool) -> None:

@@ -14,6 +14,7 @@ from token_broker.memory.store_errors import (
     StoreError,
     StoreFullError,
     StoreRefusedError,
+    StoreRolledBackError,
     StoreUnreachableError,
 )
 
@@ -46,6 +47,7 @@ READ_POOLS: dict[PoolName, PoolSize] = {
 
 _UNREACHABLE_SQLSTATES = ("08", "57P")  # connection; shutting down, starting up
 _DISK_FULL_SQLSTATE = "53100"
+_ROLLED_BACK_SQLSTATES = ("40",)  # a deadlock, and others for whose sake the transaction was undone
 # Classes that may be a row's own fault: its data, a constraint, a limit, a trigger. Every other class is the server's
 # fault, from a full disk to a missing right: an operator repairs it, and the same row is stored then.
 _ROW_SQLSTATES = ("21", "22", "23", "44", "54", "P0")
@@ -65,8 +67,9 @@ class Database(Protocol):
     ) -> R:
         """Runs `work` in a transaction; returns once it is committed and flushed to disk. Raises StoreError.
 
-        `idempotent` work is done once more where its outcome was lost with the connection. Work of `one_statement`
-        needs no transaction round it: PostgreSQL is asked once then, instead of three times.
+        `idempotent` work is done once more where its outcome was lost with the connection, and any work where the
+        database undid it to end a deadlock. Work of `one_statement` needs no transaction round it: PostgreSQL is asked
+        once then, instead of three times.
         """
         ...
 
@@ -110,6 +113,8 @@ def store_error(error: Exception) -> Exception:
             return StoreFullError(sqlstate)
         if sqlstate.startswith(_UNREACHABLE_SQLSTATES):
             return StoreUnreachableError(sqlstate)
+        if sqlstate.startswith(_ROLLED_BACK_SQLSTATES):
+            return StoreRolledBackError(sqlstate)
         return StoreRefusedError(sqlstate) if sqlstate.startswith(_ROW_SQLSTATES) else StoreAwayError(sqlstate)
     # By name: the classes are SQLAlchemy's and asyncpg's, and neither may be loaded here.
     about_data = type(error).__name__ in {"DataError", "IntegrityError", "ProgrammingError", "StatementError"}

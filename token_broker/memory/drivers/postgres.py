@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from token_broker.memory.drivers.database import READ_POOLS, DialectName, PoolName, pool_is_full, store_error
 from token_broker.memory.drivers.entra_password import EntraPassword
-from token_broker.memory.store_errors import StoreUnreachableError
+from token_broker.memory.store_errors import StoreRolledBackError, StoreUnreachableError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -23,7 +23,7 @@ _MIGRATE_S = 600.0  # replicas that start together wait for the one that migrate
 
 
 class PostgresDatabase:
-    """See `Database`. A dead connection is noticed when it is used; the work is then done once on a fresh one."""
+    """See `Database`. Work is done once more where its connection was dead, and where a deadlock was ended with it."""
 
     dialect: DialectName = "postgresql"
 
@@ -74,6 +74,8 @@ class PostgresDatabase:
         except StoreUnreachableError as error:
             if not (idempotent and error.lost):
                 raise
+        except StoreRolledBackError:
+            pass
         return await self._run(work, pool, one_statement=one_statement)
 
     async def close(self) -> None:

@@ -87,7 +87,7 @@ _VERSION_TABLE = """CREATE TABLE alembic_version (
 ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
 ERASED = 1  # the epoch of a tombstone without turns
 
-SCHEMA_REVISION = "0013"  # the newest of migrations/versions
+SCHEMA_REVISION = "0014"  # the newest of migrations/versions
 
 metadata = MetaData()
 sessions = Table(
@@ -437,6 +437,7 @@ calls = Table(
     Column("read_until_us", BigInteger),  # until then a page reads its events at another replica
     Column("over_at_us", BigInteger),  # a replica hung it up then; its holder makes it end
     Column("engaged_until_us", BigInteger),  # until then it stays at its holder, where a client's sideband is
+    Column("unheard_since_us", BigInteger),  # its holder has no sideband since then: it may have ended
     Index("calls_by_lease", "state", "lease_until_us"),
     Index("calls_by_session", "session_id"),
     Index("calls_by_name", "call_id"),

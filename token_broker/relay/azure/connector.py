@@ -369,24 +369,24 @@ class _Handshakes:
         self._deadline_s = deadline_s
         self._clock = clock
         self._made = 0
+        self._refused: list[_Candidate] = []  # they got no permit
+        self._has_looked_again = False
         self._waits_for_quota = False
         self._closing: set[asyncio.Task[None]] = set()
 
     def next_call(self, busy: Collection[str]) -> Call[UpstreamConnection] | None:
         """The next handshake at a resource that is not `busy` with one; None where there is none."""
-        refused: list[_Candidate] = []
-        call = self._next_admitted(busy, refused)
-        if call is None and not self._made and refused:
-            # Nobody gave a permit. The last ways that are left rest shorter than others.
-            self._pool.ease(self._wanted, list(dict.fromkeys(route.name for _, route in refused)))
-            self._left, refused = refused, []
+        call = self._next_admitted(busy)
+        if call is None and not self._has_looked_again and (self._wanted.running or not self._made):
+            # All others are silent, or have failed: what rests for faults is the last way, and may be well again.
+            self._has_looked_again = True
+            if not self._made:  # the last ways that are left rest shorter than others
+                self._pool.ease(self._wanted, list(dict.fromkeys(route.name for _, route in self._refused)))
+            resting = [] if self._waits_for_quota else self.resting
+            self._left, self._refused = [*self._refused, *resting], []
             self._early = len(self._pool.resources) > 1
-            call = self._next_admitted(busy, refused)
-        if call is None and self.resting and not self._waits_for_quota:
-            # All others are silent, or have failed: one of these may be well again.
-            self._left, self.resting, self._early = self.resting, [], True
-            call = self._next_admitted(busy, refused)
-        if refused and self.ending is None:
+            call = self._next_admitted(busy)
+        if self._refused and self.ending is None:
             self.ending = Ending(UPSTREAM_FAILED, "Azure failed a moment ago: ask for a new plan in a moment")
         return call
 
@@ -409,6 +409,11 @@ class _Handshakes:
         level = log.error if isinstance(error, MisconfiguredError) else log.warning
         level("upstream_attempt", **about, outcome=error.outcome, status=error.status, code=error.code, why=str(error))
 
+    async def _run(
+        self, resource: Resource, route: Route, timeout_s: float, _call: Call[UpstreamConnection]
+    ) -> UpstreamConnection:
+        return await self._attempt(resource, route, timeout_s=timeout_s)
+
     def undone(self, call: Call[UpstreamConnection], late: UpstreamConnection | None) -> None:
         """Closes what a handshake that nobody waited for has opened all the same."""
         del call
@@ -417,8 +422,8 @@ class _Handshakes:
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
-    def _next_admitted(self, busy: Collection[str], refused: list[_Candidate]) -> Call[UpstreamConnection] | None:
-        """The first handshake that gets a permit; those that get none leave the contest, into `refused`."""
+    def _next_admitted(self, busy: Collection[str]) -> Call[UpstreamConnection] | None:
+        """The first handshake that gets a permit; those that get none leave the contest, into `_refused`."""
         wanted = self._wanted
         if self._made:  # others have found out more meanwhile
             self._left.sort(key=lambda each: self._pool.is_sick(each[0].name))
@@ -440,9 +445,9 @@ class _Handshakes:
                 breakers = [self._pool.breaker(other.name, later.name) for other, later in self._left]
                 if any(each.would_admit_early if self._early else each.would_admit for each in breakers):
                     left_s /= 2
-                run = partial(self._attempt, resource, route, timeout_s=left_s)
+                run = partial(self._run, resource, route, left_s)
                 return Call(f"connect-{resource.name}-{route.name}", permit, run, limit_s=left_s + _LAST_WORD_S)
-            refused.append(candidate)
+            self._refused.append(candidate)
             refusal = self._pool.why_not(
                 resource, route.name, agent_id=wanted.agent_id, model=wanted.model, running=wanted.running
             )

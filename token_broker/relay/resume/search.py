@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from strategies.pool import Pool
-from strategies.resources import Wanted
+from strategies.resources import Resource, Wanted
 from token_broker.relay.azure.route import NoUpstreamError
 from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
 
@@ -105,9 +105,11 @@ class SessionSearch:
     def _others(self) -> tuple[str, ...]:
         """The resources to ask first: not those that failed this talk a moment ago. None where there is no choice."""
         now_s, wanted = self._loop.time(), self._wanted()
-        names = [each.name for each in self._pool.order(wanted)]
-        fit = [name for name in names if self._unfit.get(name, now_s) <= now_s]
-        if not fit or len(fit) == len(names):
-            return ()
-        # Those that rest for faults stay permitted: they are asked where all others are silent.
-        return (*fit, *(each.name for each in self._pool.left_out(wanted)))
+
+        def fit(resources: tuple[Resource, ...]) -> tuple[str, ...]:
+            return tuple(each.name for each in resources if self._unfit.get(each.name, now_s) <= now_s)
+
+        # Those that rest for faults stay permitted: they are asked where all others are silent, or have failed.
+        order, resting = self._pool.order(wanted), fit(self._pool.left_out(wanted))
+        healthy = fit(order)
+        return () if len(healthy) == len(order) else (*healthy, *resting)
