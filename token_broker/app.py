@@ -1,6 +1,7 @@
 """The ASGI application: its routes, and the middleware that every request passes."""
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -107,9 +108,10 @@ def _azure_origins(settings: Settings) -> list[str]:
     return [*AZURE_ORIGINS, *dict.fromkeys(own)]
 
 
-def _routes() -> list[BaseRoute]:
-    """The routes, the busiest first: they are matched in order."""
-    return [
+@functools.cache
+def _routes() -> Sequence[BaseRoute]:
+    """The routes, the busiest first: they are matched in order. Each application has the same: they keep no state."""
+    return (
         *_under(_VOICE_PREFIXES, "/realtime/token", create_token, ["POST"]),
         *_under(_VOICE_PREFIXES, "/realtime/calls", create_call, ["POST"]),
         *_under(_VOICE_PREFIXES, "/realtime/calls/attach", attach_call, ["POST"]),
@@ -130,7 +132,7 @@ def _routes() -> list[BaseRoute]:
         Route("/healthz", get_health, methods=["GET"]),
         Route("/readyz", get_readiness, methods=["GET"]),
         Route("/metrics", get_metrics, methods=["GET"]),
-    ]
+    )
 
 
 def _under(

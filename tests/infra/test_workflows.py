@@ -1,5 +1,6 @@
 """GitHub's workflows call the repository's own scripts, with no more rights and no more time than a job needs."""
 
+import functools
 import json
 import re
 import subprocess
@@ -18,6 +19,7 @@ PERMISSIONS = {"contents", "packages", "id-token", "attestations"}
 REFERENCE = re.compile(r"[\w.-]+/[\w.-]+@(v\d+|[0-9a-f]{40})")
 
 
+@functools.cache
 def read(path: Path) -> dict[str, Any]:
     document = yaml.safe_load(path.read_text())
     assert isinstance(document, dict)

@@ -5,18 +5,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.relay.autobahn.cases import CASES
+from tests.relay.autobahn.cases import SECTIONS, cases_of
 from tests.relay.autobahn.client import INFORMATIONAL, OK, play
 from tests.relay.autobahn.server import echo_server
 from token_broker.server import frames
 from token_broker.server.websocket_protocol import BrokerWebSocketProtocol
 
 LOOPS = ("asyncio", "uvloop")
-# The same code reads the frames on either loop, and only the transport differs. So asyncio plays each section's first
-# case, except for the megabytes of section 9.
-FIRST_CASES = {name for name in CASES if (name.endswith(".1") and name.count(".") == 1) or name.endswith(".1.1")}
-SECTIONS = sorted({name.partition(".")[0] for name in CASES}, key=int)
-PLAYED = [("uvloop", section) for section in SECTIONS] + [("asyncio", each) for each in SECTIONS if each != "9"]
+PLAYED = [("uvloop", section) for section in SECTIONS] + [
+    ("asyncio", section) for section in SECTIONS if section != "9"
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,19 +25,25 @@ def ports() -> Iterator[dict[str, int]]:
 
 
 def test_all_autobahn_cases_are_present() -> None:
-    assert len(CASES) == 301  # Autobahn's own number, without compression
+    assert sum(1 for section in SECTIONS.values() for _ in section()) == 301  # Autobahn's own, without compression
+
+
+def is_first(name: str) -> bool:
+    return name.endswith(".1.1") or (name.endswith(".1") and name.count(".") == 1)
 
 
 @pytest.mark.parametrize(("loop", "section"), PLAYED)
 def test_server_passes_autobahn_section(ports: dict[str, int], loop: str, section: str) -> None:
-    names = [name for name in CASES if name.startswith(f"{section}.") and (loop == "uvloop" or name in FIRST_CASES)]
-    assert names
+    # The same code reads the frames on either loop, and only the transport differs. So asyncio plays each section's
+    # first cases, except for the megabytes of section 9.
+    cases = [case for case in cases_of(section).values() if loop == "uvloop" or is_first(case.name)]
+    assert cases
     failed = {}
-    for name in names:
-        verdict = play(CASES[name], ports[loop])
-        expected = (INFORMATIONAL if CASES[name].informational else OK, OK)
+    for case in cases:
+        verdict = play(case, ports[loop])
+        expected = (INFORMATIONAL if case.informational else OK, OK)
         if (verdict.behavior, verdict.closing) != expected:
-            failed[name] = (verdict.behavior, verdict.closing, verdict.why)
+            failed[case.name] = (verdict.behavior, verdict.closing, verdict.why)
     assert failed == {}
 
 
@@ -85,5 +89,5 @@ def test_broken_server_fails_autobahn_case(
 ) -> None:
     broken(monkeypatch)
     with echo_server("uvloop") as port:
-        verdict = play(CASES[name], port, patience_s=0.5)
+        verdict = play(cases_of(name.partition(".")[0])[name], port, patience_s=0.5)
     assert (verdict.behavior, verdict.closing) != (OK, OK)
