@@ -505,7 +505,7 @@ async def test_secret_of_azures_counts_until_the_talk_is_seen(database: Database
     ledgers = [UsageLedger(database, clock=hands.clock) for _ in range(2)]
     for _ in range(2):
         for talk_id in ("talk-1", "talk-2"):
-            ledgers[0].secrets.append(GivenSecret(make_owner(talk_id), "elena", "webrtc", "one", "ga"))
+            ledgers[0].give(GivenSecret(make_owner(talk_id), "elena", "webrtc", "one", "ga"))
         await ledgers[0].flush()
         hands.move(20)
     rows = await read(database)
@@ -590,6 +590,15 @@ def test_too_many_waiting_are_counted() -> None:
         talk.went_live("one", "ga")
         talk.end("hung_up")
     assert (ledger.waiting, ledger.counts.lost) == (2, 3)
+
+
+async def test_too_many_secrets_are_counted(database: Database) -> None:
+    ledger = UsageLedger(database, clock=Hands().clock, most_closed=2)
+    for number in range(5):
+        ledger.give(GivenSecret(make_owner(f"talk-{number}"), "elena", "webrtc", "one", "ga"))
+    assert ledger.counts.lost == 3
+    await ledger.flush()
+    assert [row["talk_id"] for row in await read(database)] == ["talk-3", "talk-4"]
 
 
 async def test_rows_are_written_by_themselves(database: Database) -> None:

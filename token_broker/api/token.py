@@ -238,7 +238,7 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
     if plan.token is not None and isinstance(grant, EphemeralGrant):
         unseen = next(each for each in plan.connections if each.transport in SECRET_TRANSPORTS)
         given = GivenSecret(owner, agent.id, unseen.transport, grant.resource, unseen.dialect)
-        minting.ledger.secrets.append(given)
+        minting.ledger.give(given)
     return plan
 
 

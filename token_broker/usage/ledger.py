@@ -70,11 +70,7 @@ class GivenSecret(NamedTuple):
 
 
 class UsageLedger:
-    """The ledger of this process. `open` a talk's usage, feed it, and `end` it; `start` writes.
-
-    `secrets` are those that pages were given, and that are to be written: where nothing is seen of a talk, it is known
-    of so. They give way to talks that have ended.
-    """
+    """The ledger of this process. `open` a talk's usage, feed it, and `end` it; `start` writes."""
 
     def __init__(
         self,
@@ -92,7 +88,7 @@ class UsageLedger:
         self._every_s = every_s
         self._open: dict[tuple[str, str], TalkUsage] = {}
         self._closed: deque[TalkUsage] = deque()
-        self.secrets: deque[GivenSecret] = deque(maxlen=most_closed)
+        self._secrets: deque[GivenSecret] = deque()  # to be written; they give way to talks that have ended
         self._most_closed = most_closed
         self._wake = asyncio.Event()
         self._changed: set[TalkUsage] = set()  # since they were written
@@ -141,7 +137,7 @@ class UsageLedger:
                     await asyncio.sleep(_GATHER_S)
             if writes_all := now_s() >= all_at_s:
                 all_at_s = now_s() + self._every_s
-            elif not (self._wake.is_set() or self.secrets):
+            elif not (self._wake.is_set() or self._secrets):
                 continue
             self._wake.clear()
             try:
@@ -160,8 +156,8 @@ class UsageLedger:
         if self._database is None:
             return
         await self.confirm()
-        while self.secrets and len(self._closed) < self._most_closed:
-            self._closed.append(self.secrets.popleft().usage(self.clock))
+        while self._secrets and len(self._closed) < self._most_closed:
+            self._closed.append(self._secrets.popleft().usage(self.clock))
         ended = list(self._closed)
         changed, self._changed = self._changed, set()
         going = [usage for usage in self._open.values() if not changed_alone or usage in changed]
@@ -241,6 +237,19 @@ class UsageLedger:
             self._closed.append(usage)
         self._wake.set()
 
+    def give(self, secret: GivenSecret) -> None:
+        """A page is given a secret of Azure's: where nothing is seen of the talk, the ledger knows of it so."""
+        if self._database is None:
+            return
+        if len(self._secrets) >= self._most_closed:
+            self._secrets.popleft()
+            self._count_lost()
+        self._secrets.append(secret)
+
+    def _count_lost(self) -> None:
+        self.counts.lost += 1
+        log.error("usage_lost", talks=1, why="too many talks wait for the store")
+
     def _close(self, usage: TalkUsage) -> None:
         self._changed.discard(usage)
         self._open.pop((usage.owner.talk_id, usage.transport), None)
@@ -249,7 +258,6 @@ class UsageLedger:
             return
         if len(self._closed) >= self._most_closed:
             self._closed.popleft().is_kept = True
-            self.counts.lost += 1
-            log.error("usage_lost", talks=1, why="too many talks wait for the store")
+            self._count_lost()
         self._closed.append(usage)
         self._wake.set()
