@@ -82,6 +82,8 @@ const allowedTransports = new URLSearchParams(location.search).get("transports")
 /** @type {VoiceSession | null} */
 let session = null;
 let muted = false;
+/** Whether the talk hears the user, who can type as well. */
+let hears = true;
 /** The resource that the talk used last, and why it left it; null while nothing is broken. @type {{resource: string | null, reason: string} | null} */
 let broken = null;
 /** Breaks a resource on request, where Azure is simulated. @type {import("./simulated.js").ResourceSwitch | null} */
@@ -103,6 +105,7 @@ function startTalk(microphone) {
     microphone,
     transports: allowedTransports ? /** @type {any} */ (allowedTransports.split(",")) : undefined,
   });
+  hears = microphone;
   session.setMuted(muted);
   listen(session, "state", ({ state, prompting }) => showState(state, prompting));
   session.tool("show_card", (card) => {
@@ -134,8 +137,9 @@ function startTalk(microphone) {
 
 function showDoing() {
   const doing = session?.activity ?? session?.state ?? "idle";
-  find("doing").textContent = DOING[doing === "listening" && muted ? "muted" : doing] ?? doing;
-  find("muted").hidden = !muted;
+  const listening = !hears ? "idle" : muted ? "muted" : "listening";
+  find("doing").textContent = DOING[doing === "listening" ? listening : doing] ?? doing;
+  find("muted").hidden = !muted || !hears;
   stop.setAttribute("aria-disabled", String(doing !== "speaking"));
 }
 
@@ -168,7 +172,7 @@ function showState(state, prompting = false) {
   if (prompting) find("doing").textContent = DOING.prompting;
   find("prompt").hidden = !prompting;
   find("empty").hidden = prompting || !transcript.isEmpty;
-  announce((state === "live" ? "Connected. You can talk." : find("doing").textContent) ?? "");
+  announce((state === "live" ? `Connected. You can ${hears ? "talk" : "type"}.` : find("doing").textContent) ?? "");
   const over = state === "ended" || state === "failed";
   document.body.dataset.state = state;
   document.body.dataset.session = session?.sessionId ?? "";
@@ -181,7 +185,7 @@ function showState(state, prompting = false) {
   if (!over && document.activeElement === type) hangup.focus();
   type.hidden = !over;
   stop.hidden = over;
-  mute.disabled = over;
+  mute.disabled = over || !hears;
   text.disabled = send.disabled = state !== "live";
   if (state === "reconnecting") broken ??= { resource: find("resource").textContent || null, reason: "lost" };
   if (state !== "live") return;

@@ -198,7 +198,10 @@ export class VoiceTalk extends Base {
     const isTalking = this.#isTalking;
     const live = session?.state === "live";
     parts.disclosure.textContent = this.getAttribute("disclosure")?.trim() || DISCLOSURE; // it can be said otherwise, not left out
-    parts.status.textContent = this.#label(`label-${prompting ? "prompting" : (session?.activity ?? session?.state ?? "idle")}`);
+    const hasMicrophone = this.#isOn("microphone", true);
+    const doing = session?.activity ?? session?.state ?? "idle";
+    const status = prompting ? "prompting" : doing === "listening" && !hasMicrophone ? "idle" : doing;
+    parts.status.textContent = this.#label(`label-${status}`);
     parts.box.dataset.state = session?.state ?? "idle";
     const hadFocus = this.shadowRoot?.activeElement;
     parts.talk.textContent = this.#label("label-talk");
@@ -207,7 +210,6 @@ export class VoiceTalk extends Base {
     parts.hangUp.hidden = !isTalking;
     if (hadFocus === parts.talk && isTalking) parts.hangUp.focus();
     if (hadFocus === parts.hangUp && !isTalking) parts.talk.focus();
-    const hasMicrophone = this.#isOn("microphone", true);
     const holds = this.#isOn("push-to-talk", false);
     parts.mute.hidden = !isTalking || !hasMicrophone || holds;
     parts.mute.textContent = this.#label(this.#muted ? "label-unmute" : "label-mute");

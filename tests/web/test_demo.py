@@ -28,6 +28,8 @@ async def test_visitor_meets_the_agents(quiet_browser: Browser, tmp_path: Path) 
             await page.wait_for("document.querySelector('[data-testid=agent]').options.length === 3")
             await page.click("type")  # without a microphone
             await page.wait_for_text("state", "live", 30)
+            assert await page.text("doing") == "Ready when you are", "nobody listens"
+            assert await page.run("document.getElementById('mute').disabled")
             await _write(page, "Who are you?", "Hello. I am Elena, a business analyst")
             await _write(page, "Please show me a card", "Done: show card.")
             assert await page.run("document.querySelector('.shown h2').textContent") == "Elena"

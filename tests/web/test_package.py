@@ -105,6 +105,8 @@ async def test_elements_share_one_microphone(quiet_browser: Browser) -> None:
                 await page.run(f"pair[{element}].talk()", user_gesture=True)
                 await page.wait_for(f"pair[{element}].session.state === 'live'")
             assert await page.run("pair.map(({ session }) => session.state)") == ["ended", "live"]
+            status = "pair[1].shadowRoot.querySelector('[part=status]').textContent"
+            assert await page.run(status) == "Ready", "nobody listens"
             assert "AI" in await page.run("pair[1].shadowRoot.querySelector('[part=disclosure]').textContent")
             await page.run("pair[1].hangUp()")
 
