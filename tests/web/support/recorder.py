@@ -23,8 +23,11 @@ _SCRIPT = """
   const processor = `registerProcessor("test-recorder", class extends AudioWorkletProcessor {
     #block = new Int16Array(512);
     #filled = 0;
+    #sounds = false;
     process([channels]) {
-      if (channels.length === 0) return true;
+      // A node that nothing sounds through gives no channel, or silence: that depends on the browser's version.
+      this.#sounds ||= channels[0]?.some((sample) => sample !== 0) ?? false;
+      if (channels.length === 0 || !this.#sounds) return true;
       for (const sample of channels[0]) this.#block[this.#filled++] = Math.max(-1, Math.min(1, sample)) * 32767;
       if (this.#filled === 512) {
         this.port.postMessage([currentTime - (512 - 128) / sampleRate, this.#block.slice()]);
