@@ -108,6 +108,17 @@ async def test_purged_dead_letters_make_room(make_settings: MakeSettings) -> Non
         assert await memory.append([turn("t2", "x" * 100)]) == [Outcome.STORED]
 
 
+async def test_deletion_counts_before_the_size_is_written(make_settings: MakeSettings) -> None:
+    """The column lags behind: what is deleted before it is written is subtracted all the same."""
+    async with Memory.open(make_settings(session_bytes=1_000_000)) as memory:
+        await memory.append([turn("t0", "x" * 100), turn("t1", "x" * 100)])
+        await make_dead(memory._database, "t0")
+        assert await memory._database.write(purge_dead) == 1
+    async with Memory.open(make_settings(session_bytes=2 * SIZE)) as memory:
+        assert await memory.append([turn("t2", "x" * 100)]) == [Outcome.STORED]
+        assert await memory.append([turn("t3", "x" * 100)]) == [Outcome.FULL]
+
+
 async def test_full_session_is_413_for_its_owner(make_settings: MakeSettings) -> None:
     async with calling(make_settings(session_bytes=1000)) as caller:
         assert (await caller.say("x" * 900)).status_code == 200

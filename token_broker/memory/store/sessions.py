@@ -172,7 +172,6 @@ def subtract_from_size(connection: Connection, session_id: str, which: ColumnEle
     ]
     size = reduce(lambda one, other: one + other, sizes)  # `stored_bytes` in SQL
     removed = select(func.coalesce(func.sum(size), 0)).where(is_session(turns, session_id), which).scalar_subquery()
-    least = func.max if is_sqlite else func.greatest
-    # Never below 0: the column lags behind what other replicas have stored.
-    left = least(0, sessions.c.stored_bytes - removed)
+    # Below 0, too: the column lags behind, and what was stored of these is added to it later.
+    left = sessions.c.stored_bytes - removed
     connection.execute(update(sessions).where(is_session(sessions, session_id)).values(stored_bytes=left))
