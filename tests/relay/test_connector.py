@@ -13,7 +13,7 @@ from strategies.resources import Resource, Wanted
 from tests.strategies.clock import Clock
 from tests.strategies.fakes import SPEC
 from tests.strategies.test_pool import resource
-from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnector
+from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnector, _Handshakes
 from token_broker.relay.azure.opening import SessionRefusedError
 from token_broker.relay.azure.route import Route, UpstreamConnection
 
@@ -77,3 +77,22 @@ async def test_running_talk_asks_what_rests(
     with pytest.raises(NoUpstreamError):
         await connector.connect(supply, wanted=Wanted("s", "elena", running=running))
     assert asked == expected
+
+
+def test_route_of_a_busy_resource_stays_in_the_contest() -> None:
+    """A hedge that finds every resource busy takes nothing from a running talk."""
+    clock = Clock()
+    pool = Pool([resource("a"), resource("b")], clock=clock)
+    routes = [cast("Route", type("Route", (), {"name": name, "dialect": "ga"})) for name in ("voice_live", "openai")]
+    ways = [(each, route) for route in routes for each in pool.resources]
+    attempt = cast("Any", None)
+    wanted = Wanted("s", "elena", running=True)
+    contest = _Handshakes(pool, wanted, ways, attempt, deadline_s=clock() + 5, clock=clock)
+    asked = [contest.next_call(busy) for busy in ((), ("a",), ("a", "b"), ("a",), ())]
+    assert [call and call.name for call in asked] == [
+        "connect-a-voice_live",
+        "connect-b-voice_live",
+        None,
+        "connect-b-openai",
+        "connect-a-openai",
+    ]

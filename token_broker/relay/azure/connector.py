@@ -383,7 +383,7 @@ class _Handshakes:
             if not self._made:  # the last ways that are left rest shorter than others
                 self._pool.ease(self._wanted, list(dict.fromkeys(route.name for _, route in self._refused)))
             resting = [] if self._waits_for_quota else self.resting
-            self._left, self._refused = [*self._refused, *resting], []
+            self._left, self._refused = [*self._left, *self._refused, *resting], []  # left are those at busy resources
             self._early = len(self._pool.resources) > 1
             call = self._next_admitted(busy)
         if self._refused and self.ending is None:
