@@ -323,14 +323,20 @@ async def test_seconds_written_twice_count_once(database: Database, monkeypatch:
     assert [row["live_ms"] for row in await read(database)] == [9000]
 
 
-async def test_former_holders_time_ends_where_the_new_ones_begins(database: Database) -> None:
-    """A holder that does not know yet that its call was taken goes on counting, and writing."""
-    hands = Hands()
+async def held_call(database: Database, hands: Hands) -> tuple[UsageLedger, TalkUsage]:
+    """A call that is live and whose lease is in the store: the ledger of its holder, and what it uses."""
     ledger = UsageLedger(database, clock=hands.clock)
     row = CallRow("key-1", make_owner(), "elena", "ann", "one", "https://one", "rtc_1", "webrtc_relay", 3600.0)
     await database.write(lambda connection: insert_calls(connection, [(row, DELIVERED, None)], "one", 6_000_000))
-    former = call_on(ledger)
-    former.went_live("one", "ga", by="rtc_1")
+    usage = call_on(ledger)
+    usage.went_live("one", "ga", by="rtc_1")
+    return ledger, usage
+
+
+async def test_former_holders_time_ends_where_the_new_ones_begins(database: Database) -> None:
+    """A holder that does not know yet that its call was taken goes on counting, and writing."""
+    hands = Hands()
+    ledger, former = await held_call(database, hands)
     hands.move(15)
     await ledger.flush()
     page = ("session-0000000000", "rtc_1")
@@ -350,11 +356,7 @@ async def test_former_holders_time_ends_where_the_new_ones_begins(database: Data
 async def test_taker_counts_from_what_is_written(database: Database) -> None:
     """The time without a sideband was not, whenever the row was written; and the store may be slow to write it."""
     hands = Hands()
-    ledger = UsageLedger(database, clock=hands.clock)
-    row = CallRow("key-1", make_owner(), "elena", "ann", "one", "https://one", "rtc_1", "webrtc_relay", 3600.0)
-    await database.write(lambda connection: insert_calls(connection, [(row, DELIVERED, None)], "one", 6_000_000))
-    killed = call_on(ledger)
-    killed.went_live("one", "ga", by="rtc_1")
+    ledger, killed = await held_call(database, hands)
     hands.move(15)
     killed.out_of_sight("rtc_1")
     hands.move(7)
