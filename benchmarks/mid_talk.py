@@ -168,7 +168,7 @@ class Rehearsal:
             if self.how == "cut":
                 await self.cut_one()
                 continue
-            on_it = [talk for talk in self.talks if self.is_on(talk, victim)]
+            on_it = self.talks_by_resource()[victim.name]
             if not on_it or not all(self.may_be_killed(talk) for talk in on_it):
                 continue
             self.kills += 1
@@ -207,11 +207,9 @@ class Rehearsal:
     async def cut_one(self) -> None:
         """Cuts the first talk that passes a point of an answer, at a resource whose talks may all be killed."""
         transcript = self.running.azure.transcript
+        there = self.talks_by_resource()
         victims = [
-            each
-            for each in self.running.azure
-            if (there := [talk for talk in self.talks if self.is_on(talk, each)])
-            and all(map(self.may_be_killed, there))
+            each for each in self.running.azure if there[each.name] and all(map(self.may_be_killed, there[each.name]))
         ]
         if not victims:
             return
@@ -232,14 +230,20 @@ class Rehearsal:
             if not keys.isdisjoint(f"#{number}" for number in talk.said):
                 talk.killed.append(time.monotonic())
 
-    def is_on(self, talk: Talk, resource: RunningSimulator) -> bool:
-        """Whether the talk's last utterance was said there."""
-        keys = {f"#{number}" for number in talk.said[-2:]}
-        open_there = {each.talk for each in self.running.azure.transcript.open_talks if each.resource == resource.name}
-        return any(
-            utterance.key in keys and utterance.talk in open_there
-            for utterance in self.running.azure.transcript.utterances[-20 * len(self.talks) :]
-        )
+    def talks_by_resource(self) -> dict[str, list[Talk]]:
+        """The talks whose last utterances were said at a session that is open."""
+        transcript = self.running.azure.transcript
+        resource_of = {each.talk: each.resource for each in transcript.open_talks}
+        said_at: dict[str, set[str]] = defaultdict(set)
+        for utterance in transcript.utterances[-20 * len(self.talks) :]:
+            if utterance.talk in resource_of:
+                said_at[utterance.key].add(resource_of[utterance.talk])
+        return {
+            each.name: [
+                talk for talk in self.talks if any(each.name in said_at[f"#{number}"] for number in talk.said[-2:])
+            ]
+            for each in self.running.azure
+        }
 
     def may_be_killed(self, talk: Talk) -> bool:
         most, within_s = MOST_KILLS.get(self.how, (3, 60.0))
