@@ -5,6 +5,7 @@ import contextlib
 import functools
 import gc
 import json
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -46,6 +47,7 @@ from token_broker.server.drain import Drain, DrainingServer
 from token_broker.server.websocket_protocol import uvicorn_options
 from token_broker.sessions.agents import AgentRegistry, load_agents
 from token_broker.settings import Settings
+from token_broker.simulator.server import shut_down
 from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolRunner
 from token_broker.usage.ledger import UsageLedger
@@ -358,13 +360,24 @@ def application(relay: VoiceRelay, *more: BaseRoute) -> Starlette:
     return app
 
 
+class _QuickServer(DrainingServer):
+    """It looks often whether it is to end: uvicorn sleeps for 100 ms, twice in each test."""
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # noqa: ASYNC110  # uvicorn has no event for it
+            await asyncio.sleep(0.005)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await shut_down(self, sockets or [])
+
+
 @contextlib.asynccontextmanager
 async def serving(running: Running, *more: BaseRoute, **options: Any) -> AsyncIterator[Running]:
     """Serves until the block ends; then checks that nothing is left over."""
     before = left_over()
     app = application(running.relay, *more)
     config = server_config(app, **(uvicorn_options(running.settings) | options))
-    running.server = DrainingServer(config, running.drain, grace_s=running.settings.drain_s)
+    running.server = _QuickServer(config, running.drain, grace_s=running.settings.drain_s)
     try:
         async with run_server(running.server) as base_url:
             running.port = int(base_url.rpartition(":")[2])
