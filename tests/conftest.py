@@ -52,10 +52,15 @@ _BROWSER_GROUPS = {
         "tests/web/test_starts_and_ends.py",
         "tests/web/test_voice_live.py",
     ),
+    "turns": (
+        "tests/web/test_demo_faults.py",
+        "tests/web/test_page_turns.py",
+        "tests/web/test_signalled_talks.py",
+    ),
     "pages": ("tests/web/", "tests/clients/test_browser.py"),
 }
-"""Where tests drive a browser, by path: one at a time listens to how it sounds, and two do everything else. More on one
-machine starve each other's audio; fewer are the last that a whole run waits for."""
+"""Where tests drive a browser, by path: one at a time listens to how it sounds, and three do everything else. More on
+one machine starve each other's audio; fewer are the last that a whole run waits for."""
 
 _ENGINE = re.compile(r"\[(firefox|webkit)\b")
 """The other engine than Chromium that a test is parametrised with: a group of its own, since it shares the browser."""

@@ -13,6 +13,7 @@ from aioice import ice
 from tests.conftest import group_of
 from tests.web.support.bundlers import build_page, packed_client
 from tests.web.support.chromium import Browser, run_chromium
+from tests.web.support.demo import Demo, run_demo
 from tests.web.support.firefox import firefox_page, run_firefox
 from tests.web.support.page import ScriptPage
 from tests.web.support.recorder import MICROPHONE_RATE
@@ -152,3 +153,16 @@ async def quiet_browser(quiet_chromium: str) -> AsyncIterator[Browser]:
     """A browser whose microphone is silent."""
     async with Browser.connect(quiet_chromium) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def running_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    with run_demo(tmp_path_factory.mktemp("demo")) as running:
+        yield running
+
+
+@pytest.fixture
+async def demo(running_demo: Demo) -> Demo:
+    """The module's demo, without what an earlier test did to it."""
+    await running_demo.recover()
+    return running_demo

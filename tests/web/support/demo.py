@@ -14,12 +14,26 @@ import httpx
 
 from tests.support.broker import plain_client
 from tests.support.sockets import free_port
+from tests.web.support.chromium import Page
 
-__all__ = ["Demo", "run_demo"]
+__all__ = ["KEEP_PLANS", "Demo", "page_turns", "run_demo", "turns_of"]
 
 COMMAND = Path(sys.executable).parent / "token-broker"
 START_TIMEOUT_S = 60  # the machine may be busy with other tests
 STOP_TIMEOUT_S = 10
+
+KEEP_PLANS = """
+(() => {
+  window.__plans = [];
+  const real = window.fetch;
+  window.fetch = async (...request) => {
+    const answer = await real(...request);
+    if (String(request[0]).endsWith("/realtime/token") && answer.ok) __plans.push(await answer.clone().json());
+    return answer;
+  };
+})();
+"""
+"""A script for a page: `__plans` are the plans that it got."""
 
 
 class Demo:
@@ -99,3 +113,16 @@ def run_demo(folder: Path, *, echo: bool = True) -> Iterator[Demo]:
         yield demo
     finally:
         demo.stop()
+
+
+async def page_turns(page: Page, demo: Demo, count: int) -> list[dict[str, Any]]:
+    """The session's turns in the memory, once there are `count`."""
+    return await turns_of(await page.run("__plans.at(-1)"), demo, count)
+
+
+async def turns_of(plan: dict[str, Any], demo: Demo, count: int) -> list[dict[str, Any]]:
+    """As `page_turns`, for a page that may be gone."""
+    async with asyncio.timeout(15):
+        while len(turns := await demo.turns(plan["session_id"], plan["session_token"])) < count:  # noqa: ASYNC110  # another process commits
+            await asyncio.sleep(0.1)
+    return turns
