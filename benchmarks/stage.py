@@ -25,10 +25,12 @@ from websockets.typing import Subprotocol
 
 from benchmarks.mint import free_port
 from token_broker.simulator import RunningResources, run_resources_in_thread
+from token_broker.simulator.records.transcript import TalkTranscript
 
 ROOT = Path(__file__).parents[1]
 START_S = 60.0
 STOP_S = 20.0
+_MOST_ENTRIES = 1_000_000  # of the transcript, which is the judge: 20 talks write 50,000 an hour
 AUDIO_DELTAS = frozenset({"response.audio.delta", "response.output_audio.delta"})
 
 
@@ -74,7 +76,8 @@ async def stage(
     await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
     number = secrets.token_hex(4)
     async with contextlib.AsyncExitStack() as stack:
-        azure = stack.enter_context(run_resources_in_thread(*names))
+        transcript = TalkTranscript(limit=_MOST_ENTRIES)
+        azure = stack.enter_context(run_resources_in_thread(*names, transcript=transcript))
         resources_file = directory / f"resources-{number}.toml"
         resources_file.write_text(_resources_file(azure, entries or {}))
         environment = {

@@ -14,6 +14,7 @@ from tests.support.broker import environment, plain_client, start_process
 from tests.support.waiting import eventually
 from token_broker.simulator import SimulatorConfig, run_resources_in_thread, serve_resources
 from token_broker.simulator.audio import marked
+from token_broker.simulator.records.transcript import TalkTranscript
 
 MINT = {"session": {"type": "realtime", "model": "gpt-realtime"}}
 
@@ -103,7 +104,8 @@ async def test_refusal_is_set_from_another_thread() -> None:
 
 
 async def test_transcript_tells_who_answered_what() -> None:
-    async with serve_resources("eastus2", "swedencentral") as azure:
+    transcript = TalkTranscript()
+    async with serve_resources("eastus2", "swedencentral", transcript=transcript) as azure:
         for name, path, number in (("eastus2", VOICE_LIVE_PATH, 7), ("swedencentral", GA_PATH, 8)):
             async with call(azure.by_name[name], path) as caller:
                 await caller.say(marked(speech(0.5), number) + silence(1))
@@ -111,7 +113,6 @@ async def test_transcript_tells_who_answered_what() -> None:
                 await write(caller, f"question #{number + 10}")
                 assert [talk.resource for talk in azure.transcript.open_talks] == [name]
             await azure.by_name[name].until(running=0)
-    transcript = azure.transcript
     assert [(each.resource, each.key, each.kind) for each in transcript.utterances] == [
         ("eastus2", "#7", "speech"),
         ("eastus2", "#17", "text"),

@@ -11,6 +11,7 @@ Their transcript is one. The control routes of each reach the others, under `/_s
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, repeat
 
 from starlette.routing import Mount
@@ -60,17 +61,19 @@ async def serve_resources(
     host: str = "127.0.0.1",
     ports: Sequence[int] = (),
     configs: Mapping[str, SimulatorConfig] | None = None,
+    transcript: TalkTranscript | None = None,
 ) -> AsyncIterator[RunningResources]:
     """Serves resources in this event loop until the block ends: `names` with the defaults, and `configs`.
 
-    They listen on `ports`, in order; where one is 0 or missing, on any free one.
+    They listen on `ports`, in order; where one is 0 or missing, on any free one. All of them write into `transcript`,
+    by default a new one.
 
     Raises:
         OSError: a port is taken.
 
     """
     wanted = {name: SimulatorConfig() for name in names} | dict(configs or {})
-    transcript, simulators = TalkTranscript(), dict[str, Simulator]()
+    transcript, simulators = transcript or TalkTranscript(), dict[str, Simulator]()
     for name, config in wanted.items():
         simulators[name] = Simulator(config, name, transcript, simulators)
     async with contextlib.AsyncExitStack() as stack:
@@ -87,7 +90,9 @@ def run_resources_in_thread(
     host: str = "127.0.0.1",
     ports: Sequence[int] = (),
     configs: Mapping[str, SimulatorConfig] | None = None,
+    transcript: TalkTranscript | None = None,
 ) -> Iterator[RunningResources]:
     """As `serve_resources`, in a thread with an event loop of its own."""
-    with in_thread(lambda: serve_resources(*names, host=host, ports=ports, configs=configs)) as running:
+    served = partial(serve_resources, *names, host=host, ports=ports, configs=configs, transcript=transcript)
+    with in_thread(served) as running:
         yield running
