@@ -30,6 +30,7 @@ from token_broker.memory.maintenance import open_maintenance
 from token_broker.memory.service import Memory
 from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreInUseError, StoreRefusedError
 from token_broker.memory.types import Outcome
+from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
 from token_broker.simulator import RunningSimulator
 
@@ -362,6 +363,24 @@ async def test_proxied_turns_are_flushed_on_close(tmp_path: Path) -> None:
     async with Memory.open(settings) as heir:
         await heir.ready()
         assert len(await heir.turns(SESSION, principal="anonymous", limit=100) or []) == 50
+
+
+async def test_session_of_the_last_moment_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its talk; and the talk of a session that has no row does not hold the close up."""
+    monkeypatch.setattr("token_broker.memory.repositories._NOTE_AGAIN_S", 60)
+    settings = Settings.load(database_url=SecretStr(sqlite_url(tmp_path)), signing_keys="k" * 40, store_patience_s=60)
+    late, rowless = (Owner(f"session-{name}", "anonymous", 1, talk_id=name) for name in ("late", "rowless"))
+    async with asyncio.timeout(30), Memory.open(settings) as memory:
+        await memory.ready()
+        memory.sessions.record(late, "elena")
+        for each in (late, rowless):
+            memory.sessions.note_talk(each, over_in_s=60, begins=True)
+    async with Memory.open(settings) as heir:
+        await heir.ready()
+        found = await heir.sessions.find(late.session_id)
+        assert found is not None
+        assert found.talk_id == "late"
+        assert await heir.sessions.find(rowless.session_id) is None
 
 
 @on_sqlite

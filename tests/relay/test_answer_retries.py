@@ -13,6 +13,8 @@ from token_broker.relay.resume.history import Item
 from token_broker.relay.resume.open_answers import OpenAnswer
 from token_broker.relay.transcripts.failed_answers import FailedAnswer
 
+pytestmark = pytest.mark.usefixtures("late_transcripts_are_missed")
+
 FAILED = FailedAnswer("resp_1", "failed", "server_error")
 FILTERED = FailedAnswer("resp_1", "incomplete", "content_filter")
 NAMELESS = FailedAnswer("resp_1", "failed", "unknown")

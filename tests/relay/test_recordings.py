@@ -161,6 +161,7 @@ def said(events: list[Event]) -> list[str]:
     return [event["delta"] for event in events if event["type"].endswith(("transcript.delta", "text.delta"))]
 
 
+@pytest.mark.usefixtures("late_transcripts_are_missed")
 @pytest.mark.parametrize("name", [name for name in RECORDED if dialect_of(name) == "ga"])
 @pytest.mark.parametrize("variation", ["as recorded", "all at once"])
 async def test_replay_by_sideband_keeps_its_turns(variation: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:

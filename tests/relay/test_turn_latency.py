@@ -6,6 +6,8 @@ from tests.relay.support.azure import scripted_azure
 from tests.relay.support.broker import broker
 from token_broker.observability.events import Event, TalkEnded, TurnAnswered
 
+pytestmark = pytest.mark.usefixtures("late_transcripts_are_missed")
+
 
 @pytest.mark.parametrize(
     ("path", "transport"), [("", "websocket_proxy"), ("/realtime", "compat_websocket")], ids=["proxy", "compatible"]

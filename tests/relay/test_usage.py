@@ -87,6 +87,7 @@ async def test_talks_transcription_is_in_the_status() -> None:
         assert figures.usage == Usage()
 
 
+@pytest.mark.usefixtures("late_transcripts_are_missed")
 async def test_running_call_is_in_the_status() -> None:
     """A call is heard for as long as it lasts, perhaps an hour: its usage counts from the first answer."""
 

@@ -58,6 +58,7 @@ class StoredSessions:
         self._releasing: set[asyncio.Task[None]] = set()
         self._notes: BoundedDict[str, TalkNote] = BoundedDict(_NOTES_KEPT)
         self._noting: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
         self.unanswered = 0  # times the store was silent
 
     async def find(self, session_id: str) -> SessionRecord | None:
@@ -115,9 +116,13 @@ class StoredSessions:
             except StoreError as error:  # other replicas go by the token alone
                 log.warning("talks_not_noted", talks=len(notes), reason=str(error))
                 continue
+            if self._closing.is_set():
+                continue  # nobody writes the missing rows any more
             # A session's row is written beside its plan: a talk that begins at once may come before it.
             if again := [replace(each, tries=each.tries + 1) for each in unwritten if each.tries < _NOTE_TRIES]:
-                await asyncio.sleep(_NOTE_AGAIN_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_NOTE_AGAIN_S):
+                        await self._closing.wait()
                 for each in again:
                     newer = self._notes.get(each.owner.talk_id, each)
                     self._notes[each.owner.talk_id] = replace(newer, begins=newer.begins or each.begins)
@@ -128,6 +133,7 @@ class StoredSessions:
 
     async def aclose(self) -> None:
         """Writes the talks that have just ended, and gives up the claims that are just being released."""
+        self._closing.set()
         if self._noting is not None:
             await asyncio.wait((self._noting,), timeout=self._patience_s)
         ending = [*self._releasing, *([self._noting] if self._noting else [])]

@@ -422,6 +422,9 @@ class Memory:
         for task in self._tasks.values():
             task.cancel()
         await asyncio.wait(self._tasks.values())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FLUSH_S):
+                await self._writer.flush()  # sessions that have just been minted
         await self.sessions.aclose()
         await self._writer.write_sizes(everything=True)
         for worker in self._workers.values():

@@ -231,6 +231,7 @@ class GroupWriter:
             self._put_back(sessions)
             _fail(batch, error)
         except BaseException:
+            self._put_back(sessions)
             _fail(batch, StoreAwayError("the writer was stopped"))
             raise
         else:
