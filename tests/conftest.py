@@ -156,8 +156,8 @@ _SLOW = (
     "tests/simulator/test_simulator_voice_live_calls.py::test_function_call_comes_by_control_socket",
     "tests/simulator/test_simulator_voice_live_calls.py::test_spoken_talk_on_both_channels",
 )
-"""Tests, files and folders that `scripts/test --fast` leaves out: their tests take a second of CPU or more, or wait for
-several, mostly because they start processes. `pytest.mark.slow` says the same beside a test."""
+"""Tests, files and folders that `scripts/test --fast` leaves out, since their tests take long, mostly as they start
+processes. `pytest.mark.slow` leaves out a test that takes half a second of CPU or waits for a second by itself."""
 
 
 def group_of(nodeid: str) -> str | None:
@@ -179,9 +179,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadGroupSch
     return _Scheduling(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
-_LEANS_ON_THE_MACHINE = frozenset({"browser", "postgres", "slow"})
-"""Marks of tests that lean on processes beside their own, which a busy machine holds up. One that fails is run once
-more, and the closing lines count and name it; all others have to pass at once."""
+_LEANS_ON_THE_MACHINE = frozenset({"browser", "postgres"})
+"""Marks of tests that lean on processes beside their own, which a busy machine holds up, as those in `_SLOW` do. One
+that fails is run once more, and the closing lines count and name it; all others have to pass at once."""
 
 _LOOP = os.environ.get("TEST_LOOP", "")
 """The one event loop for tests that run on several, `uvloop` or `asyncio`; all of them where it is empty."""
@@ -214,7 +214,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.slow)
         if needs_postgres(item):
             item.add_marker(pytest.mark.postgres)
-        if _LEANS_ON_THE_MACHINE & {mark.name for mark in item.iter_markers()}:
+        if item.nodeid.startswith(_SLOW) or _LEANS_ON_THE_MACHINE & {mark.name for mark in item.iter_markers()}:
             item.add_marker(pytest.mark.flaky(reruns=1))
     if left_out := _on_other_loops(items):
         items[:] = [item for item in items if item not in left_out]

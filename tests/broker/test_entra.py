@@ -30,6 +30,7 @@ async def test_cold_burst_makes_one_credential_call(
     assert {request.auth for request in azure.requests if request.method == "POST"} == {"entra"}
 
 
+@pytest.mark.slow
 @retry_if_host_busy()
 async def test_hanging_entra_delays_only_the_first(
     azure: RunningSimulator, identity: IdentityEndpoint, start_broker: StartBroker
@@ -54,6 +55,7 @@ async def test_hanging_entra_delays_only_the_first(
     assert identity.calls == calls_before + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [400, 403, 500])
 @retry_if_host_busy()
 async def test_refusing_entra_leaves_the_proxy(

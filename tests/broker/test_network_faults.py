@@ -75,6 +75,7 @@ def _look_names_up_by(look_up: Lookup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_broker.bootstrap.make_transport", shipped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("peer", "outcome"),
     [

@@ -153,6 +153,7 @@ async def test_failing_proxy_is_named_in_the_log(reached: bool, start_broker: St
     assert f"the proxy {url} {expected}" in reasons
 
 
+@pytest.mark.slow
 async def test_hanging_proxy_holds_nobody_up(start_broker: StartBroker) -> None:
     async with run_forward_proxy(hangs=True) as proxy:
         limits = {"token_budget_s": 1, "attempt_timeout_s": 0.3, "proxy_connect_timeout_s": 1}

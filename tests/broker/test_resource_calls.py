@@ -41,6 +41,7 @@ def hang_ups(several: SeveralResources, name: str) -> list[str]:
     return [each.path for each in several.azures[name].requests if each.path.endswith("/hangup")]
 
 
+@pytest.mark.slow
 async def test_late_call_is_hung_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_broker.api.offers._OFFER_SHARE_S", 0.2)
     async with run_resources(tmp_path, "one", "two") as several:

@@ -48,6 +48,7 @@ def ends_of(running: Running, *, went_on: bool = True) -> list[str]:
     return reasons
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limits", "why"),
     [
@@ -523,6 +524,7 @@ async def test_undelivered_call_is_hung_up_unheard() -> None:
         assert (values["seen"], values["live_ms"], values["ended"]) == (False, None, "lost")
 
 
+@pytest.mark.slow
 async def test_answer_counts_once_and_outside_the_conversation_too() -> None:
     async def script(talk: AzureTalk) -> None:
         outside: dict[str, Any] = {"id": "resp_o", "conversation_id": None, "status": "completed", "output": []}

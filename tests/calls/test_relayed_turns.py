@@ -26,6 +26,7 @@ async def turns_of(broker: RunningBroker, plan: dict[str, Any]) -> list[dict[str
     return turns
 
 
+@pytest.mark.slow
 async def test_reported_turn_is_kept_once(tmp_path: Path) -> None:
     async with (
         serve(SimulatorConfig(ice_addresses=("127.0.0.1",))) as azure,

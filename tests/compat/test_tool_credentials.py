@@ -170,6 +170,7 @@ def test_header_secret_is_masked_without_scheme() -> None:
     assert Redactor(secrets)("said canary-77, Y2FuYXJ5, Basic Y2FuYXJ5") == "said [redacted], [redacted], [redacted]"
 
 
+@pytest.mark.slow
 async def test_start_and_doctor_name_sockets_only_agent(tmp_path: Path, agents_file: Path) -> None:
     async with serve() as azure:
         env = environment(tmp_path, azure.base_url, BROKER_AGENTS_FILE=str(agents_file))

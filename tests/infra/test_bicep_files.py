@@ -22,6 +22,7 @@ from token_broker.settings import Settings
 all_templates = pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: str(path.relative_to(INFRA)))
 
 
+@pytest.mark.slow
 @all_templates
 def test_checkovs_parser_accepts_it(path: Path) -> None:
     """checkov skips a file that this parser can't read, and then reports nothing about it."""

@@ -26,6 +26,7 @@ async def closed_with(plan: dict[str, Any]) -> int:
         return socket.close_code or 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "code", "status"),
     [

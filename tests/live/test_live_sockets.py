@@ -162,6 +162,7 @@ async def test_limits_leave_the_socket_only(
         assert (relayed.status_code, relayed.json()["code"]) == (403, "transport_refused")
 
 
+@pytest.mark.slow
 async def test_a_lost_session_goes_on(tmp_path: Path) -> None:
     async with live_broker(tmp_path) as broker:
         plan = await broker.running.plan({"agent_id": "ben"})

@@ -44,6 +44,7 @@ async def fill(database: Database, count: int) -> None:
     await database.write(lambda connection: connection.execute(insert(blocks), rows).rowcount)
 
 
+@pytest.mark.slow
 async def test_block_and_unblock_beside_running_broker(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with Memory.open(settings) as memory, open_maintenance(settings) as admin:
@@ -154,6 +155,7 @@ async def test_watchers_idle_without_blocks(known: StoredBlocklist, monkeypatch:
     await asyncio.wait([task])
 
 
+@pytest.mark.slow
 async def test_broken_watcher_stops_no_other(make_settings: MakeSettings) -> None:
     def breaks(_: Refused) -> None:
         raise ZeroDivisionError

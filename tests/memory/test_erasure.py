@@ -62,6 +62,7 @@ def texts(connection: Connection) -> str:
     return "\n".join(str(tuple(row)) for name in names for row in connection.execute(text(f"SELECT * FROM {name}")))  # noqa: S608
 
 
+@pytest.mark.slow
 async def test_erased_user_is_nowhere(both: MakeSettings, zep: Zep, receiver: Receiver) -> None:
     """One sink is down, a turn is dead, a summary and an output of a tool are kept, a talk goes on elsewhere."""
     settings = both()
@@ -162,6 +163,7 @@ async def run(*arguments: str, settings: Settings, folder: Path, monkeypatch: py
     return await asyncio.to_thread(CliRunner().invoke, main, arguments, env=env, catch_exceptions=False)
 
 
+@pytest.mark.slow
 async def test_forget_asks_sinks_without_broker(
     both: MakeSettings, zep: Zep, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

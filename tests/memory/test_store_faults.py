@@ -332,6 +332,7 @@ async def test_foreign_file_is_left_alone(tmp_path: Path) -> None:
     assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 async def test_hanging_commit_is_answered(tmp_path: Path) -> None:
     """The disk stalls: who waits is told in time; what was handed over is stored when it goes on."""
     settings = Settings.load(

@@ -162,6 +162,7 @@ def _raised() -> set[tuple[int, str]]:
     return found
 
 
+@pytest.mark.slow
 async def test_token_answers_are_as_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, rate_limit_per_minute=9, max_body_bytes=2000, body_timeout_s=0.3)
     document = await document_of(broker)

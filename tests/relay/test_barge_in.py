@@ -34,6 +34,7 @@ async def test_proxied_answer_is_marked_when_truncated() -> None:
         assert running.relay.snapshot().turns == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["conversation.item.truncated", "output_audio_buffer.cleared"])
 async def test_calls_answer_is_marked_when_cut(kind: str) -> None:
     async def script(talk: AzureTalk) -> None:

@@ -127,6 +127,7 @@ async def test_barge_in_is_no_failure() -> None:
         assert running.relay.snapshot().failed_answers == {}
 
 
+@pytest.mark.slow
 async def test_calls_failures_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     async def script(talk: AzureTalk) -> None:
         await talk.send(done("failed", SERVER_ERROR))

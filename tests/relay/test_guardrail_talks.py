@@ -189,6 +189,7 @@ async def test_failed_transcript_is_answered(tmp_path: Path) -> None:
         assert not azure.transcript.answers_to("#1"), "fail = closed: it is refused"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [("ann", "bob"), ("bob", "ann")])
 async def test_guardrail_comes_and_goes_with_its_agent(tmp_path: Path, order: tuple[str, str]) -> None:
     hook = Hook([Verdict("allow")])

@@ -66,6 +66,7 @@ async def test_client_that_pings_is_not_idle() -> None:
         assert running.relay.active == 1
 
 
+@pytest.mark.slow
 @retry_if_host_busy()
 async def test_answer_under_way_is_life() -> None:
     async with (

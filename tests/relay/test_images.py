@@ -106,6 +106,7 @@ async def test_other_messages_keep_their_limit(text: str) -> None:
         assert await client.closed() == 1009
 
 
+@pytest.mark.slow
 async def test_azures_other_messages_keep_their_limit() -> None:
     async with talking("proxy") as (running, client, talk):
         running.connector._timeout_s = 0.0  # no other session can be had

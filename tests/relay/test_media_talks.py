@@ -325,6 +325,7 @@ async def test_handoff_asks_for_a_new_plan(agents: Any) -> None:
         assert "handed over" in output["item"]["output"]
 
 
+@pytest.mark.slow
 async def test_agent_ends_the_talk_after_its_goodbye(agents: Any) -> None:
     async with calling(agents=agents) as (azure, _, client):
         talk = azure.talks[0]

@@ -137,6 +137,7 @@ async def test_handoff_field_refused_is_left_out(tmp_path: Path) -> None:
         assert running.relay.snapshot().settings_left_out == {"default": {"ben": {"session.tools[1].description": 1}}}
 
 
+@pytest.mark.slow
 async def test_ignored_handoff_leaves_the_session(tmp_path: Path) -> None:
     async with talking(tmp_path, proxy_connect_timeout_s=1.5) as (azure, _, client):
         azure.script_responses({"calls": [HANDOFF]})
@@ -201,6 +202,7 @@ async def test_talk_ends_after_its_goodbye(tmp_path: Path, path: str) -> None:
         assert "error" not in [event["type"] for event in client.events]
 
 
+@pytest.mark.slow
 async def test_one_more_thing_takes_it_back(tmp_path: Path) -> None:
     async with talking(tmp_path, idle_timeout_s=10) as (azure, _, client):
         azure.script_responses({"say": GOODBYE, "calls": [{"name": "end_talk"}]})
@@ -216,6 +218,7 @@ async def test_one_more_thing_takes_it_back(tmp_path: Path) -> None:
             await client.next()
 
 
+@pytest.mark.slow
 async def test_silent_end_says_goodbye_first(tmp_path: Path) -> None:
     async with talking(tmp_path, idle_timeout_s=10) as (azure, _, client):
         azure.script_responses({"calls": [{"name": "end_talk"}]}, {"say": "Goodbye."})
@@ -224,6 +227,7 @@ async def test_silent_end_says_goodbye_first(tmp_path: Path) -> None:
         assert [answer.text for answer in azure.transcript.answers][1:] == ["Goodbye."]
 
 
+@pytest.mark.slow
 async def test_running_tool_is_answered_first(tmp_path: Path) -> None:
     async with talking(tmp_path, idle_timeout_s=10) as (azure, _, client):
         azure.script_responses({"say": "Goodbye.", "calls": [{"name": "end_talk"}, MAP]}, {"say": "Here is the map."})

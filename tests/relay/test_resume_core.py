@@ -446,6 +446,7 @@ def test_detection_is_off_while_speech_is_committed() -> None:
 # --- one answer to one utterance (P07)
 
 
+@pytest.mark.slow
 def test_thousand_random_cuts_give_one_answer_each() -> None:
     for seed in range(1_000):
         rng = random.Random(seed)

@@ -100,6 +100,7 @@ async def test_name_that_nobody_has_is_answered(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["proxy", "ga"])
 async def test_wait_is_bridged(path: str, tmp_path: Path) -> None:
     async with run_tool_talks(tmp_path, timeout_s=30) as talks, talks.client(path) as client:
@@ -223,6 +224,7 @@ async def test_long_forged_output_is_dropped(tmp_path: Path) -> None:
 # --- MCP --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["proxy", "ga"])
 async def test_late_mcp_result_is_spoken(path: str, tmp_path: Path) -> None:
     async with run_tool_talks(tmp_path) as talks, talks.client(path) as client:

@@ -387,6 +387,7 @@ async def test_redirect_to_other_keys_is_not_followed(tenant: Tenant, verifier: 
     assert tenant.fetches == 1
 
 
+@pytest.mark.slow
 @retry_if_host_busy()
 async def test_silent_provider_costs_2_s_and_no_task(tenant: Tenant, jwks: JwksCache, first_key: Key) -> None:
     before = asyncio.all_tasks()

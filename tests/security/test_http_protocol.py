@@ -134,6 +134,7 @@ async def test_second_head_times_out_too() -> None:
             assert (await peer.refusal())["code"] == "head_timeout"
 
 
+@pytest.mark.slow
 async def test_pipelined_head_times_out_after_answer() -> None:
     async with serving() as url, peer_of(url) as peer:
         peer.send(GET.replace(b"/", b"/slow", 1) + b"GET / HTTP/1.1\r\nX-Slow: ")
@@ -284,6 +285,7 @@ async def test_transfer_encoding_is_chunked_once(version: str, codings: list[str
         assert (await peer.answer())[0] == status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("close", [b"", b"Connection: close\r\n"], ids=["kept alive", "to be closed"])
 async def test_client_that_reads_nothing_is_dropped(close: bytes) -> None:
     async with serving(write_timeout_s=0.2) as url, peer_of(url, limit=1024) as peer:
@@ -294,6 +296,7 @@ async def test_client_that_reads_nothing_is_dropped(close: bytes) -> None:
             assert len(await peer.rest()) < 16_000_000
 
 
+@pytest.mark.slow
 @retry_if_host_busy(tries=3)
 async def test_slow_reader_gets_whole_answer() -> None:
     async with serving(write_timeout_s=0.5) as url, peer_of(url, limit=1024) as peer:
@@ -310,6 +313,7 @@ async def test_slow_reader_gets_whole_answer() -> None:
 # What the protocol leans on in uvicorn and httptools.
 
 
+@pytest.mark.slow
 async def test_plain_uvicorn_waits_for_a_head_forever() -> None:
     async with serving(HttpToolsProtocol) as url, peer_of(url) as silent, peer_of(url) as begun:
         begun.send(b"GET / HTTP/1.1\r\n")

@@ -192,6 +192,7 @@ async def test_two_replicas_give_a_new_id_once(
             assert sorted(verdict(answer)[0] for answer in answers) == [200, 403, 403, 403]
 
 
+@pytest.mark.slow
 async def test_refused_claim_succeeds_next_time(
     azure: RunningSimulator, start_broker: StartBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +327,7 @@ async def test_required_blocklist_unread_serves_nobody(azure: RunningSimulator, 
             assert (await broker.token(**ANN)).response.status_code == 200
 
 
+@pytest.mark.slow
 async def test_unread_blocklist_serves_nobody(
     azure: RunningSimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

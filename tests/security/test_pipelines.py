@@ -59,6 +59,7 @@ async def test_trailers_are_bounded_like_heads(azure: RunningSimulator, start_br
     assert b" 431 " in answer or not answer
 
 
+@pytest.mark.slow
 async def test_few_pipelined_requests_keep_order(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     paths = [b"/healthz", b"/readyz", b"/config/elena", b"/nothing"]

@@ -105,6 +105,7 @@ async def test_spoken_talk_comes_back_over_rtp(azure: RunningSimulator) -> None:
     assert alike > 0.95
 
 
+@pytest.mark.slow
 async def test_webrtcfilter_passes_few_events(azure: RunningSimulator) -> None:
     async with _calling(azure, speech(0.5), "?webrtcfilter=on") as (phone, _):
         await phone.hear("output_audio_buffer.stopped")
@@ -352,6 +353,7 @@ async def test_offer_can_be_refused_by_fault(azure: RunningSimulator, code: int)
         assert (await _post(azure, "v=0", await _mint(azure))).status_code == code
 
 
+@pytest.mark.slow
 async def test_ice_never_fault_never_connects(azure: RunningSimulator) -> None:
     with azure.fault("ice_never", CALLS):
         async with _phone() as phone:

@@ -265,6 +265,7 @@ async def _varied_talk(caller: Caller, session: dict[str, Any]) -> list[dict[str
     return caller.events
 
 
+@pytest.mark.slow
 async def test_ga_events_match_openai_package(azure: RunningSimulator) -> None:
     parser: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
     async with call(azure, GA_PATH) as caller:
@@ -312,6 +313,7 @@ SDK_LEAVES_OUT = {
 }
 
 
+@pytest.mark.slow
 async def test_voice_live_events_match_sdk(azure: RunningSimulator) -> None:
     session = json.loads(json.dumps(SESSION.as_dict()))
     async with call(azure, VOICE_LIVE_PATH) as caller:

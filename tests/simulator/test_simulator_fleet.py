@@ -164,6 +164,7 @@ async def test_resources_file_names_each() -> None:
     assert {table["key_env"] for table in listed} == {"SIMULATOR_KEY"}
 
 
+@pytest.mark.slow
 async def test_command_simulates_several(tmp_path: Path) -> None:
     several = ("--resources", "eastus2,swedencentral", "--deployment", "swedencentral=gpt-realtime-mini")
     arguments = ("simulate", "--port", "0", *several)

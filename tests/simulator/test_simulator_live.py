@@ -151,6 +151,7 @@ async def _calling(
     await azure.until_calls(0)
 
 
+@pytest.mark.slow
 async def test_webrtc_with_sideband(azure: RunningSimulator, official: AsyncOpenAI) -> None:
     async with (
         _calling(official, azure, silence(0.5) + speech(1)) as (phone, session_id),

@@ -29,6 +29,7 @@ async def test_talk_over_socket_in_ga_names(azure: RunningSimulator) -> None:
         assert caller.heard("response.output_audio.delta")
 
 
+@pytest.mark.slow
 async def test_call_keeps_the_service_own_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
     phone = Phone(speech(0.5))

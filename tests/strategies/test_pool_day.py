@@ -12,6 +12,7 @@ def share(resources: int, common_share: float = 0.0) -> float:
     return result.live / result.talks
 
 
+@pytest.mark.slow
 def test_second_resource_covers_outages(monkeypatch: pytest.MonkeyPatch) -> None:
     """6 h with 3 % of outages: 97 % and 99.91 % by the formula."""
     monkeypatch.setattr(pool_day, "AVAILABILITY", 0.97)

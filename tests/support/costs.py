@@ -13,8 +13,8 @@ from tests.support.forkserver import forked_cpu_s
 
 __all__ = ["SLOW_CPU_S", "SLOW_WAIT_S", "Cost", "Costs"]
 
-SLOW_CPU_S = 1.0
-SLOW_WAIT_S = 3.0
+SLOW_CPU_S = 0.7
+SLOW_WAIT_S = 1.2
 _LOAD_A_PROCESSOR = 4
 """Above it a test waits for processes that wait for a processor, and only its CPU is judged."""
 _LEFT_OUT = frozenset({"browser", "postgres", "slow"})  # by `scripts/test --fast`

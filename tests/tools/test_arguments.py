@@ -79,6 +79,7 @@ def test_wrong_arguments_are_named(text: str, named: str) -> None:
     assert len(sentence) < 400
 
 
+@pytest.mark.slow
 @given(st.text(max_size=200) | st.recursive(_scalars, lambda inner: st.lists(inner) | st.dictionaries(_names, inner)))
 def test_anything_is_judged(said: Any) -> None:
     """Whatever a model says becomes arguments that fit, or a sentence."""

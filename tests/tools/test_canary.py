@@ -46,6 +46,7 @@ ANSWERS: tuple[Answer, ...] = (
 )
 
 
+@pytest.mark.slow
 async def test_nothing_leaks(caplog: pytest.LogCaptureFixture) -> None:
     """Our own lines are looked at before the redactor; of libraries all but httpx's, whose lines the root drops."""
     caplog.set_level(logging.DEBUG)

@@ -42,6 +42,7 @@ async def ask(socket: ClientConnection) -> None:
     await socket.send(json.dumps({"type": "response.create"}))
 
 
+@pytest.mark.slow
 async def test_budgets_end_is_told_then_comes(broker: RunningBroker) -> None:
     plan = await broker.plan()
     assert [each["transport"] for each in plan["connections"]] == ["webrtc_relay", "websocket_proxy"]
