@@ -70,6 +70,7 @@ _BROWSER_PATHS = tuple(path for paths in _BROWSER_GROUPS.values() for path in pa
 _GROUPS = {
     **_BROWSER_GROUPS,
     "clients": ("tests/clients/",),  # they share the processes that run the clients
+    "replicas": ("tests/security/test_call_replicas.py",),  # they wait for leases: a PostgreSQL of their own costs less
     "postgres": (  # they share a PostgreSQL: starting one takes seconds
         "tests/infra/test_entra_password.py",
         "tests/memory/test_store_faults.py::test_blocklist_holds_while_store_is_away",

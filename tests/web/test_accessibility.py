@@ -148,6 +148,7 @@ async def _visit_states(
     server.token_answers = ["hang"]
     await server.sockets[-1].close(4502)
     await doing("Reconnecting")
+    await server.until(lambda: not server.token_answers)  # or the next talk would meet it
     await press(surface.hang_up)
     await page.wait_for(f"!{surface.talk}.hidden")
     await look("ended")
