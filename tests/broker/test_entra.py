@@ -33,13 +33,14 @@ async def test_cold_burst_makes_one_credential_call(
 @pytest.mark.slow
 @retry_if_host_busy()
 async def test_hanging_entra_delays_only_the_first(
-    azure: RunningSimulator, identity: IdentityEndpoint, start_broker: StartBroker
+    azure: RunningSimulator, identity: IdentityEndpoint, start_broker: StartBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("strategies.chain._LAST_WORD_S", 0.2)  # on a busy machine the credential's end comes late, too
     identity.healthy.clear()
     calls_before = identity.calls
-    broker = await start_broker(azure, key=None, azure_auth="entra", token_budget_s=1.2)
+    broker = await start_broker(azure, key=None, azure_auth="entra", token_budget_s=2.4)
     first = await broker.token()
-    assert first.took_s < 1.2 + SLACK_S
+    assert first.took_s < 2.4 + SLACK_S
     assert_usable(first.plan, broker, azure)
     shown = await broker.strategies()
     assert {shown[name]["last_outcome"] for name in MINT_PATHS} == {"no_credential"}
