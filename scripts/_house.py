@@ -115,7 +115,7 @@ def _prose(modules: list[source.Module], files: dict[str, str]) -> list[Row]:
 def _hops() -> list[Row]:
     passed = requests.measure(PACKAGES)
     return [
-        Row("token", "modules that POST /realtime/token passes", len(passed["token"]), 28,
+        Row("token", "modules that POST /realtime/token passes", len(passed["token"]), 29,
             counted=sorted(passed["token"])),
         Row("turn", "modules that a turn passes on its way to Zep", len(passed["turn"]), 20,
             counted=sorted(passed["turn"])),
