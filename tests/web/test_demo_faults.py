@@ -8,9 +8,9 @@ import pytest
 from tests.support.machine import retry_if_host_busy
 from tests.web.support.chromium import Browser
 from tests.web.support.clock import HURRIED_MS, install_clock, waited_s
-from tests.web.support.demo import KEEP_PLANS, Demo, page_turns, turns_of
+from tests.web.support.demo import Demo, page_turns, turns_of
+from tests.web.support.page import AGENT_SAID, KEEP_PLANS
 
-AGENT_SAID = "document.querySelector('.line[data-speaker=assistant][data-final=true]')"
 CALLS = "/openai/v1/realtime/calls"
 
 

@@ -2,9 +2,7 @@
 
 from tests.web.support.chromium import Browser
 from tests.web.support.fake_broker import DIRECT, run_fake
-
-USER_SAID = "document.querySelector('.line[data-speaker=user][data-final=true]')"
-AGENT_SAID = "document.querySelector('.line[data-speaker=assistant][data-final=true]')"
+from tests.web.support.page import AGENT_SAID, USER_SAID
 
 
 async def test_typed_text_is_answered_and_reported(quiet_browser: Browser) -> None:

@@ -16,7 +16,7 @@ from tests.support.machine import retry_if_host_busy
 from tests.support.tool_server import ToolServer, run_tool_server
 from tests.support.waiting import eventually
 from tests.web.support.other_azure import OtherAzure, run_other_azure
-from tests.web.support.page import ScriptPage, find
+from tests.web.support.page import KEEP_PLANS, ScriptPage, find
 from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
 
 CONTROL = "/voice-live/realtime/calls"
@@ -41,13 +41,6 @@ instructions = "You are Marcus."
 """
 # The page's microphone is a sound that the test makes: the same in every engine.
 PREPARE = """(() => {
-  window.plans = [];
-  const real = window.fetch;
-  window.fetch = async (...request) => {
-    const answer = await real(...request);
-    if (String(request[0]).endsWith("/realtime/token") && answer.ok) plans.push(await answer.clone().json());
-    return answer;
-  };
   let context, ear;
   const capture = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
   navigator.mediaDevices.getUserMedia = async (wanted) => {
@@ -168,6 +161,7 @@ async def test_whole_talk(
             await page.wait_for(f"said('user').includes('{words}') && said('assistant').length > {before}", 30)
 
         await page.goto(on.broker.base_url)
+        await page.run(KEEP_PLANS)
         await page.run(PREPARE)
         await page.run(f"{find('talk')}.click()", user_gesture=True)
         await page.wait_for("live()", 30)
@@ -197,7 +191,7 @@ async def test_whole_talk(
         await on.azure.lose_control(page)
         await page.wait_for("live() === 'webrtc_websocket' && reason() === 'azure_dropped'", 30)
         await answered("Are you there?")
-        shown = await page.run("[said('user'), lines('assistant').length, plans.at(-1)]")
+        shown = await page.run("[said('user'), lines('assistant').length, __plans.at(-1)]")
         await page.run(f"{find('hangup')}.click()")
         await eventually(lambda: is_over(on))
         assert len(on.tools.calls) == 1
@@ -216,7 +210,7 @@ async def test_whole_talk(
         turns = await eventually(kept)
         assert [turn["content"] for turn in turns if turn["role"] == "user"] == shown[0]
         assert len([turn for turn in turns if turn["role"] == "assistant"]) == shown[1]
-        assert [plan["agent_id"] for plan in await page.run("plans")] == ["elena", "marcus", "marcus"]
+        assert [plan["agent_id"] for plan in await page.run("__plans")] == ["elena", "marcus", "marcus"]
 
 
 async def is_over(on: Stage) -> bool:
@@ -235,12 +229,13 @@ async def test_talk_outlives_its_session_and_its_media(
             azure, voice_live_webrtc="on", token_strategies=("voice_live_webrtc", "websocket_proxy")
         )
         await page.goto(broker.base_url)
+        await page.run(KEEP_PLANS)
         await page.run(PREPARE)
         await page.run(f"{find('talk')}.click()", user_gesture=True)
         await page.wait_for("live() === 'webrtc_websocket'", 30)
         # The session expires: the talk goes on in a new call, of which the media die.
         azure.set_faults({"match": CONTROL, "fault": "die_after", "seconds": 3})
-        await page.wait_for("live() === 'webrtc_websocket' && plans.length === 2", 30)
+        await page.wait_for("live() === 'webrtc_websocket' && __plans.length === 2", 30)
         await page.wait_for("live() === 'websocket_proxy'", 30)
         await page.run("type('Are you there?')")
         await page.wait_for("said('user').includes('Are you there?') && said('assistant').length > 0", 30)

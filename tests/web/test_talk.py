@@ -7,12 +7,11 @@ import pytest
 from tests.support.machine import retry_if_host_busy
 from tests.web.support.chromium import Browser
 from tests.web.support.fake_broker import DIRECT, PROXY, RELAY, WEBSOCKET, run_fake
+from tests.web.support.page import AGENT_SAID, USER_SAID
 from tests.web.support.recorder import MICROPHONE_RATE, install_recorder, recording, without_processing
 from tests.web.support.speech import Samples, at_rate, best_match, first_words, pieces_match
 from token_broker.api.reports.page_reports import TalkReport
 
-USER_SAID = "document.querySelector('.line[data-speaker=user][data-final=true]')"
-AGENT_SAID = "document.querySelector('.line[data-speaker=assistant][data-final=true]')"
 LINES = """[...document.querySelectorAll('.line')].map((line) => [
   line.dataset.speaker,
   line.querySelector('.who').textContent,

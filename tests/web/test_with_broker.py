@@ -6,13 +6,11 @@ import pytest
 
 from tests.support.machine import retry_if_host_busy
 from tests.web.support.chromium import Browser
-from tests.web.support.demo import KEEP_PLANS, Demo, page_turns
+from tests.web.support.demo import Demo, page_turns
+from tests.web.support.page import AGENT_SAID, KEEP_PLANS, USER_SAID
 from tests.web.support.recorder import MICROPHONE_RATE, install_recorder, recording, without_processing
 from tests.web.support.soak import soak
 from tests.web.support.speech import Samples, at_rate, best_match, first_words, pieces_match
-
-USER_SAID = "document.querySelector('.line[data-speaker=user][data-final=true]')"
-AGENT_SAID = "document.querySelector('.line[data-speaker=assistant][data-final=true]')"
 
 
 @pytest.mark.parametrize("transport", ["websocket_proxy", "webrtc", "webrtc_relay"])

@@ -16,24 +16,11 @@ from tests.support.broker import plain_client
 from tests.support.sockets import free_port
 from tests.web.support.chromium import Page
 
-__all__ = ["KEEP_PLANS", "Demo", "page_turns", "run_demo", "turns_of"]
+__all__ = ["Demo", "page_turns", "run_demo", "turns_of"]
 
 COMMAND = Path(sys.executable).parent / "token-broker"
 START_TIMEOUT_S = 60  # the machine may be busy with other tests
 STOP_TIMEOUT_S = 10
-
-KEEP_PLANS = """
-(() => {
-  window.__plans = [];
-  const real = window.fetch;
-  window.fetch = async (...request) => {
-    const answer = await real(...request);
-    if (String(request[0]).endsWith("/realtime/token") && answer.ok) __plans.push(await answer.clone().json());
-    return answer;
-  };
-})();
-"""
-"""A script for a page: `__plans` are the plans that it got."""
 
 
 class Demo:

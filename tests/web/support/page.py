@@ -4,7 +4,24 @@ import json
 from abc import ABC, abstractmethod
 from typing import Any
 
-__all__ = ["ScriptPage", "find", "real_faults", "waiting"]
+__all__ = ["AGENT_SAID", "KEEP_PLANS", "USER_SAID", "ScriptPage", "find", "real_faults", "waiting"]
+
+USER_SAID = "document.querySelector('.line[data-speaker=user][data-final=true]')"
+AGENT_SAID = "document.querySelector('.line[data-speaker=assistant][data-final=true]')"
+"""The first words of each, as the demo page shows them once they are final."""
+
+KEEP_PLANS = """
+(() => {
+  window.__plans = [];
+  const real = window.fetch;
+  window.fetch = async (...request) => {
+    const answer = await real(...request);
+    if (String(request[0]).endsWith("/realtime/token") && answer.ok) __plans.push(await answer.clone().json());
+    return answer;
+  };
+})()
+"""
+"""An expression that a page runs first: `__plans` are then the plans that it got."""
 
 _LATE = "\0late"
 
