@@ -53,6 +53,10 @@ class Scene:
     def say(self, pcm: bytes) -> list[dict[str, Any]]:
         return self.send("input_audio_buffer.append", audio=base64.b64encode(pcm).decode())
 
+    def hear_all(self) -> list[dict[str, Any]]:
+        """Has all audio that was sent so far been heard, where the server plays it."""
+        return self._note(self.talk.played())
+
     def wait(self, seconds: float) -> list[dict[str, Any]]:
         """Lets the time pass, stopping wherever something is due."""
         until, came = self.now_s + seconds, []

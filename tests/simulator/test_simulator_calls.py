@@ -120,14 +120,15 @@ async def test_webrtcfilter_passes_few_events(azure: RunningSimulator) -> None:
 
 
 async def test_text_cancel_and_clear_on_data_channel() -> None:
-    # As slow as it is played: the cancel comes in time on a busy machine, too.
-    unhurried = SimulatorConfig(ice_addresses=("127.0.0.1",), answer_speed=1)
+    # Slow enough for the cancel to come in time on a busy machine, and faster than it is played.
+    unhurried = SimulatorConfig(ice_addresses=("127.0.0.1",), answer_speed=2)
     async with serve(unhurried) as azure, _calling(azure) as (phone, _):
         await phone.hear("session.created")
         item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello " * 50}]}
         phone.send("conversation.item.create", item=item)
         phone.send("response.create")
         started = await phone.hear("output_audio_buffer.started")
+        await phone.hear("response.output_audio_transcript.delta", count=4)
         phone.send("response.cancel")
         phone.send("output_audio_buffer.clear")
         cleared = await phone.hear("output_audio_buffer.cleared")

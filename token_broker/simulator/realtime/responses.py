@@ -353,6 +353,8 @@ class Responses:
         response = self._response(active, status, details=details)
         self._spend(response["usage"]["total_tokens"])
         self._events.emit("response.done", response=response)
+        if self._playback is not None:
+            self._playback.ends()
         limits = [
             {"name": "requests", "limit": 1000, "remaining": 999, "reset_seconds": 60.0},
             {"name": "tokens", "limit": 100_000, "remaining": 99_000, "reset_seconds": 60.0},

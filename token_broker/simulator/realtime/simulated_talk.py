@@ -187,9 +187,9 @@ class SimulatedTalk:
         return []
 
     def played(self) -> list[Event]:
-        """All audio of the answer has been heard. Called by what plays it."""
+        """All audio that was sent so far has been heard. Called by what plays it."""
         if self._playback is not None:
-            self._playback.ends()
+            self._playback.runs_dry()
         return self._events.drain()
 
     def advance(self, now_s: float) -> list[Event]:

@@ -21,19 +21,26 @@ class Playback:
         """`emit` takes an event's name and its fields."""
         self._emit = emit
         self._playing: _Playing | None = None
+        self._is_dry = False
+        self._is_whole = False
 
     def starts(self, response_id: str, item_id: str, part: Part, now_s: float) -> None:
         """Audio of a response is being sent."""
+        self._is_dry = self._is_whole = False
         # Once a response: each of its pieces comes here.
         if self._playing is None or self._playing.response_id != response_id:
             self._playing = _Playing(response_id, item_id, part, now_s)
             self._emit("output_audio_buffer.started", response_id=response_id)
 
+    def runs_dry(self) -> None:
+        """All that was sent so far has been heard: the end of a response that is whole, else an underrun."""
+        self._is_dry = True
+        self._stop_at_end()
+
     def ends(self) -> None:
-        """All of it has been heard."""
-        if self._playing is not None:
-            self._emit("output_audio_buffer.stopped", response_id=self._playing.response_id)
-            self._playing = None
+        """No more audio of the response comes."""
+        self._is_whole = True
+        self._stop_at_end()
 
     def clears(self, *, truncates_at_s: float | None = None) -> None:
         """What was not heard yet is dropped; with a time, the item is cut to what was heard until then as well."""
@@ -52,3 +59,8 @@ class Playback:
                 audio_end_ms=playing.part.audio_ms,
             )
         self._emit("output_audio_buffer.cleared", response_id=playing.response_id)
+
+    def _stop_at_end(self) -> None:
+        if self._playing is not None and self._is_dry and self._is_whole:
+            self._emit("output_audio_buffer.stopped", response_id=self._playing.response_id)
+            self._playing = None
