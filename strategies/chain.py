@@ -57,8 +57,9 @@ class OnLeftOut(Protocol):
 
 # Reserved from the budget for making the plan itself.
 _RESERVE_S = 0.02
-# An attempt ends this much before its share does: then it can still say what it waited for in vain.
-_LAST_WORD_S = 0.005
+# An attempt ends this much before its share does, at most a twentieth of it: a busy broker, too, hears then what it
+# waited for in vain.
+_LAST_WORD_S = 0.05
 _ANYBODY = Wanted(session_id="", agent_id="")
 
 
@@ -346,7 +347,7 @@ class _Minting:
             grant = await retry(
                 lambda timeout_s: link.strategy.mint(spec, timeout_s=timeout_s),
                 policy=self._chain.policy,
-                deadline_s=call.began_s + share_s - _LAST_WORD_S,
+                deadline_s=call.began_s + share_s - min(_LAST_WORD_S, share_s / 20),
                 tries=tries,
                 clock=self._chain.clock,
             )
