@@ -43,6 +43,7 @@ __all__ = [
     "Upstream",
     "classify",
     "connection_failure",
+    "names_tokens",
     "read_body",
     "read_minted",
     "retry_after_s",
@@ -259,8 +260,7 @@ def classify(answer: Answer, *, now_s: float) -> MintError | None:
         return RateLimitedError(
             "Azure's rate limit is reached",
             retry_after_s=retry_after_s(answer.headers, now_s=now_s),
-            is_of_tokens=answer.headers.get("x-ratelimit-remaining-tokens") == "0"
-            or _TOKENS_TEXT.search(f"{code} {text}") is not None,
+            is_of_tokens=answer.headers.get("x-ratelimit-remaining-tokens") == "0" or names_tokens(f"{code} {text}"),
             **about,
         )
     if 300 <= status < 400:  # noqa: PLR2004
@@ -283,6 +283,11 @@ def classify(answer: Answer, *, now_s: float) -> MintError | None:
     if status < 400:  # noqa: PLR2004
         return MalformedError("a success without a token", **about)
     return RejectedError("Azure refuses the request as it is", **about, about=error)
+
+
+def names_tokens(text: str) -> bool:
+    """Whether Azure's text about a limit means the model's tokens, and not requests or connections."""
+    return _TOKENS_TEXT.search(text) is not None
 
 
 def read_minted(answer: Answer, *, now_s: float, received_at_s: float, resource: str = "") -> Minted:

@@ -335,6 +335,32 @@ async def test_end_after_an_error_is_a_refusal(kind: str, code: str | None, reas
         assert running.relay.snapshot().resumes == {"default": {reason: 1}}
 
 
+@pytest.mark.parametrize(("code", "health"), [("insufficient_quota", "good"), ("invalid_value", "failing")])
+async def test_end_at_a_limit_is_not_the_resources(code: str, health: str) -> None:
+    async with talking(breaker_failures=1, proxy_connect_timeout_s=0.1) as (azure, running, client):
+        talk = await azure.talk()
+        await talk.send({"type": "error", "error": {"type": "invalid_request_error", "code": code, "message": "x"}})
+        await client.until("error")
+        await cut(talk)
+        await client.until("broker.resuming")
+        (resource,) = running.connector.pool.snapshot()
+        assert resource.health.value == health
+
+
+async def test_time_proves_no_answer_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.relay.azure.route._PROVEN_AFTER_S", 0.05)
+    async with talking() as (azure, running, client):
+        proven: list[object] = []
+        monkeypatch.setattr(running.connector.pool, "succeeded", proven.append)
+        await (await azure.talk()).send(CREATED)
+        await client.until("response.created")
+        await asyncio.sleep(0.1)
+        assert not proven
+        await (await azure.talk()).send(DONE)
+        await client.until("response.done")
+        assert len(proven) == 1
+
+
 async def test_gap_is_handed_over_in_order() -> None:
     confirm = asyncio.Event()
 

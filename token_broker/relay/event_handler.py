@@ -205,6 +205,8 @@ class EventHandler:
             self._user_spoke()
         elif kind == "response.created":
             self._retries.answer_began()
+            if upstream.health is not None:
+                upstream.health.asked()
         if self._handoff.holds and not self._answers.sequencer.is_answering:
             self._handoff.is_quiet(upstream)
         if self._restored.is_told(event):
@@ -213,6 +215,8 @@ class EventHandler:
             self._handoff.session_told(event, upstream)
         elif kind not in SESSION_EVENTS:
             error = event.get("error") if kind == "error" else None
+            if error is not None and upstream.health is not None:
+                upstream.health.told_error(error)
             if isinstance(error, dict) and error.get("code") == "session_expired":
                 return []  # the talk goes on in another session
             if kind == "error" and self._handoff.owns_error(event, upstream):

@@ -15,12 +15,12 @@ from strategies.errors import (
     KeysDisabledError,
     MalformedError,
     MintError,
-    RateLimitedError,
     RejectedError,
     TransientError,
 )
 from strategies.upstream import Answer, classify
 from token_broker.relay.azure.socket import AzureSocket
+from token_broker.relay.azure.stated_faults import stated_fault
 from token_broker.relay.confirmation.confirmation import Confirmation
 from token_broker.relay.confirmation.early_answers import EarlyAnswers
 from token_broker.relay.event_text import SESSION_EVENTS, event_of, event_type, parsed
@@ -114,12 +114,8 @@ async def take_session(opened: AzureSocket, session: Mapping[str, Any]) -> Taken
 def refusal_of(event: Mapping[str, Any]) -> Any:
     """The error in Azure's event, where it is about the session. Raises MintError where it is about Azure itself."""
     error = event.get("error")
-    code = error.get("code") if isinstance(error, dict) else None
-    if code in {"rate_limit_exceeded", "too_many_requests"}:
-        raise RateLimitedError("Azure's rate limit is reached")
-    kind = error.get("type") if isinstance(error, dict) else None
-    if kind == "server_error" or code in {"server_error", "internal_error"}:
-        raise TransientError("Azure failed", status=500)  # what it wanted of the agent's session, perhaps
+    if (fault := stated_fault(error)) is not None:
+        raise fault
     return error
 
 

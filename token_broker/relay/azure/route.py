@@ -16,6 +16,7 @@ from strategies.errors import MintError, RateLimitedError, TransientError
 from strategies.pool import Pool, PoolPermit
 from strategies.session_model.session_fields import ga_realtime_session, voice_live_session
 from token_broker.relay.azure.socket import CLOSED_BY_BROKER, AzureSocket
+from token_broker.relay.azure.stated_faults import LIMIT_CODES, last_word, stated_fault
 from token_broker.server.close_codes import Ending
 from token_broker.settings import UpstreamName
 
@@ -34,7 +35,7 @@ RouteName = UpstreamName | Literal["voice_live_webrtc", "foundry_agent", "gpt_li
 """The routes of `BROKER_PROXY_UPSTREAMS`; the control socket of a call; the voice of a Foundry agent; GPT-Live's."""
 
 _PROVEN_AFTER_S = 30.0
-_LIMIT_CODES = frozenset({"rate_limit_exceeded", "insufficient_quota", "too_many_requests"})
+_LAST_WORD_S = 2.0  # what Azure said just before it ended the connection is why it did
 _SESSION_END_S = 60.0  # Azure ends a session by its clock: that is no fault of the resource
 
 
@@ -73,15 +74,22 @@ class ConnectionHealth:
         self._proven = False
         self._failed = False
         self._answer_failed = False
+        self._socket = socket
+        self._told: tuple[MintError | None, float] | None = None  # a fault that Azure named; None is counted already
         self._timer = self._loop.call_later(_PROVEN_AFTER_S, self.works)
         socket.on_end = self._ended
         if socket.failure is not None:
             self._ended(socket.failure)
 
+    def asked(self) -> None:
+        """Azure owes an answer: from now on time alone proves nothing."""
+        self._timer.cancel()
+
     def works(self) -> None:
-        """An answer was completed, or enough time has passed."""
+        """An answer was completed, or enough time has passed in which none was asked for."""
         self._timer.cancel()
         self._answer_failed = False
+        self._told = None
         if not self._proven and not self._failed:
             self._proven = True
             self._pool.succeeded(self._permit)
@@ -92,15 +100,21 @@ class ConnectionHealth:
         A limit is the model's. Anything else may be this agent's, as a 5xx is.
         """
         self._timer.cancel()
+        self._told = (None, self._loop.time())
         if self._failed or self._answer_failed:
             return
         self._answer_failed = True
-        if code in _LIMIT_CODES:
+        if code in LIMIT_CODES:
             self._pool.failed(
                 self._permit, RateLimitedError("Azure ends answers at a limit", is_of_tokens=True, status=429)
             )
         else:
             self._pool.failed(self._permit, TransientError("Azure's answers fail", status=500))
+
+    def told_error(self, error: object) -> None:
+        """Azure sent an `error`. It counts where Azure ends the connection for it."""
+        if (fault := stated_fault(error, in_talk=True)) is not None:
+            self._told = (fault, self._loop.time())
 
     def failed(self, error: MintError) -> None:
         """The connection broke, fell silent, or gives no answers, however long it worked before. It counts once."""
@@ -112,8 +126,17 @@ class ConnectionHealth:
     def _ended(self, why: str) -> None:
         self._timer.cancel()
         by_the_clock = self._expires_s is not None and self._loop.time() >= self._expires_s - _SESSION_END_S
-        if why != CLOSED_BY_BROKER and not by_the_clock:
-            self.failed(TransientError(why))
+        if why == CLOSED_BY_BROKER or by_the_clock:
+            return
+        # A resource that says that a limit is reached, or that it fails at this session, can be reached all the same.
+        if self._told is not None and self._loop.time() - self._told[1] <= _LAST_WORD_S:
+            fault = self._told[0]
+            if fault is None:
+                self._failed = True
+                return
+        else:
+            fault = last_word(self._socket.frames)
+        self.failed(fault or TransientError(why))
 
 
 @dataclass(frozen=True, slots=True)

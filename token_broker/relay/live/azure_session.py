@@ -13,7 +13,7 @@ import structlog
 from strategies.base import SpecSupplier
 from strategies.credentials import Credentials
 from strategies.endpoint import LIVE_PATH
-from strategies.errors import MalformedError, MintError, PermanentError, RateLimitedError, TimedOutError, TransientError
+from strategies.errors import MalformedError, MintError, PermanentError, TimedOutError, TransientError
 from strategies.pool import Pool
 from strategies.resources import Resource, Wanted
 from strategies.session_model.live_session import LIVE_ROUTE, live_session
@@ -23,6 +23,7 @@ from strategies.session_model.session_paths import Path
 from token_broker.relay.azure.opening import SessionRefusedError, expiry_of
 from token_broker.relay.azure.route import ConnectionHealth, NoUpstreamError
 from token_broker.relay.azure.socket import AzureSocket
+from token_broker.relay.azure.stated_faults import stated_fault
 from token_broker.relay.confirmation.settings_report import SettingsReport
 from token_broker.relay.event_text import compact, event_of
 from token_broker.server.close_codes import SESSION_REFUSED, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
@@ -212,13 +213,10 @@ class _FieldRefusedError(SessionRefusedError):
 def _refusal(error: Any, session: Mapping[str, Any]) -> MintError:
     """What an error before the start means."""
     stated = error if isinstance(error, dict) else {}
-    kind, code = stated.get("type"), stated.get("code")
-    if code in {"rate_limit_exceeded", "too_many_requests", "insufficient_quota"}:
-        return RateLimitedError("Azure's rate limit is reached")
-    if code in {"DeploymentNotFound", "model_not_found"}:
+    if (fault := stated_fault(stated)) is not None:
+        return fault
+    if stated.get("code") in {"DeploymentNotFound", "model_not_found"}:
         return PermanentError("the deployment is not there", status=404, code="DeploymentNotFound")
-    if kind == "server_error" or code in {"server_error", "internal_error"}:
-        return TransientError("Azure failed", status=500)
     path = left_out_of(stated, session)
     return (
         SessionRefusedError("Azure refuses the agent's session", status=400)

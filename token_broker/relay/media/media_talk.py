@@ -286,6 +286,8 @@ class MediaTalk(SocketTalk):
             self._answer_was_said(str(event.get("response_id")), upstream, now_s)
         elif kind == "response.done" and (failed := failed_answer(event)) is not None:
             self._parts.counters.count_failed_answer(failed, self.counters, resource=upstream.resource)
+            if upstream.health is not None and failed.status == "failed":
+                upstream.health.answer_failed(failed.code)
             log_failed_answer(failed, self.owner, self.agent_id)
             events.append(self._face.error(Refused("answer_failed", failed.message), retryable=failed.retryable))
         return events

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from strategies.session_model.session_paths import merged
+from token_broker.relay.azure.stated_faults import LIMIT_CODES
 from token_broker.relay.dialects.broker_events import SAY_ID
 from token_broker.relay.resume.held_audio import HeldAudio
 from token_broker.relay.resume.history import Item, TalkHistory, text_of
@@ -45,7 +46,6 @@ _IDLE_S = 1.0  # of audio that is kept while nobody speaks
 _TOLD_S = 1.0
 _TRIM_S = 2.0
 _FAILED_JUST_NOW_S = 2.0
-_QUOTA_CODES = frozenset({"insufficient_quota", "rate_limit_exceeded"})
 _FADES_MS = 300  # after the end of an utterance, as Azure tells it: words fade out
 _UNCONFIRMED_BYTES = 2_097_152
 _UNCONFIRMED_AT_MOST = 512
@@ -238,7 +238,7 @@ class TalkLedger:
             self._note_error(event.get("error"))
         about = event.get("error") if kind == "error" else None
         is_of_session = isinstance(about, dict) and (  # and not of an event that was sent
-            about.get("type") != "invalid_request_error" or text_of(about.get("code")) in _QUOTA_CODES
+            about.get("type") != "invalid_request_error" or text_of(about.get("code")) in LIMIT_CODES
         )
         self._refused_s = now_s if is_of_session else None
         if kind in {"response.created", _SPEECH_STARTED, _COMMITTED}:
