@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +291,72 @@ async def test_clients_changes_survive() -> None:
         assert [update["session"].get("turn_detection", {}).get("threshold") for update in updates] == [0.6, 0.3]
 
 
+def refusing(refuses: Callable[[int, Event], Event | None]) -> Any:
+    """Azure, which refuses an update of its nth session where `refuses` gives an error."""
+    talks: list[AzureTalk] = []
+
+    async def script(talk: AzureTalk) -> None:
+        talks.append(talk)
+        number = len(talks)
+        await talk.send({"type": "session.created", "session": {"id": "s"}})
+        async for message in talk.connection:
+            talk.arrived(message)
+            event = talk.received[-1]
+            if event["type"] != "session.update":
+                continue
+            if (error := refuses(number, event["session"])) is None:
+                await talk.send({"type": "session.updated", "session": {"id": "s", **event["session"]}})
+            else:
+                about = {"event_id": event.get("event_id")} | error
+                await talk.send({"type": "error", "error": {"type": "invalid_request_error", "message": "x"} | about})
+
+    return script
+
+
+LAW = {"input_audio_format": "g711_ulaw"}
+LOUD = {"turn_detection": {"type": "server_vad", "threshold": 0.9}}
+
+
+@pytest.mark.parametrize("event_id", [None, "mine"])
+@pytest.mark.parametrize("error", [{}, {"param": "session.turn_detection.threshold"}], ids=["nameless", "named"])
+async def test_change_that_azure_refused_is_not_carried_over(error: Event, event_id: str | None) -> None:
+    script = refusing(lambda number, session: error if number == 1 and "0.9" in json.dumps(session) else None)
+    named = {} if event_id is None else {"event_id": event_id}
+    async with talking(script) as (azure, _, client):
+        await client.send({"type": "session.update", "session": LOUD, **named})
+        await client.send({"type": "session.update", "session": LAW})
+        await client.until("error")
+        await client.until("session.updated")
+        await cut(await azure.talk())
+        await resumed(client)
+        updates = sent(await azure.talk(1), "session.update")
+        assert [update["session"] for update in updates[1:]] == [LAW]
+
+
+@pytest.mark.parametrize("error", [{}, {"param": "session.turn_detection"}], ids=["nameless", "named"])
+async def test_formats_survive_what_the_next_session_refuses(error: Event) -> None:
+    script = refusing(lambda number, session: error if number == 2 and "0.9" in json.dumps(session) else None)
+    async with talking(script) as (azure, _, client):
+        await client.send({"type": "session.update", "session": {**LAW, **LOUD}})
+        await client.until("session.updated")
+        await cut(await azure.talk())
+        await resumed(client)
+        updates = sent(await azure.talk(1), "session.update")
+        assert [update["session"] for update in updates[1:]] == [{**LAW, **LOUD}, LAW]
+
+
+async def test_session_without_the_clients_formats_is_no_talk() -> None:
+    script = refusing(lambda number, session: {} if number == 2 and "g711" in json.dumps(session) else None)
+    async with talking(script) as (azure, _, client):
+        await client.send({"type": "session.update", "session": LAW})
+        await client.until("session.updated")
+        await cut(await azure.talk())
+        await resumed(client)
+        reasons = [event["reason"] for event in client.events if event["type"] == "broker.resuming"]
+        assert reasons == ["lost", "refused"]
+        assert len(azure.talks) == 3
+
+
 async def test_fourth_loss_within_a_minute_closes_4502() -> None:
     error = {"code": "insufficient_quota", "message": "secret of Azure"}
     failed = {"id": "r", "status": "failed", "status_details": {"type": "failed", "error": error}}
@@ -337,7 +403,7 @@ async def test_end_after_an_error_is_a_refusal(kind: str, code: str | None, reas
 
 @pytest.mark.parametrize(("code", "health"), [("insufficient_quota", "good"), ("invalid_value", "failing")])
 async def test_end_at_a_limit_is_not_the_resources(code: str, health: str) -> None:
-    async with talking(breaker_failures=1, proxy_connect_timeout_s=0.1) as (azure, running, client):
+    async with talking(breaker_failures=1) as (azure, running, client):
         talk = await azure.talk()
         await talk.send({"type": "error", "error": {"type": "invalid_request_error", "code": code, "message": "x"}})
         await client.until("error")

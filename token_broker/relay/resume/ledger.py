@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from strategies.session_model.session_paths import merged
-from token_broker.relay.azure.stated_faults import LIMIT_CODES
+from token_broker.relay.azure.stated_faults import LIMIT_CODES, stated_fault
 from token_broker.relay.dialects.broker_events import SAY_ID
+from token_broker.relay.resume.client_changes import ClientChanges
 from token_broker.relay.resume.held_audio import HeldAudio
 from token_broker.relay.resume.history import Item, TalkHistory, text_of
 from token_broker.relay.resume.open_answers import AwaitedEvent, OpenAnswer
@@ -57,8 +57,7 @@ class TalkLedger:
 
     def __init__(self, audio: HeldAudio) -> None:
         self.audio = audio
-        self.settings: dict[str, Any] = {}
-        """What the client has changed of the session, in the shape of its dialect."""
+        self._changes = ClientChanges()
         self.fault = ""
         """What Azure last said of a failed answer: its code."""
         self.completed = 0
@@ -88,6 +87,11 @@ class TalkLedger:
         self._told_at = 0  # what was sent when Azure last told something
         self._marked_s = 0.0
         self._mark = self._last_mark = 0  # what was sent two to four seconds ago, and up to two
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the client has changed of the session, in the shape of its dialect."""
+        return self._changes.settings
 
     # --- what a clock asks
 
@@ -177,7 +181,7 @@ class TalkLedger:
         elif kind == "conversation.item.delete":
             self._history.remove(event.get("item_id"))
         elif kind == "session.update" and isinstance(session := event.get("session"), dict):
-            self.settings = merged(self.settings, session)
+            self._changes.sent(text_of(event.get("event_id")), session)
 
     # --- what Azure sends
 
@@ -234,6 +238,8 @@ class TalkLedger:
             self._history.remove(item_id)
         elif kind in {"session.created", "session.updated"}:
             self.facts.note(event.get("session"))
+            if kind == "session.updated":
+                self._changes.confirmed()
         elif kind == "error":
             self._note_error(event.get("error"))
         about = event.get("error") if kind == "error" else None
@@ -350,9 +356,14 @@ class TalkLedger:
                 steps.append(Listen(tuple(rest)))
         return tuple(steps)
 
+    def restate(self, settings: dict[str, Any]) -> None:
+        """The next session has these changes of the client's, in its own dialect."""
+        self._changes.restated(settings)
+
     def moved(self, *, replayed_chars: int, listened_chars: int) -> None:
         """The new session has got that much audio: of finished utterances, and of the one under way."""
         self._offset = self.audio.end - listened_chars - replayed_chars
+        self._changes.restated(self.settings)
         if self._speaking is not None:  # the new session tells of it once more
             self._unheard, self._speaking = self._speaking.item_id, None
 
@@ -525,6 +536,11 @@ class TalkLedger:
         if not isinstance(error, dict):
             return
         code, event_id = text_of(error.get("code")), text_of(error.get("event_id"))
+        if self._changes.awaits:
+            param = text_of(error.get("param"))
+            waits = self._unconfirmed or any(answer.response is None for answer in self._answers)
+            may_be = not (param or waits or stated_fault(error))
+            self._changes.refused(event_id, nameless=param.startswith("session") or may_be)
         for answer in self._answers:
             asked_as = ASK_ID if answer.request is None else answer.request.get("event_id")
             busy = code == "conversation_already_has_active_response" and not event_id

@@ -33,7 +33,7 @@ from token_broker.relay.resume.ledger import TalkLedger
 from token_broker.relay.resume.replay import PROBES, NewSession, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.search import SessionSearch
-from token_broker.relay.resume.settings_changes import client_settings
+from token_broker.relay.resume.settings_changes import client_settings, formats_of
 from token_broker.relay.resume.steps import Step
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.server.close_codes import SESSION_REFUSED, UPSTREAM_FAILED, Ending
@@ -47,7 +47,6 @@ log = structlog.get_logger("token_broker.relay")
 Reason = Literal["lost", "silent", "expiring", "quota", "refused"]
 
 _SETTINGS_ID = "broker_settings"
-_SETTINGS_TRIES = 2  # a refused field is left out once
 _BURST_CHARS = 65_536  # a second of audio
 _BURST_PAUSE_S = 0.03
 _BRAKE_S = 0.02  # for each append beyond the audio that is held: speech comes slower than that
@@ -332,15 +331,18 @@ class Resumption:
             raise
 
     async def _confirmed(self, new: UpstreamConnection, old: Dialect) -> NewSession:
-        """The session, once Azure has confirmed the client's settings, too. Raises NoUpstreamError."""
+        """The session, once Azure has confirmed the client's settings, too. Raises NoUpstreamError.
+
+        A field that a refusal names is left out, once. Formats are never left out.
+        """
         settings = dict(new.session)
         may_set = self._hooks.next_agent().client_may_set
         changes = client_settings(self._ledger.settings, old=old, new=new.route.dialect, may_set=may_set)
         if self._hooks.next_agent().guardrail is not None:
             changes = held_changes(changes)
-        for _ in range(_SETTINGS_TRIES):
-            if not changes:
-                break
+        formats = formats_of(changes)
+        left_out = False
+        while changes:
             update = {"type": "session.update", "event_id": _SETTINGS_ID, "session": changes}
             new.socket.send(compact(update))
             event = await _answer_to_update(new)
@@ -352,10 +354,13 @@ class Resumption:
                 new.first.append(compact(event))
                 break
             error = event.get("error")
-            path = field_to_leave_out(error if isinstance(error, dict) else {}, changes)
+            path = None if left_out else field_to_leave_out(error if isinstance(error, dict) else {}, changes)
             named = None if path is None else shown_path(path)
             log.warning("client_settings_refused", session_id=self._session_id, field=named)
-            changes = {} if path is None else without(changes, path)
+            if changes == formats:  # the client would play noise
+                raise NoUpstreamError(SESSION_REFUSED)
+            changes = formats if path is None else without(changes, path)
+            left_out = True
         return NewSession(new.route.dialect, settings)
 
     async def _take_over(self, old: UpstreamConnection, new: UpstreamConnection, session: NewSession) -> None:
@@ -371,9 +376,11 @@ class Resumption:
         await self._tell(self._adapter.resumed(new))
         self._restored.begin()
         old_dialect = old.route.dialect
+        changes = ledger.settings
         if old_dialect != new.route.dialect:
             may_set = self._hooks.next_agent().client_may_set
-            ledger.settings = client_settings(ledger.settings, old=old_dialect, new=new.route.dialect, may_set=may_set)
+            changes = client_settings(changes, old=old_dialect, new=new.route.dialect, may_set=may_set)
+        ledger.restate(changes)
         if self._creates_held:  # the client's own question answers all that was said
             ledger.stop_asking()
         steps = ledger.steps()
