@@ -475,6 +475,22 @@ async def test_clients_question_takes_the_place_of_ours() -> None:
         assert [event["event_id"] for event in sent(after, "response.create")] == ["mine"]
 
 
+async def test_cancel_reaches_a_session_that_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.relay.resume.resumption._BURST_CHARS", 1_000)
+    monkeypatch.setattr("token_broker.relay.resume.resumption._BURST_PAUSE_S", 0.1)
+    async with talking() as (azure, _, client):
+        await speak(client, await azure.talk(), [COMMITTED, CREATED])
+        await cut(await azure.talk())
+        await resumed(client)
+        after = await azure.talk(1)
+        await after.next_event("input_audio_buffer.append")  # and a pause, before the question
+        await client.send({"type": "response.cancel", "response_id": "resp_1"})
+        cancel = await after.next_event("response.cancel")
+        assert "response_id" not in cancel
+        kinds = [event["type"] for event in after.received]
+        assert kinds.index("response.create") < kinds.index("response.cancel")
+
+
 async def test_client_leaving_in_the_gap_leaves_nothing() -> None:
     hang = asyncio.Event()
     async with talking(hesitant(hang), proxy_connect_timeout_s=30) as (azure, running, client):

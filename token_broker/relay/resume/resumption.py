@@ -34,7 +34,7 @@ from token_broker.relay.resume.replay import PROBES, NewSession, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.search import SessionSearch
 from token_broker.relay.resume.settings_changes import client_settings, formats_of
-from token_broker.relay.resume.steps import Step
+from token_broker.relay.resume.steps import Ask, Step
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.server.close_codes import SESSION_REFUSED, UPSTREAM_FAILED, Ending
 from token_broker.sessions.agents import Agent
@@ -128,6 +128,7 @@ class Resumption:
         self._resumes = Resumes()
         self._gap = Gap(ledger.audio.most_chars)
         self._creates_held = 0
+        self._has_asked = False  # the next session, which is told the rest now
         self._reason: Reason = "lost"
         self._left: UpstreamConnection | None = None
         self._carrier: UpstreamConnection | None = None
@@ -205,8 +206,10 @@ class Resumption:
                 await asyncio.sleep(_BRAKE_S)
             return
         if kind == "response.cancel" and not self._creates_held:
-            self._ledger.stop_asking()  # nothing is active: what would be asked again is meant
-            return
+            if not self._has_asked:
+                self._ledger.stop_asking()  # nothing is active: what would be asked again is meant
+                return
+            text = compact({name: value for name, value in event.items() if name != "response_id"})
         if not self._gap.add(text):
             full = "Azure is being connected again, and no more events are kept: send this one later"
             await self._tell(self._adapter.error(Refused("gap_full", full), retryable=True))
@@ -384,6 +387,7 @@ class Resumption:
         if self._creates_held:  # the client's own question answers all that was said
             ledger.stop_asking()
         steps = ledger.steps()
+        self._has_asked = any(isinstance(step, Ask) for step in steps)
         made = replay(steps, session, old=old_dialect, restored=self._restored)
         ledger.moved(replayed_chars=made.committed_chars, listened_chars=made.open_chars)
         for notice in self._notices:
@@ -405,7 +409,7 @@ class Resumption:
         if self._gap.audio_dropped:
             log.warning("gap_audio_dropped", session_id=self._session_id, appends=self._gap.audio_dropped)
             self._gap.audio_dropped = 0
-        self._creates_held = 0
+        self._creates_held, self._has_asked = 0, False
         self._hooks.use(new)
 
     async def _open_next(self, old: UpstreamConnection) -> None:
