@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import tenacity
@@ -350,7 +351,10 @@ class _Minting:
                 deadline_s=call.began_s + share_s - min(_LAST_WORD_S, share_s / 20),
                 tries=tries,
                 clock=self._chain.clock,
+                may_repeat=partial(self._chain.pool.may_repeat, permit),
             )
+            if isinstance(grant, EphemeralGrant) and grant.left_out:
+                self._chain.pool.repeated(permit)  # it was asked twice
             if isinstance(grant, EphemeralGrant) and grant.left_out and self._chain.on_left_out is not None:
                 about = {"resource": link.resource.name, "agent_id": self._wanted.agent_id}
                 self._chain.on_left_out(grant.left_out, **about)
@@ -386,12 +390,13 @@ async def retry(
     deadline_s: float,
     tries: Tries,
     clock: Callable[[], float] = time.monotonic,
+    may_repeat: Callable[[], bool] = lambda: True,
 ) -> T:
     """Awaits `call(timeout_s)` until it succeeds, fails for good, or `deadline_s` of the clock leaves no time for more.
 
     Only transient failures are repeated, except timeouts and missing credentials: a timeout has used the time up, and
-    the credential was asked for a moment ago. A `Retry-After` beyond the deadline ends it at once. Raises the error of
-    the last attempt.
+    the credential was asked for a moment ago. A `Retry-After` beyond the deadline ends it at once, and so does
+    `may_repeat`, which is asked before each repetition. Raises the error of the last attempt.
     """
 
     async def attempt() -> T:
@@ -418,7 +423,9 @@ async def retry(
         return await attempt()
 
     return await tenacity.AsyncRetrying(
-        stop=lambda state: state.attempt_number >= policy.attempts or clock() + state.upcoming_sleep >= deadline_s,
+        stop=lambda state: (
+            state.attempt_number >= policy.attempts or clock() + state.upcoming_sleep >= deadline_s or not may_repeat()
+        ),
         wait=lambda state: _wait_s(state, policy),
         retry=tenacity.retry_if_exception(_is_worth_repeating),
         reraise=True,

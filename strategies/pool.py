@@ -197,6 +197,17 @@ class Pool:
             scoped=tuple((each, granted) for each in scoped if (granted := each.admit(early=early))) if scoped else (),
         )
 
+    def may_repeat(self, permit: PoolPermit) -> bool:
+        """Takes a token for a repetition within the permit's call; False where there is none."""
+        if not self._has_quotas:
+            return True
+        return self._quotas.take(permit.resource.name, permit.route, self._clock(), session_id="", running=False) == 0
+
+    def repeated(self, permit: PoolPermit) -> None:
+        """The permit's call has asked once more already: this takes a token, whether there is one or not."""
+        if self._has_quotas:
+            self._quotas.take_more(permit.resource.name, permit.route)
+
     def why_not(
         self,
         resource: Resource,

@@ -170,6 +170,12 @@ class KnownQuotas:
                 self._claim(allowance, session_id, now_s, now_s + wait_s)
         return wait_s
 
+    def take_more(self, resource: str, route: str) -> None:
+        """Takes a token for a request that was made already."""
+        if (allowance := self._allowance(resource, route)) is not None:
+            for window in allowance.windows:
+                window.take(self._clock())
+
     def answered(self, resource: str, route: str, taken_s: float) -> None:
         """The call by `route` that took its token at `taken_s` is over."""
         if (allowance := self._allowance(resource, route)) is not None:

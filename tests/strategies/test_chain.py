@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from pydantic import SecretStr
@@ -14,7 +14,7 @@ from strategies.errors import MalformedError, MintError, MisconfiguredError, Per
 from strategies.health import BreakerPolicy
 from strategies.hedging import Hedger
 from strategies.pool import Pool
-from strategies.resources import Resource
+from strategies.resources import Quotas, Resource
 from tests.strategies.fakes import SPEC
 
 POLICY = RetryPolicy(attempts=2, attempt_timeout_s=10, backoff_s=0)
@@ -318,3 +318,28 @@ async def test_attempt_counts_its_tries() -> None:
     heard: list[Attempt] = []
     await run(Fake("a", raises(TransientError("503"))), on_attempt=heard.append)
     assert heard[0].tries == 2
+
+
+async def test_each_try_takes_a_token() -> None:
+    limited = replace(RESOURCE, quotas=Quotas(mints_per_minute=3))
+    pool = Pool([limited], clock=now_s)
+    fake = Fake("ga", raises(TransientError("503", status=503)))
+    chain = Chain(pool, [Link(limited, fake)], policy=POLICY, hedger=Hedger(pool, clock=now_s))
+    told = []
+    for _ in range(3):
+        attempt = (await chain.mint(spec, deadline_s=now_s() + 2)).attempts[0]
+        told.append((attempt.outcome, attempt.tries))
+    assert told == [("transient", 2), ("transient", 1), ("skipped", 0)]
+    assert len(fake.limits_s) == 3, "Azure is asked no more often than its quota permits"
+
+
+async def test_mint_without_a_field_takes_two_tokens() -> None:
+    limited = replace(RESOURCE, quotas=Quotas(mints_per_minute=4))
+    pool = Pool([limited], clock=now_s)
+
+    async def mints_without(_timeout_s: float) -> Grant:
+        return replace(GRANT, left_out=("session.speed",))
+
+    chain = Chain(pool, [Link(limited, Fake("ga", mints_without))], policy=POLICY, hedger=Hedger(pool, clock=now_s))
+    await chain.mint(spec, deadline_s=now_s() + 2)
+    assert pool.snapshot()[0].load == {"mints": 0.5}
