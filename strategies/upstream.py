@@ -43,6 +43,7 @@ __all__ = [
     "Upstream",
     "classify",
     "connection_failure",
+    "date_of",
     "names_tokens",
     "read_body",
     "read_minted",
@@ -310,7 +311,7 @@ def read_minted(answer: Answer, *, now_s: float, received_at_s: float, resource:
     expires_at_s = _unix_seconds(document.get("expires_at"))
     if expires_at_s is None:
         raise MalformedError("the answer's `expires_at` is missing or unreadable", status=answer.status)
-    azure_now_s = _date_of(answer.headers)
+    azure_now_s = date_of(answer.headers)
     left_s = expires_at_s - (now_s if azure_now_s is None else azure_now_s)
     if not 0 < left_s <= MAX_LIFETIME_S:
         when = "past" if left_s <= 0 else "more than a day away"
@@ -340,7 +341,7 @@ def retry_after_s(headers: Mapping[str, str], *, now_s: float) -> float | None:
             wait_s = float(value) * unit_s
         except ValueError:
             date_s = _http_date(value)
-            wait_s = math.nan if date_s is None else date_s - (_date_of(headers) or now_s)
+            wait_s = math.nan if date_s is None else date_s - (date_of(headers) or now_s)
         if math.isfinite(wait_s) and wait_s >= 0:
             return wait_s
     return None
@@ -364,7 +365,8 @@ def _error_of(body: bytes) -> dict[str, Any]:
     return error if isinstance(error, dict) else document
 
 
-def _date_of(headers: Mapping[str, str]) -> float | None:
+def date_of(headers: Mapping[str, str]) -> float | None:
+    """The unix time that an answer's `Date` says; None where it says none."""
     return None if (value := headers.get("date")) is None else _http_date(value)
 
 

@@ -11,14 +11,18 @@ from typing import Any
 import pytest
 
 from strategies.base import Dialect
+from strategies.resources import Wanted
 from tests.relay.support.azure import AzureTalk, ScriptedAzure, answer, converse, scripted_azure
 from tests.relay.support.broker import Client, Running, broker
 from tests.relay.support.tool_talks import agents_with_tools
 from tests.support.waiting import eventually
+from token_broker.security.tokens import ANONYMOUS, Owner
 from token_broker.sessions.agents import load_agents
+from token_broker.sessions.plans import TalkSpecs
 
 Event = dict[str, Any]
 
+OWNER = Owner("session-that-moves", ANONYMOUS, 1)
 COMMITTED = {"type": "input_audio_buffer.committed", "item_id": "item_user", "previous_item_id": None}
 CREATED = {"type": "response.created", "response": {"id": "resp_1", "status": "in_progress", "output": []}}
 ABOUT = {"response_id": "resp_1", "item_id": "item_a", "output_index": 0, "content_index": 0}
@@ -236,6 +240,17 @@ async def test_talk_leaves_an_ending_session_unasked() -> None:
         await (await azure.talk(1)).next_event("input_audio_buffer.clear")
         assert len(azure.talks) == 2
         assert running.relay.snapshot().resumes == {"default": {"expiring": 1}}
+
+
+@pytest.mark.parametrize("ahead_s", [-120, 120])
+async def test_wrong_clock_does_not_hide_the_end(ahead_s: float) -> None:
+    async with scripted_azure(living(20 + ahead_s)) as azure, broker(azure.url) as running:
+        azure.clock_ahead_s = ahead_s
+        supply, wanted = TalkSpecs(running.settings, OWNER, None).of(running.agents["elena"]), Wanted("s", "elena")
+        upstream = await running.connector.connect(supply, wanted=wanted)
+        assert upstream.expires_s is not None
+        assert upstream.expires_s - asyncio.get_running_loop().time() == pytest.approx(20, abs=5)
+        await upstream.socket.aclose()
 
 
 async def test_ending_session_is_used_where_no_other_is() -> None:

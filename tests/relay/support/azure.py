@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
 
@@ -133,6 +135,7 @@ class ScriptedAzure:
     handshakes: list[Request] = field(default_factory=list)
     refuse: Callable[[Request], Response | None] = lambda _: None
     hang_in_handshake: bool = False
+    clock_ahead_s: float = 0.0
     open: set[ServerConnection] = field(default_factory=set)
     _came: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -154,6 +157,13 @@ class ScriptedAzure:
         if self.hang_in_handshake:
             await connection.wait_closed()
         return self.refuse(request)
+
+    def process_response(self, connection: ServerConnection, request: Request, response: Response) -> Response:
+        del connection, request
+        if self.clock_ahead_s:
+            del response.headers["Date"]
+            response.headers["Date"] = formatdate(time.time() + self.clock_ahead_s, usegmt=True)
+        return response
 
     async def talk(self, number: int = 0) -> AzureTalk:
         """The numbered connection; waits for it."""
@@ -180,6 +190,7 @@ async def scripted_azure(
         "127.0.0.1",
         0,
         process_request=azure.process_request,
+        process_response=azure.process_response,
         compression=None,
         max_size=None,
         ping_interval=None,

@@ -280,7 +280,7 @@ class UpstreamConnector:
             route,
             opened,
             taken.frames,
-            expiry_s(taken.frames),
+            expiry_s(taken.frames, skew_s=opened.clock_skew_s),
             resource.name,
             model,
             session=taken.session,

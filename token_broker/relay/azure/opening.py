@@ -119,25 +119,26 @@ def refusal_of(event: Mapping[str, Any]) -> Any:
     return error
 
 
-def expiry_s(frames: Sequence[str]) -> float | None:
+def expiry_s(frames: Sequence[str], *, skew_s: float = 0.0) -> float | None:
     """When the session ends that these events show (docs/azure.md §8.1), by the loop's clock; None: they don't say.
 
-    A time that is past, or more than a day away, comes of a clock that is wrong, ours perhaps: it says nothing.
+    `skew_s` is our clock less Azure's. A time that is past, or more than a day away, comes of a clock that is wrong: it
+    says nothing.
     """
     for frame in reversed(frames):
         if event_type(frame) not in SESSION_EVENTS:
             continue
         session = parsed(frame).get("session")
-        if isinstance(session, dict) and (ends_s := expiry_of(session)) is not None:
+        if isinstance(session, dict) and (ends_s := expiry_of(session, skew_s=skew_s)) is not None:
             return ends_s
     return None
 
 
-def expiry_of(session: Mapping[str, Any]) -> float | None:
+def expiry_of(session: Mapping[str, Any], *, skew_s: float = 0.0) -> float | None:
     """When the session ends that Azure shows, by the loop's clock; None: it does not say, or says nonsense."""
     at_s = session.get("expires_at")
     if isinstance(at_s, int | float) and not isinstance(at_s, bool):
-        left_s = at_s - time.time()
+        left_s = at_s - (time.time() - skew_s)
         if 0 < left_s <= _LONGEST_SESSION_S:
             return asyncio.get_running_loop().time() + left_s
     return None

@@ -175,7 +175,7 @@ class LiveUpstreams:
                     raise _refusal(event.get("error"), session)
                 started = event.get("session")
                 if event.get("type") == "session.started" and isinstance(started, dict):
-                    return socket, event, expiry_of(started)
+                    return socket, event, expiry_of(started, skew_s=socket.clock_skew_s)
             raise MalformedError("what came instead of a session is none of GPT-Live's events")
         except BaseException:
             await socket.aclose(graceful=False)

@@ -194,7 +194,7 @@ class CallConnector:
             route,
             opened,
             taken.frames,
-            expiry_s(taken.frames),
+            expiry_s(taken.frames, skew_s=opened.clock_skew_s),
             resource.name,
             model or resource.model,
             session=taken.session,
