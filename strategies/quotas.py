@@ -39,13 +39,20 @@ class Window:
         self._quota_length_s = length_s
         self.limit = limit
         self.length_s = length_s
+        self._grown: tuple[int, float, float] | None = None  # a larger limit, its length, and from when it holds
         self._taken_s: deque[float] = deque()
 
-    def divide(self, replicas: int) -> None:
-        """Leaves this process a share, rounded down. Less than one token a window is one in a longer window."""
+    def divide(self, replicas: int, now_s: float) -> None:
+        """Leaves this process a share, rounded down. Less than one token a window is one in a longer window.
+
+        A share that grows does so a window later: whoever had it until now may have used it up a moment ago.
+        """
         replicas = max(1, replicas)
-        self.limit = self._quota // replicas or 1
-        self.length_s = self._quota_length_s * max(1.0, replicas / self._quota)
+        share = self._quota // replicas or 1, self._quota_length_s * max(1.0, replicas / self._quota)
+        if share[0] / share[1] > self.limit / self.length_s:
+            self._grown = (*share, now_s + self.length_s)
+        else:
+            (self.limit, self.length_s), self._grown = share, None
 
     def begin_used(self, now_s: float) -> None:
         """Takes all tokens, as if evenly over the last window: they come back one by one."""
@@ -54,6 +61,8 @@ class Window:
 
     def used(self, now_s: float) -> int:
         """How many tokens are taken."""
+        if self._grown is not None and now_s >= self._grown[2]:
+            (self.limit, self.length_s, _), self._grown = self._grown, None
         while self._taken_s and self._taken_s[0] <= now_s - self.length_s:
             self._taken_s.popleft()
         return len(self._taken_s)
@@ -121,10 +130,10 @@ class Allowance:
         """The claimant waits no longer."""
         self._claims.pop(claimant, None)
 
-    def divide(self, replicas: int) -> None:
+    def divide(self, replicas: int, now_s: float) -> None:
         """Leaves this process its share, of `replicas`."""
         for window in self.windows:
-            window.divide(replicas)
+            window.divide(replicas, now_s)
 
     def begin_used(self, now_s: float) -> None:
         """Begins as if all had been used evenly until now."""
@@ -195,7 +204,7 @@ class KnownQuotas:
         """Leaves this process its share, of `replicas`. A fresh one begins as if all had been used until now."""
         for allowances in self._of.values():
             for allowance in allowances.values():
-                allowance.divide(replicas)
+                allowance.divide(replicas, self._clock())
                 if is_fresh:
                     allowance.begin_used(self._clock())
 

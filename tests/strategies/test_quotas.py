@@ -129,9 +129,10 @@ def test_many_waiting_are_paced_by_the_second() -> None:
 )
 def test_replicas_divide_a_window(limit: int, length_s: float, replicas: int, share: tuple[int, float]) -> None:
     window = Window(limit, length_s)
-    window.divide(replicas)
+    window.divide(replicas, 0.0)
     assert (window.limit, window.length_s) == share
-    window.divide(1)
+    window.divide(1, 0.0)
+    assert window.used(share[1]) == 0
     assert (window.limit, window.length_s) == (limit, length_s)
 
 
@@ -139,13 +140,13 @@ def test_smaller_share_counts_what_was_taken() -> None:
     quota = voice_live(30)
     for second in range(30):
         quota.take(float(second), running=True)
-    quota.divide(3)
+    quota.divide(3, 30.0)
     assert quota.take(60.5) == pytest.approx(20 + MINUTE_S - 60.5), "21 must return before the 10th is free"
 
 
 def test_fresh_replica_begins_at_its_rate() -> None:
     quota = voice_live(30)
-    quota.divide(3)
+    quota.divide(3, 100.0)
     quota.begin_used(100.0)
     free = [second for second in range(61) if quota.take(100.0 + second, running=True) == 0]
     assert free == list(range(3, 61, 6))
@@ -157,3 +158,27 @@ def test_fresh_replica_keeps_what_it_took() -> None:
     quota.begin_used(101.0)
     free = [second for second in range(61) if quota.take(101.0 + second, running=True) == 0]
     assert free == [23, 38, 53, 59], "one of five at 7.5 s is owed"
+
+
+def test_share_grows_a_window_later() -> None:
+    three = [voice_live(30) for _ in range(3)]
+    taken: list[float] = []
+    for quota in three:
+        quota.divide(3, 0.0)
+    for now_s in range(100, 300):
+        live = three if now_s < 120 else three[:2]  # the third one ends
+        for quota in live:
+            if now_s == 120:
+                quota.divide(2, 120.0)
+            while quota.take(float(now_s), running=True) == 0:
+                taken.append(float(now_s))
+    assert max(sum(first <= each < first + MINUTE_S for each in taken) for first in taken) <= 30
+    assert sum(180 <= each < 240 for each in taken) == 30, "the two have all of it"
+
+
+def test_share_that_never_grew_is_whole() -> None:
+    quota = voice_live(30)
+    quota.divide(3, 0.0)
+    quota.divide(1, 100.0)  # the store was away, and the others are not back yet
+    quota.divide(3, 106.0)
+    assert [quota.take(106.0, running=True) for _ in range(11)] == [0.0] * 10 + [MINUTE_S]
