@@ -70,7 +70,7 @@ class Pool:
         """Those to ask, in order: allowed, enabled, healthy; by priority and the session's own preference.
 
         Slow ones come behind the others, and so do recovering ones for most sessions at first. Where all that are
-        allowed and enabled seem to fail, it has all of them.
+        allowed and enabled seem to fail, or can not be asked, it has all of them.
         """
         enabled = self.allowed(wanted)
         if self._disabled:
@@ -82,6 +82,9 @@ class Pool:
         if any(breaker.is_closed for breaker in failing.values()):
             # One whose rest is over is asked in its own place by the first request that comes: its probe.
             asked = [each for each in preferred if failing[each.name].would_admit]
+            if len(asked) < len(preferred) and all(self._rests(each, wanted) for each in asked):
+                # Those that do not fail can not be asked either: one that fails may be well again.
+                asked += [each for each in preferred if each not in asked]
         else:
             asked = sorted(preferred, key=lambda each: not failing[each.name].would_admit)
         behind = [each for each in asked if self._is_behind(each, wanted.session_id)]
@@ -394,6 +397,13 @@ class Pool:
             return Refusal(why, longest_s)
         wait_s = self._quotas.wait_s(resource.name, route, running=wanted.running)
         return Refusal("its quota is used up", wait_s) if wait_s > _SOON_S else None
+
+    def _rests(self, resource: Resource, wanted: Wanted) -> bool:
+        """Whether every route of the resource rests, of those that were ever asked."""
+        routes = [route for name, route in self._breakers if name == resource.name]
+        return bool(routes) and not any(
+            self.would_admit(resource, route, agent_id=wanted.agent_id, model=wanted.model) for route in routes
+        )
 
     def _is_behind(self, resource: Resource, session_id: str) -> bool:
         health = self._health[resource.name]

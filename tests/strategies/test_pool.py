@@ -414,6 +414,33 @@ def test_last_hope_asks_during_a_rest(pool: Pool) -> None:
     assert pool.admit(B, "ga", agent_id="elena") is not None
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermanentError("404", status=404),
+        MisconfiguredError("401", status=401),
+        RateLimitedError("429", retry_after_s=30, status=429),
+        RateLimitedError("429", retry_after_s=30, is_of_tokens=True, status=429),
+    ],
+)
+def test_failing_one_is_asked_where_others_rest(error: MintError, pool: Pool) -> None:
+    ask(pool, REFUSED, REFUSED, REFUSED)
+    assert order(pool) == "b"
+    ask(pool, error, of=B)
+    assert order(pool) == "ba"
+    assert not pool.left_out(wanted())
+    assert pool.all_fail(wanted(), ways("ga"))
+    assert pool.admit(A, "ga", agent_id="elena", early=True) is not None
+    assert pool.outlook(wanted(), ("ga",)).state == "poor"
+
+
+def test_failing_one_is_left_out_where_a_route_works(pool: Pool) -> None:
+    ask(pool, REFUSED, REFUSED, REFUSED)
+    ask(pool, None, of=B, route="voice_live")
+    ask(pool, MisconfiguredError("401", status=401), of=B)
+    assert order(pool) == "b"
+
+
 def test_a_crowd_without_hope_is_bounded(pool: Pool, clock: Clock) -> None:
     for each in (A, B):
         ask(pool, REFUSED, REFUSED, REFUSED, of=each)
