@@ -17,6 +17,7 @@ from token_broker.relay.live.azure_session import _refusal
 
 QUOTA = {"type": "insufficient_quota", "code": "insufficient_quota", "message": "You exceeded your current quota"}
 BROKEN = {"type": "server_error", "code": None, "message": "The server had an error"}
+EXPIRED = {"type": "invalid_request_error", "code": "session_expired", "message": "The maximum duration"}
 MISTAKEN = {"type": "invalid_request_error", "code": "invalid_value", "message": "x"}
 
 
@@ -95,6 +96,20 @@ async def test_end_after_a_fault_is_no_lost_connection(pool: Pool, error: dict[s
     assert condition(pool) == "good"
     assert not is_admitted(pool), "the model rests, or the agent"
     assert is_admitted(pool, agent="marcus") == (error is BROKEN)
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+async def test_session_that_expired_is_nobodys_fault(pool: Pool, *, is_read: bool) -> None:
+    for _ in range(9):
+        socket = FakeSocket()
+        talk = connection(pool, socket=socket)
+        if is_read:
+            talk.told_error(EXPIRED)
+        else:
+            socket.frames.append(json.dumps({"type": "error", "error": EXPIRED}))
+        socket.on_end("Azure closed the connection")
+    assert condition(pool) == "good"
+    assert is_admitted(pool)
 
 
 @pytest.mark.parametrize("error", [None, MISTAKEN])

@@ -27,6 +27,8 @@ def stated_fault(error: object, *, in_talk: bool = False) -> MintError | None:
         return RateLimitedError("Azure's rate limit is reached", is_of_tokens=is_of_tokens, status=429)
     if kind == "server_error" or code in _SERVER_CODES:
         return TransientError("Azure failed", status=500)  # what it wanted of the agent's session, perhaps
+    if code == "session_expired":
+        return MintError("the session has reached its longest time")  # nobody's fault, also where no end was told
     return None
 
 
