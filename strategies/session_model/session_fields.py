@@ -33,6 +33,7 @@ __all__ = [
     "ga_realtime_session",
     "ga_session",
     "languages_of",
+    "model_reasons",
     "overlaid",
     "put_at",
     "stated_transcription",
@@ -371,7 +372,7 @@ def stated_tool_choice(spec: AskedSession, body: Body) -> Any:
     return wanted.model_dump(exclude_none=True)
 
 
-def _reasons(spec: AskedSession) -> bool:
+def model_reasons(spec: AskedSession) -> bool:
     """Whether the model reasons. The family counts; of one that it knows nothing of, the name."""
     if spec.model_family in {"", "other"}:
         return (_REASONS if spec.model_family else _REASONS_BY_NAME).match(spec.model) is not None
@@ -385,12 +386,12 @@ def stated_parallel_tool_calls(spec: AskedSession, body: Body) -> Any:
     if body == "voice_live":
         old = spec.voice_live_version and spec.voice_live_version < _VOICE_LIVE_PARALLEL_CALLS_SINCE
         return LEFT_OUT if old else wanted
-    return wanted if _reasons(spec) else LEFT_OUT
+    return wanted if model_reasons(spec) else LEFT_OUT
 
 
 def stated_reasoning_effort(spec: AskedSession, body: Body) -> Any:
     wanted = spec.settings.reasoning_effort
-    if wanted is None or body == "flat_mint" or not _reasons(spec) or (wanted == "none" and body != "voice_live"):
+    if wanted is None or body == "flat_mint" or not model_reasons(spec) or (wanted == "none" and body != "voice_live"):
         return LEFT_OUT
     return wanted
 

@@ -200,6 +200,15 @@ async def test_silent_azure_is_left_and_stays_unheard(monkeypatch: pytest.Monkey
     assert running.ingest.said == [("user", "What time is it?"), ("assistant", "Six o'clock.")]
 
 
+async def test_family_that_reasons_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the session's own `model` does not say so: it may name the deployment."""
+    monkeypatch.setattr("token_broker.relay.resume.clocks._SILENT_S", 1e9)
+    monkeypatch.setattr("token_broker.relay.resume.clocks._REASONING_S", 0.3)
+    async with talking(idle_timeout_s=2, model="gpt-realtime-2") as (azure, _, client):
+        await speak(client, await azure.talk(), [COMMITTED, TRANSCRIBED])
+        assert (await client.until("broker.resuming"))["reason"] == "silent"
+
+
 async def test_azure_that_takes_nothing_is_left() -> None:
     """Writing stalls while reading hangs: nothing comes, and nothing goes."""
     async with talking(client_write_timeout_s=0.5, idle_timeout_s=20) as (azure, _, client):

@@ -36,6 +36,7 @@ from strategies.outbound_proxy import OutboundProxy, ProxyFailedError
 from strategies.pool import Pool, PoolPermit
 from strategies.resources import Resource, Wanted
 from strategies.session_model.agent_settings import Dialect
+from strategies.session_model.session_fields import model_reasons
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.opening import (
     SessionRefusedError,
@@ -285,6 +286,7 @@ class UpstreamConnector:
             model,
             session=taken.session,
             left_out=taken.left_out,
+            reasons=model_reasons(spec),
         )
 
     async def open_route(

@@ -146,7 +146,7 @@ class UpstreamConnection:
     `expires_s` is the time, of the loop's clock, at which Azure ends the session, where Azure said it. `resource` is
     the name of the resource; `model` the deployment. Tell `health` when an answer was completed, and when Azure falls
     silent; it notices by itself when the socket breaks. `session` is what the agent's settings were confirmed as, and
-    `left_out` names those that Azure refused.
+    `left_out` names those that Azure refused. `reasons`: the model is of a family that thinks before it answers.
     """
 
     route: Route
@@ -158,6 +158,7 @@ class UpstreamConnection:
     health: ConnectionHealth | None = None
     session: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    reasons: bool = False
 
 
 def make_routes(target: Target, names: Sequence[UpstreamName], *, api_version: str) -> list[Route]:

@@ -159,7 +159,7 @@ class Resumption:
             now_s,
             due=ledger.due,
             events=events,
-            reasons=ledger.facts.reasons,
+            reasons=ledger.facts.reasons or upstream.reasons,
             held_up=held_up,
             spoken=ledger.may_have_spoken,
         )
