@@ -16,6 +16,7 @@ The messages are the broker's own, written for an operator. They never carry Azu
 Azure's text may quote what it was sent.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,8 @@ __all__ = [
     "TimedOutError",
     "TransientError",
 ]
+
+_TOKENS_TEXT = re.compile(r"token rate limit|tokens per min|insufficient_quota", re.IGNORECASE)
 
 
 class MintError(Exception):
@@ -65,6 +68,11 @@ class RateLimitedError(TransientError):
     """
 
     outcome = "rate_limited"
+
+    @staticmethod
+    def names_tokens(text: str) -> bool:
+        """Whether Azure's text about a limit means the model's tokens."""
+        return _TOKENS_TEXT.search(text) is not None
 
     def __init__(
         self,

@@ -44,7 +44,6 @@ __all__ = [
     "classify",
     "connection_failure",
     "date_of",
-    "names_tokens",
     "read_body",
     "read_minted",
     "retry_after_s",
@@ -63,7 +62,6 @@ _BROKEN_OFF = frozenset({
 _PLAIN_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _VERSION_TEXT = re.compile(r"api[ _-]?version", re.IGNORECASE)
-_TOKENS_TEXT = re.compile(r"token rate limit|tokens per min|insufficient_quota", re.IGNORECASE)
 _UNSUPPORTED_CODES = frozenset({"OpperationNotSupported", "OperationNotSupported"})  # sic: docs/azure.md §8.4
 
 
@@ -261,7 +259,8 @@ def classify(answer: Answer, *, now_s: float) -> MintError | None:
         return RateLimitedError(
             "Azure's rate limit is reached",
             retry_after_s=retry_after_s(answer.headers, now_s=now_s),
-            is_of_tokens=answer.headers.get("x-ratelimit-remaining-tokens") == "0" or names_tokens(f"{code} {text}"),
+            is_of_tokens=answer.headers.get("x-ratelimit-remaining-tokens") == "0"
+            or RateLimitedError.names_tokens(f"{code} {text}"),
             **about,
         )
     if 300 <= status < 400:  # noqa: PLR2004
@@ -284,11 +283,6 @@ def classify(answer: Answer, *, now_s: float) -> MintError | None:
     if status < 400:  # noqa: PLR2004
         return MalformedError("a success without a token", **about)
     return RejectedError("Azure refuses the request as it is", **about, about=error)
-
-
-def names_tokens(text: str) -> bool:
-    """Whether Azure's text about a limit means the model's tokens, and not requests or connections."""
-    return _TOKENS_TEXT.search(text) is not None
 
 
 def read_minted(answer: Answer, *, now_s: float, received_at_s: float, resource: str = "") -> Minted:

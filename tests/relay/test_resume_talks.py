@@ -513,6 +513,8 @@ async def test_cancel_reaches_a_session_that_was_asked(monkeypatch: pytest.Monke
         assert "response_id" not in cancel
         kinds = [event["type"] for event in after.received]
         assert kinds.index("response.create") < kinds.index("response.cancel")
+        await after.hear("item_again", "What time is it?")
+        await client.until("conversation.item.input_audio_transcription.completed")
 
 
 async def test_client_leaving_in_the_gap_leaves_nothing() -> None:

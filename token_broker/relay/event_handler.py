@@ -205,8 +205,6 @@ class EventHandler:
             self._user_spoke()
         elif kind == "response.created":
             self._retries.answer_began()
-            if upstream.health is not None:
-                upstream.health.asked()
         if self._handoff.holds and not self._answers.sequencer.is_answering:
             self._handoff.is_quiet(upstream)
         if self._restored.is_told(event):

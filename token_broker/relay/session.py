@@ -359,6 +359,8 @@ class Talk(SocketTalk):
         self.book()
         self._upstream, self._resource = upstream, upstream.resource
         self._retries.begin_anew()
+        if upstream.health is not None:
+            upstream.health.was_asked = lambda: self._ledger.was_asked
         if self._usage is not None:
             self._usage.went_live(upstream.resource, upstream.route.dialect)
         self._fast_path.join(upstream)

@@ -40,6 +40,7 @@ from strategies.session_model.session_fields import model_reasons
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.opening import (
     SessionRefusedError,
+    clock_skew_s,
     current_authorization,
     expiry_s,
     handshake_error,
@@ -281,7 +282,7 @@ class UpstreamConnector:
             route,
             opened,
             taken.frames,
-            expiry_s(taken.frames, skew_s=opened.clock_skew_s),
+            expiry_s(taken.frames, skew_s=clock_skew_s(opened)),
             resource.name,
             model,
             session=taken.session,

@@ -18,7 +18,7 @@ from strategies.errors import (
     RejectedError,
     TransientError,
 )
-from strategies.upstream import Answer, classify
+from strategies.upstream import Answer, classify, date_of
 from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.azure.stated_faults import stated_fault
 from token_broker.relay.confirmation.confirmation import Confirmation
@@ -28,6 +28,7 @@ from token_broker.relay.event_text import SESSION_EVENTS, event_of, event_type, 
 __all__ = [
     "SessionRefusedError",
     "TakenSession",
+    "clock_skew_s",
     "current_authorization",
     "expiry_of",
     "expiry_s",
@@ -40,6 +41,7 @@ log = structlog.get_logger("token_broker.relay")
 
 SESSION_EVENT_ID = "broker_session"
 _LONGEST_SESSION_S = 86_400.0
+_CLOCKS_AGREE_S = 5.0  # `Date` has whole seconds, and the answer takes its time
 _FIRST_FRAMES_AT_MOST = 64  # Azure sends two or three; all are held until the session is accepted
 
 
@@ -117,6 +119,13 @@ def refusal_of(event: Mapping[str, Any]) -> Any:
     if (fault := stated_fault(error)) is not None:
         raise fault
     return error
+
+
+def clock_skew_s(socket: AzureSocket) -> float:
+    """Our clock less Azure's, by the `Date` of the handshake's answer; 0 where they agree, or nothing is known."""
+    azures_s = date_of(socket.answer_headers)
+    skew_s = 0.0 if azures_s is None else socket.answered_at_s - azures_s
+    return skew_s if abs(skew_s) >= _CLOCKS_AGREE_S else 0.0
 
 
 def expiry_s(frames: Sequence[str], *, skew_s: float = 0.0) -> float | None:

@@ -76,14 +76,11 @@ class ConnectionHealth:
         self._answer_failed = False
         self._socket = socket
         self._told: tuple[MintError | None, float] | None = None  # a fault that Azure named; None is counted already
-        self._timer = self._loop.call_later(_PROVEN_AFTER_S, self.works)
+        self.was_asked: Callable[[], bool] = lambda: False  # for an answer: then time alone proves nothing
+        self._timer = self._loop.call_later(_PROVEN_AFTER_S, self._pass_time)
         socket.on_end = self._ended
         if socket.failure is not None:
             self._ended(socket.failure)
-
-    def asked(self) -> None:
-        """Azure owes an answer: from now on time alone proves nothing."""
-        self._timer.cancel()
 
     def works(self) -> None:
         """An answer was completed, or enough time has passed in which none was asked for."""
@@ -93,6 +90,10 @@ class ConnectionHealth:
         if not self._proven and not self._failed:
             self._proven = True
             self._pool.succeeded(self._permit)
+
+    def _pass_time(self) -> None:
+        if not self.was_asked():
+            self.works()
 
     def answer_failed(self, code: str) -> None:
         """Azure ended an answer with a failure. It counts once, until an answer is completed.

@@ -40,7 +40,6 @@ from picows import (
 )
 
 from strategies.outbound_proxy import OutboundProxy
-from strategies.upstream import date_of
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.server.client_wire import IMAGE_FIELD
 from token_broker.server.frames import FrameBudget, FrameError
@@ -64,7 +63,6 @@ _RECEIVE_BUFFER_BYTES = 131_072
 # repeats an image of 4 MiB it is 5 MiB, for that talk.
 _FIRST_READ_BUFFER_BYTES = 20_480
 _GRACEFUL_CLOSE_S = 1.0
-_CLOCKS_AGREE_S = 5.0  # `Date` has whole seconds, and the answer takes its time
 _TEXT = WSMsgType.TEXT  # looked up once: an enum's members cost a call
 
 
@@ -79,7 +77,8 @@ class AzureSocket(WSListener):
         self.failure: str | None = None
         self.writable = True
         self.paused = False
-        self.clock_skew_s = 0.0  # our clock less Azure's, by the handshake's `Date`
+        self.answer_headers: Mapping[str, str] = {}  # the handshake's
+        self.answered_at_s = 0.0  # of our clock, unix
         self._loop = asyncio.get_running_loop()
         self._max_message_bytes = max_message_bytes
         self._max_image_bytes = max(max_image_bytes, max_message_bytes)  # of a message with an image
@@ -193,9 +192,7 @@ class AzureSocket(WSListener):
     def on_ws_connected(self, transport: WSTransport) -> None:
         """picows: the handshake is done."""
         self._transport = transport
-        azures_s = date_of(transport.response.headers)
-        if azures_s is not None and abs(skew_s := time.time() - azures_s) >= _CLOCKS_AGREE_S:
-            self.clock_skew_s = skew_s
+        self.answer_headers, self.answered_at_s = transport.response.headers, time.time()
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         """picows: a frame has arrived."""

@@ -5,7 +5,6 @@ from itertools import islice
 from typing import Any
 
 from strategies.errors import MintError, RateLimitedError, TransientError
-from strategies.upstream import names_tokens
 from token_broker.relay.event_text import event_of, event_type
 
 __all__ = ["LIMIT_CODES", "last_word", "stated_fault"]
@@ -23,7 +22,7 @@ def stated_fault(error: object, *, in_talk: bool = False) -> MintError | None:
     stated: Mapping[str, Any] = error if isinstance(error, dict) else {}
     code, kind, message = (str(stated.get(name) or "") for name in ("code", "type", "message"))
     if LIMIT_CODES & {code, kind}:
-        is_of_tokens = in_talk or kind == "tokens" or names_tokens(f"{code} {kind} {message}")
+        is_of_tokens = in_talk or kind == "tokens" or RateLimitedError.names_tokens(f"{code} {kind} {message}")
         return RateLimitedError("Azure's rate limit is reached", is_of_tokens=is_of_tokens, status=429)
     if kind == "server_error" or code in _SERVER_CODES:
         return TransientError("Azure failed", status=500)  # what it wanted of the agent's session, perhaps

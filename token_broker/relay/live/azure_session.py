@@ -20,7 +20,7 @@ from strategies.session_model.live_session import LIVE_ROUTE, live_session
 from strategies.session_model.refused_field import field_to_leave_out, shown_path, without
 from strategies.session_model.session_fields import overlaid
 from strategies.session_model.session_paths import Path
-from token_broker.relay.azure.opening import SessionRefusedError, expiry_of
+from token_broker.relay.azure.opening import SessionRefusedError, clock_skew_s, expiry_of
 from token_broker.relay.azure.route import ConnectionHealth, NoUpstreamError
 from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.azure.stated_faults import stated_fault
@@ -175,7 +175,7 @@ class LiveUpstreams:
                     raise _refusal(event.get("error"), session)
                 started = event.get("session")
                 if event.get("type") == "session.started" and isinstance(started, dict):
-                    return socket, event, expiry_of(started, skew_s=socket.clock_skew_s)
+                    return socket, event, expiry_of(started, skew_s=clock_skew_s(socket))
             raise MalformedError("what came instead of a session is none of GPT-Live's events")
         except BaseException:
             await socket.aclose(graceful=False)

@@ -17,7 +17,7 @@ from strategies.errors import MalformedError, MintError, RejectedError, TimedOut
 from strategies.resources import Resource, Wanted
 from strategies.voice_live_webrtc import WebRtcAvailability
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnector, ending_of
-from token_broker.relay.azure.opening import SessionRefusedError, expiry_s, refusal_of
+from token_broker.relay.azure.opening import SessionRefusedError, clock_skew_s, expiry_s, refusal_of
 from token_broker.relay.azure.route import ConnectionHealth, Route, UpstreamConnection
 from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.confirmation.confirmation import Confirmation
@@ -194,7 +194,7 @@ class CallConnector:
             route,
             opened,
             taken.frames,
-            expiry_s(taken.frames, skew_s=opened.clock_skew_s),
+            expiry_s(taken.frames, skew_s=clock_skew_s(opened)),
             resource.name,
             model or resource.model,
             session=taken.session,

@@ -61,6 +61,8 @@ class TalkLedger:
         self.fault = ""
         """What Azure last said of a failed answer: its code."""
         self.completed = 0
+        self.was_asked = False
+        """Whether this session was asked for an answer."""
         self.acting: Callable[[], bool] = lambda: False
         """Whether a tool or an approval is waited for, as somebody else knows it."""
         self.notes: Callable[[], Sequence[Item]] = tuple
@@ -169,7 +171,7 @@ class TalkLedger:
                 response.get("conversation") == "none" or response.get("commit") is False
             )
             once = text_of(event.get("event_id")).startswith(SAY_ID)
-            self._answers.append(OpenAnswer(dict(event), outside=outside, stopped=once))
+            self._expect(OpenAnswer(dict(event), outside=outside, stopped=once))
             self._failed = None
         elif kind == "response.cancel":
             response_id = text_of(event.get("response_id"))
@@ -364,10 +366,15 @@ class TalkLedger:
         """The new session has got that much audio: of finished utterances, and of the one under way."""
         self._offset = self.audio.end - listened_chars - replayed_chars
         self._changes.restated(self.settings)
+        self.was_asked = bool(self._answers)
         if self._speaking is not None:  # the new session tells of it once more
             self._unheard, self._speaking = self._speaking.item_id, None
 
     # --- parts of the above
+
+    def _expect(self, answer: OpenAnswer) -> None:
+        self._answers.append(answer)
+        self.was_asked = True
 
     def _await(self, each: AwaitedEvent) -> None:
         self._unconfirmed.append(each)
@@ -428,7 +435,7 @@ class TalkLedger:
             item.speech = (self._buffer_start, end)
             self._begin_buffer(end, after_speech=True)
             if self.facts.detects and self.facts.answers_by_itself:
-                self._answers.append(OpenAnswer())
+                self._expect(OpenAnswer())
         self._speaking = self._stopped_at = self._unheard = None
 
     def _begin_answer(self, stated: object) -> None:
@@ -439,7 +446,7 @@ class TalkLedger:
         answer = next((each for each in waiting if each.outside == outside), None)
         if answer is None:
             answer = OpenAnswer(outside=outside)
-            self._answers.append(answer)
+            self._expect(answer)
         answer.response = stated
         self._current = answer
 

@@ -152,8 +152,6 @@ class Resumption:
         """Leaves a session that is silent, or near its end. `events` counts Azure's, `sending`: the client is slow."""
         ledger, socket = self._ledger, upstream.socket
         ledger.trim(now_s)
-        if ledger.due != "nothing" and upstream.health is not None:
-            upstream.health.asked()
         held_up = sending or socket.paused or bool(socket.frames)
         found = self._silence.look(
             now_s,
