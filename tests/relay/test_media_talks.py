@@ -502,3 +502,22 @@ async def test_two_tabs_and_a_reload() -> None:
                 async with asyncio.timeout(15):
                     await azure.talks[0].closed.wait()
                 assert not azure.talks[1].closed.is_set()
+
+
+@pytest.mark.parametrize("told_by", ["answer", "error"])
+async def test_limit_in_a_call_rests_the_model(told_by: str, agents: Any) -> None:
+    error = {"type": "insufficient_quota", "code": "insufficient_quota", "message": "x"}
+    failed = {"id": "r", "status": "failed", "status_details": {"type": "failed", "error": error}}
+    async with calling(agents=agents, breaker_failures=1) as (azure, running, client):
+        talk = await azure.talk()
+        if told_by == "answer":
+            await talk.send({"type": "response.done", "response": failed})
+        else:
+            await talk.send({"type": "error", "error": error})
+        await client.until("response.done" if told_by == "answer" else "error")
+        await talk.connection.close(1011)
+        await client.closed()
+        pool = running.connector.pool
+        (resource,) = pool.snapshot()
+        assert resource.health.value == "good"
+        assert not pool.would_admit(pool.resources[0], "ga", agent_id="elena")

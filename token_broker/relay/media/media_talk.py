@@ -268,8 +268,11 @@ class MediaTalk(SocketTalk):
             self._facts.note(event.get("session"))
         if kind == "session.updated":
             self._keep_session(event.get("session"), upstream)
-        elif kind == "error" and self._is_own(event.get("error")):
-            return []
+        elif kind == "error":
+            if upstream.health is not None:
+                upstream.health.told_error(event.get("error"))
+            if self._is_own(event.get("error")):
+                return []
         self._usage.azure_sent(event, resource=upstream.resource, dialect=dialect)
         if kind in USAGE_EVENTS:
             self._parts.counters.count_usage_of(
