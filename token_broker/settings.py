@@ -684,6 +684,11 @@ class Settings(BaseSettings):
     head_timeout_s: _Seconds = Field(
         10, alias="BROKER_HEAD_TIMEOUT_S", description="a request's whole head must arrive within this"
     )
+    keep_alive_s: _Seconds = Field(
+        300,
+        alias="BROKER_KEEP_ALIVE_S",
+        description="an idle HTTP connection is kept; longer than a proxy in front does, which would answer 502 else",
+    )
 
     # --- observability
     metrics_token: SecretStr | None = Field(

@@ -44,7 +44,7 @@ from token_broker.relay.voice_relay import VoiceRelay, websocket_not_found
 from token_broker.security.limits import RateLimiter, SessionLimits
 from token_broker.security.tokens import Owner, TokenSigner
 from token_broker.server.drain import Drain, DrainingServer
-from token_broker.server.websocket_protocol import uvicorn_options
+from token_broker.server.uvicorn_options import uvicorn_options
 from token_broker.sessions.agents import AgentRegistry, load_agents
 from token_broker.settings import Settings
 from token_broker.simulator.server import shut_down
