@@ -85,12 +85,12 @@ class LiveBroker:
         return found
 
     async def all_ended(self) -> None:
-        """No talk and no call is left."""
+        """No talk and no call is left. A call that ended before the broker had joined it is given up after 30 s."""
 
         async def ended() -> bool:
             return not self.running.relay.active and not self.running.talks.active and not self.running.drain.talks
 
-        await eventually(ended)
+        await eventually(ended, within_s=60)
 
     async def usage(self) -> list[dict[str, Any]]:
         """The ledger's rows, all of them written."""
