@@ -218,7 +218,7 @@ class Settings(BaseSettings):
     outbound_proxy: SecretStr | None = Field(
         None,
         alias="BROKER_OUTBOUND_PROXY",
-        description="HTTP proxy to Azure, Entra and Zep: http://[user:password@]host:port, or off; unset: HTTPS_PROXY",
+        description="HTTP proxy for all that leaves: http://[user:password@]host:port, or off; unset: HTTPS_PROXY",
     )
     https_proxy: SecretStr | None = Field(
         None,
