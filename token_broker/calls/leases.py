@@ -42,7 +42,7 @@ class EngagedElsewhereError(Exception):
 
 
 class LeaseWatcher(Protocol):
-    """What a lease's course leads to."""
+    """Is told what becomes of leases, and tells what the store should know of calls."""
 
     def taken(self, found: TakenCall) -> None:
         """A call of a replica that is gone is ours now."""

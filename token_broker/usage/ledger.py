@@ -36,7 +36,7 @@ _FLUSH_S = 5.0  # at shutdown
 
 
 async def _sure() -> None:
-    """No call moves."""
+    """The default of `confirm`, where no call can move to another replica."""
 
 
 @dataclass(slots=True)

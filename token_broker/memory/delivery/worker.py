@@ -333,7 +333,7 @@ class DeliveryWorker:
             backlog = replace(backlog, failures=backlog.attempts)  # while a task runs, failures count the questions
         if failure is None:
             batch = min(self.sink.max_turns, backlog.batch * 2)
-            # Of a greater batch that nobody knows the fate of, the sink may have turns that are still to go.
+            # The sink may also have the later turns of a larger batch, to which no answer came.
             uncertain = claim.uncertain and backlog.batch < self.sink.max_turns
             return Settlement(now_us, Backlog(batch=batch), delivered=ids, uncertain=uncertain, noticed=True)
         verdict = after_failure(
