@@ -312,6 +312,12 @@ async def start_broker(tmp_path: Path) -> AsyncIterator[StartBroker]:
 
 
 @pytest.fixture
+def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test's own WebRTC peer has an address of loopback alone, which aioice leaves out by itself."""
+    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+
+
+@pytest.fixture
 async def identity(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[IdentityEndpoint]:
     """A managed identity endpoint that azure-identity finds in the environment."""
     async with run_identity_endpoint() as endpoint:

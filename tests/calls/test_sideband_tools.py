@@ -13,10 +13,10 @@ from tests.hooks.support import secrets
 from tests.relay.support.azure import AzureTalk, ScriptedAzure, scripted_azure
 from tests.relay.support.broker import Running, broker
 from tests.relay.support.tool_talks import OnceClaims, agents_with_tools
+from tests.support.agents import agents_of
 from token_broker.hooks.sender import HookSender, hook_client
 from token_broker.relay.admission import AdmittedClient
 from token_broker.security.tokens import Owner
-from token_broker.sessions.agents import load_agents
 from token_broker.sessions.plans import session_spec
 from token_broker.tools.http_runner import HttpToolRunner
 from token_broker.tools.runner import ToolCall, ToolOutput, ToolRunner
@@ -55,11 +55,10 @@ async def a_call(
     folder: Path, agents: str = "", *, tools: ToolRunner | None = None
 ) -> AsyncIterator[tuple[ScriptedAzure, Running, HeldRunner]]:
     runner = HeldRunner()
-    file = folder / "agents.toml"
-    file.write_text(agents or agents_with_tools(None))
+    known = agents_of(folder, agents or agents_with_tools(None))
     async with (
         scripted_azure(listened) as azure,
-        broker(azure.url, agents=load_agents(file), tools=tools or runner) as running,
+        broker(azure.url, agents=known, tools=tools or runner) as running,
     ):
         agent = running.agents["elena"]
         lease = running.limits.acquire("anonymous")
