@@ -21,7 +21,6 @@ from token_broker.usage.ledger import UsageLedger
 from token_broker.usage.talk_usage import MOVED
 
 OWNER = Owner("session-1", "alice", 7, "Alice", "talk-1")
-LEASE_US = 6_000_000
 
 
 def call_row(number: int = 1, *, owner: Owner = OWNER) -> CallRow:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sqlalchemy import Connection, and_, case, delete, distinct, exists, func, or_, select, text, update
 
@@ -11,13 +11,12 @@ from token_broker.memory.types import bucket_of
 from token_broker.usage.billed import ANSWER_COUNTS, TRANSCRIPTION_COUNTS
 from token_broker.usage.talk_usage import BILLED_BY_TIME, MOVED, UNSEEN
 
-__all__ = ["USAGE_GROUPS", "AnswerClaim", "UsageGroup", "claim_answers", "sum_usage", "write_usage"]
+__all__ = ["AnswerClaim", "UsageGroup", "claim_answers", "sum_usage", "write_usage"]
 
 UsageGroup = Literal["principal", "agent", "resource", "day", "session"]
 AnswerClaim = tuple[str, str, str, str]
 """A session, its talk, Azure's id of an answer or a transcription, and the writer's part."""
 
-USAGE_GROUPS: tuple[UsageGroup, ...] = get_args(UsageGroup)
 _KEY = ("bucket", "talk_id", "part", "resource", "day")
 _FIXED = (*_KEY, "session_id", "principal", "agent_id", "transport", "started_at_us")
 _SUMMED = ("responses", "unmeasured", *ANSWER_COUNTS, *TRANSCRIPTION_COUNTS[1:], "tools_run")
