@@ -105,6 +105,7 @@ _SLOW = (
     "tests/clients/",
     "tests/compat/test_calls.py",
     "tests/docs/test_commands.py",
+    "tests/docs/test_house.py::test_every_target_holds",
     "tests/docs/test_house.py::test_no_file_names_an_outside_document",
     "tests/docs/test_house.py::test_request_passes_the_modules_it_must",
     "tests/docs/test_house.py::test_table_has_every_figure",
