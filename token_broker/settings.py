@@ -311,7 +311,9 @@ class Settings(BaseSettings):
         60, alias="BROKER_MISCONFIGURED_RETRY_S", description="how long a breaker stays open after a 401 or 403"
     )
     missing_retry_s: _Seconds = Field(
-        600, alias="BROKER_MISSING_RETRY_S", description="longest rest of a route that answers 404; the first is 15 s"
+        600,
+        alias="BROKER_MISSING_RETRY_S",
+        description="longest time for which a route that answers 404 is not asked; the first is 15 s",
     )
     credential_timeout_s: _Seconds = Field(
         10, alias="BROKER_CREDENTIAL_TIMEOUT_S", description="longest fetch of an Entra token"

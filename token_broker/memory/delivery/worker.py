@@ -213,7 +213,7 @@ class DeliveryWorker:
         return len(erasures)
 
     async def _due_buckets(self, now_us: int) -> list[int]:
-        """Where sessions wait; nowhere while the sink rests, at whichever replica's request."""
+        """The buckets in which sessions wait; none while any replica has found that the sink needs a pause."""
         sink = self.sink.name
         buckets = await self._database.read(partial(outbox.due_buckets, sink=sink, now_us=now_us))
         if not buckets:
