@@ -215,8 +215,8 @@ class TalkUsage:
         """From now on the talk is at this resource: at its start, and whenever it has moved.
 
         `by` is the call that is heard from now on, or again; empty for a talk over a socket.
-        `unheard_s`: a call of another process, which went on for so long since that one wrote how long it was.
-        `lost_s`: so long ago that process was last known to hear the call, which is not heard here yet.
+        Of a call that another process held: `unheard_s` is the time since that process wrote the call's time, `lost_s`
+        the time since it last heard the call for sure.
         """
         self.went_on(by)
         self.look()
