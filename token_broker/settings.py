@@ -218,7 +218,7 @@ class Settings(BaseSettings):
     outbound_proxy: SecretStr | None = Field(
         None,
         alias="BROKER_OUTBOUND_PROXY",
-        description="HTTP proxy to Azure, Entra and Zep: http://[user:password@]host:port, or off; unset: HTTPS_PROXY",
+        description="HTTP proxy for all that leaves: http://[user:password@]host:port, or off; unset: HTTPS_PROXY",
     )
     https_proxy: SecretStr | None = Field(
         None,
@@ -311,7 +311,9 @@ class Settings(BaseSettings):
         60, alias="BROKER_MISCONFIGURED_RETRY_S", description="how long a breaker stays open after a 401 or 403"
     )
     missing_retry_s: _Seconds = Field(
-        600, alias="BROKER_MISSING_RETRY_S", description="longest rest of a route that answers 404; the first is 15 s"
+        600,
+        alias="BROKER_MISSING_RETRY_S",
+        description="longest time for which a route that answers 404 is not asked; the first is 15 s",
     )
     credential_timeout_s: _Seconds = Field(
         10, alias="BROKER_CREDENTIAL_TIMEOUT_S", description="longest fetch of an Entra token"
@@ -683,6 +685,11 @@ class Settings(BaseSettings):
 
     head_timeout_s: _Seconds = Field(
         10, alias="BROKER_HEAD_TIMEOUT_S", description="a request's whole head must arrive within this"
+    )
+    keep_alive_s: _Seconds = Field(
+        300,
+        alias="BROKER_KEEP_ALIVE_S",
+        description="an idle HTTP connection is kept; longer than a proxy in front does, which would answer 502 else",
     )
 
     # --- observability

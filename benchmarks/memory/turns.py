@@ -4,7 +4,7 @@
         [--folder /tmp]
 
 The real broker serves in a process of its own; this one makes the load on bare sockets. CPU is the broker's process
-alone, from the system's books; `a core` is what one core would take. With `--stored` a second broker, whose store has
+alone, as the system counts it; `a core` is what one core would take. With `--stored` a second broker, whose store has
 so many turns before, is measured beside the first, in turns with it and several rounds each, and the two are compared.
 
 A latency is the disk's as much as ours: the first line is the disk's own; `--folder /dev/shm` leaves it out.

@@ -1,5 +1,5 @@
 // Key Vault with every secret of the broker's, closed to the world, read by the broker's identity alone.
-// Secrets are written by the deployment itself, which Azure lets through the closed door.
+// Azure lets the deployment itself write secrets, although the vault's network is closed.
 
 @description('Region.')
 param location string

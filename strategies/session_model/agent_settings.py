@@ -1,6 +1,6 @@
 """What an agent says of its session, in words of neither dialect: `AgentSettings`.
 
-`setting_table.py` says where each of them is in each of Azure's bodies. docs/agents.md describes the keys.
+`session_fields.py` says where each of them is in each of Azure's bodies. docs/agents.md describes the keys.
 """
 
 from collections.abc import Mapping

@@ -8,6 +8,7 @@ import pytest
 from strategies.session_model.session_fields import Body
 from tests.compat.conftest import SIGNING_KEY, CompatBroker
 from tests.strategies.test_session_fields import body_of
+from tests.support.agents import write_agents
 from tests.support.resources import run_resources
 from token_broker.sessions.agents import AgentRegistry, load_agents
 from token_broker.sessions.plans import session_spec
@@ -26,9 +27,7 @@ def all_examples(folder: Path) -> Path:
     """One file of all of them: one start is enough for all talks."""
     texts = [path.read_text(encoding="utf-8") for path in FILES]
     together = "\n".join(re.sub(r"^default = .*$", "", text, flags=re.MULTILINE) for text in texts)
-    path = folder / "agents.toml"
-    path.write_text(f'default = "support"\n{together}', encoding="utf-8")
-    return path
+    return write_agents(folder, f'default = "support"\n{together}')
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -8,6 +8,7 @@ from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 from tests.conftest import StartBroker
+from tests.support.agents import write_agents
 from tests.support.broker import RunningBroker
 from tests.support.entra import IdentityEndpoint
 from tests.support.signalling import SignallingPage, signalling_page
@@ -32,9 +33,7 @@ def agents_file(folder: Path) -> Path:
         f'[agents.{name}]\nname = "{name}"\n{shared}foundry_agent = {{ project = "demo", name = "{name}" }}\n'
         for name in TOLD
     )
-    path = folder / "agents.toml"
-    path.write_text('default = "voice-agent"\n' + "".join(agents), encoding="utf-8")
-    return path
+    return write_agents(folder, 'default = "voice-agent"\n' + "".join(agents))
 
 
 async def talk(broker: RunningBroker, agent_id: str, transport: str) -> str:

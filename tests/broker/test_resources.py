@@ -8,6 +8,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from tests.observability.scrape import scrape
+from tests.support.agents import write_agents
 from tests.support.broker import environment, run_command
 from tests.support.resources import SeveralResources, key_variables, resources_file, run_resources
 from tests.support.waiting import eventually
@@ -33,9 +34,7 @@ ZONES = {"one": {"zone": "us"}, "two": {"zone": "eu"}}
 
 @pytest.fixture
 def agents_file(tmp_path: Path) -> Path:
-    path = tmp_path / "agents.toml"
-    path.write_text(AGENTS)
-    return path
+    return write_agents(tmp_path, AGENTS)
 
 
 def asked(several: SeveralResources, name: str) -> list[str]:

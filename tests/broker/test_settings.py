@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from tests.support.agents import write_agents
 from token_broker.sessions.agents import AgentsFileError, load_agents
 from token_broker.settings import Settings, SettingsError, doubts, unknown_variables
 
@@ -442,15 +443,13 @@ tools = []
 
 
 def written(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "agents.toml"
-    path.write_text(text, encoding="utf-8")
-    return path
+    return write_agents(tmp_path, text)
 
 
 def test_agent_inherits_missing_fields(tmp_path: Path) -> None:
-    book = load_agents(written(tmp_path, AGENTS))
-    a, b, c = book.values()
-    assert (book.default, list(book)) == ("a", ["a", "b", "c"])
+    registry = load_agents(written(tmp_path, AGENTS))
+    a, b, c = registry.values()
+    assert (registry.default, list(registry)) == ("a", ["a", "b", "c"])
     assert (b.voices, b.instructions, b.tools) == (a.voices, "Be B.", a.tools)
     assert (c.voices, c.instructions, c.tools) == (a.voices, "Be B.", ())
 
@@ -505,9 +504,9 @@ def test_unreadable_agents_file_is_reported(tmp_path: Path) -> None:
 
 
 def test_three_agents_are_built_in() -> None:
-    book = load_agents()
-    assert (book.default, list(book)) == ("elena", ["elena", "marcus", "sage"])
-    elena, marcus, sage = book.values()
+    registry = load_agents()
+    assert (registry.default, list(registry)) == ("elena", ["elena", "marcus", "sage"])
+    elena, marcus, sage = registry.values()
     assert elena.voices["preview"] == "en-US-Ava:DragonHDLatestNeural"
     assert marcus.voices["preview"] == "en-US-GuyNeural"
     assert sage.voices == elena.voices
@@ -515,7 +514,7 @@ def test_three_agents_are_built_in() -> None:
         (ROOT / "token_broker" / "sessions" / "agents.toml").read_text(encoding="utf-8")
     )
     assert file["agents"]["sage"]["inherits"] == "elena"
-    assert len({agent.instructions for agent in book.values()}) == 3
+    assert len({agent.instructions for agent in registry.values()}) == 3
 
 
 @pytest.mark.parametrize(

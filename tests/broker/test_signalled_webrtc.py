@@ -19,10 +19,7 @@ MINTS = "/openai"
 CONTROL = "/voice-live/realtime/calls"
 
 
-@pytest.fixture(autouse=True)
-def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's side of ICE on loopback alone, which aioice leaves out by itself."""
-    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+pytestmark = pytest.mark.usefixtures("loopback")
 
 
 @pytest.fixture

@@ -5,16 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from tests.strategies.clock import Clock
 from token_broker.security.tokens import Owner
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.web.requests import Problem
-
-
-class Clock:
-    now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def of(talk: str) -> Owner:
@@ -23,7 +17,7 @@ def of(talk: str) -> Owner:
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(100.0)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest_asyncio
 from structlog.testing import capture_logs
 
 from tests.conftest import StartBroker
+from tests.support.agents import write_agents
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.machine import retry_if_host_busy
 from tests.support.plans import assert_usable
@@ -217,8 +218,7 @@ async def test_filter_can_be_switched_off(azure: RunningSimulator, start_broker:
 async def test_page_that_answers_calls_gets_them(
     azure: RunningSimulator, start_broker: StartBroker, tmp_path: Path
 ) -> None:
-    file = tmp_path / "agents.toml"
-    file.write_text(AGENT_OF_PAGE)
+    file = write_agents(tmp_path, AGENT_OF_PAGE)
     broker = await start_broker(azure, agents_file=file)
     assert "webrtcfilter" not in (await broker.plan())["connections"][0]["url"]
 

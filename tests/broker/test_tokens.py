@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from tests.strategies.clock import Clock
 from token_broker.security.tokens import (
     CALL_TYPE,
     CLIENT_SECRET_TYPE,
@@ -31,17 +32,9 @@ OTHER = SecretStr("other-key-0123456789abcdef0123456789")
 NOW_S = 1_795_000_000.0
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = NOW_S
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(NOW_S)
 
 
 @pytest.fixture

@@ -258,12 +258,6 @@ async def test_check_can_be_switched_off(tmp_path: Path) -> None:
         assert first["session"]["instructions"]
 
 
-@pytest.fixture
-def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's side of ICE on loopback alone, which aioice leaves out by itself."""
-    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("loopback")
 async def test_attached_talk_from_end_to_end(tmp_path: Path) -> None:

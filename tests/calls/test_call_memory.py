@@ -11,6 +11,7 @@ import pytest
 from tests.calls.test_sideband_tools import listened
 from tests.relay.support.azure import AzureTalk, ScriptedAzure, scripted_azure
 from tests.relay.support.broker import Running, build, make_settings, serving
+from tests.support.agents import write_agents
 from token_broker.calls.call_row import DELIVERED, CallRow, TakenCall
 from token_broker.memory.types import Remembered
 from token_broker.security.tokens import Owner
@@ -34,8 +35,7 @@ greeting = "Hello."
 async def a_call(
     folder: Path, *, recall: str = "start", found: tuple[str, ...] = (), is_taken: bool = False
 ) -> AsyncIterator[tuple[ScriptedAzure, Running]]:
-    file = folder / "agents.toml"
-    file.write_text(AGENTS + f'recall = "{recall}"\n')
+    file = write_agents(folder, AGENTS + f'recall = "{recall}"\n')
     async with scripted_azure(listened) as azure:
         running = build(make_settings(azure.url), agents=load_agents(file))
         running.recall.text = ORDERS

@@ -12,11 +12,7 @@ from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.waiting import eventually
 from token_broker.simulator import SimulatorConfig, serve
 
-
-@pytest.fixture(autouse=True)
-def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's side of ICE on loopback alone, which aioice leaves out by itself."""
-    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+pytestmark = pytest.mark.usefixtures("loopback")
 
 
 async def turns_of(broker: RunningBroker, plan: dict[str, Any]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from websockets.http11 import Request, Response
 from strategies.base import SessionSpec
 from tests.relay.support.azure import AzureTalk, Script, ScriptedAzure, scripted_azure
 from tests.relay.support.broker import KEY, Running, broker, build, make_settings, serving
+from tests.support.agents import write_agents
 from token_broker.calls.sideband import CallListener
 from token_broker.relay.admission import AdmittedClient
 from token_broker.security.tokens import Owner
@@ -520,8 +521,7 @@ async def test_refused_setting_is_left_out(*, again: bool) -> None:
 
 
 async def test_call_is_greeted_checked_and_ended(tmp_path: Path) -> None:
-    file = tmp_path / "agents.toml"
-    file.write_text(GUARDED)
+    file = write_agents(tmp_path, GUARDED)
     asked: list[tuple[str, str]] = []
     ended: list[str] = []
 
@@ -581,8 +581,7 @@ TYPED = {"type": "message", "id": "t", "role": "user", "content": [{"type": "inp
     ids=["speaks", "pushes", "types", "nobody"],
 )
 async def test_one_more_thing_takes_the_end_back(said: dict[str, Any], goes_on: bool, tmp_path: Path) -> None:
-    file = tmp_path / "agents.toml"
-    file.write_text(GUARDED.replace('greeting = "Hello from Contoso."\n', ""))
+    file = write_agents(tmp_path, GUARDED.replace('greeting = "Hello from Contoso."\n', ""))
     over = asyncio.Event()
     ended: list[str] = []
 

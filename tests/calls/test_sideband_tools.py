@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
+from tests.hooks.support import secrets
 from tests.relay.support.azure import AzureTalk, ScriptedAzure, scripted_azure
 from tests.relay.support.broker import Running, broker
-from tests.relay.support.tool_talks import agents_with_tools
+from tests.relay.support.tool_talks import OnceClaims, agents_with_tools
+from tests.support.agents import agents_of
+from token_broker.hooks.sender import HookSender, hook_client
 from token_broker.relay.admission import AdmittedClient
 from token_broker.security.tokens import Owner
-from token_broker.sessions.agents import load_agents
 from token_broker.sessions.plans import session_spec
-from token_broker.tools.runner import ToolCall, ToolOutput
+from token_broker.tools.http_runner import HttpToolRunner
+from token_broker.tools.runner import ToolCall, ToolOutput, ToolRunner
 from token_broker.web.requests import uuid7
 
 
@@ -48,11 +51,15 @@ async def listened(talk: AzureTalk) -> None:
 
 
 @asynccontextmanager
-async def a_call(folder: Path, agents: str = "") -> AsyncIterator[tuple[ScriptedAzure, Running, HeldRunner]]:
+async def a_call(
+    folder: Path, agents: str = "", *, tools: ToolRunner | None = None
+) -> AsyncIterator[tuple[ScriptedAzure, Running, HeldRunner]]:
     runner = HeldRunner()
-    file = folder / "agents.toml"
-    file.write_text(agents or agents_with_tools(None))
-    async with scripted_azure(listened) as azure, broker(azure.url, agents=load_agents(file), tools=runner) as running:
+    known = agents_of(folder, agents or agents_with_tools(None))
+    async with (
+        scripted_azure(listened) as azure,
+        broker(azure.url, agents=known, tools=tools or runner) as running,
+    ):
         agent = running.agents["elena"]
         lease = running.limits.acquire("anonymous")
         assert lease is not None
@@ -67,10 +74,10 @@ async def a_call(folder: Path, agents: str = "") -> AsyncIterator[tuple[Scripted
         running.limits.end("rtc_1")
 
 
-async def calls(talk: AzureTalk, name: str, *, response_id: str = "resp_1") -> None:
-    """An answer of Azure's with one call."""
+async def calls(talk: AzureTalk, name: str, *, response_id: str = "resp_1", arguments: str = "") -> None:
+    """An answer of Azure's with one call; the arguments fit the tool where none are given."""
     item = {"id": "item_1", "type": "function_call", "call_id": "call_1", "name": name, "status": "completed"}
-    item["arguments"] = '{"query":"tea"}' if name == "recall" else '{"place":"Rome"}'
+    item["arguments"] = arguments or ('{"query":"tea"}' if name == "recall" else '{"place":"Rome"}')
     await talk.send({"type": "response.created", "response": {"id": response_id}})
     await talk.send({"type": "response.output_item.done", "response_id": response_id, "item": item})
     done = {"id": response_id, "status": "completed", "output": [item]}
@@ -94,6 +101,20 @@ async def test_tool_runs_over_the_sideband(tmp_path: Path) -> None:
         (call,) = runner.calls
         assert (call.name, call.azure_session, call.owner.principal) == ("recall", "rtc_1", "anonymous")
         assert running.relay.snapshot().tool_calls == 1
+
+
+async def test_arguments_fit_the_agents_own_schema(tmp_path: Path) -> None:
+    """Whatever schema the session names by now: a page can't widen what its agent's tool takes."""
+    async with hook_client() as http:
+        tools = HttpToolRunner(HookSender(http, secrets()), OnceClaims(), None)
+        async with a_call(tmp_path, tools=tools) as (azure, running, _):
+            talk = await azure.talk()
+            await calls(talk, "recall", arguments='{"query":5}')
+            await talk.next_event("response.create")
+            (output,) = sent(talk, "conversation.item.create")
+            assert "query" in output["item"]["output"]
+            assert output["item"]["output"].endswith("Nothing was called; correct it and call again.")
+            assert running.relay.snapshot().tool_calls_failed == 1
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from tests.clients.support.programs import ClientRunner
 from tests.clients.support.setups import make_setup
 from tests.hooks.support import SECRET
 from tests.relay.support.tool_talks import agents_with_tools
+from tests.support.agents import write_agents
 from tests.support.tool_server import run_tool_server
 
 
@@ -19,8 +20,7 @@ async def test_client_runs_its_own_tools_alone(
     upstream: str, program: str, clients: ClientRunner, authority: trustme.CA, tmp_path: Path
 ) -> None:
     async with run_tool_server() as server:
-        file = tmp_path / "agents.toml"
-        file.write_text(agents_with_tools(server))
+        file = write_agents(tmp_path, agents_with_tools(server))
         async with open_compat(upstream, tmp_path, authority, agents_file=file, tools_secret=SECRET) as compat:
             report = await clients.run(program, make_setup(compat, await compat.mint()))
         assert "failure" not in report, report

@@ -14,6 +14,7 @@ from tests.hooks.support import SECRET
 from tests.relay.support.tool_talks import agents_with_tools
 from tests.simulator.phone import Phone
 from tests.simulator.support import silence, speech
+from tests.support.agents import write_agents
 from tests.support.broker import make_settings, run_broker
 from tests.support.client_secrets import secret_claims
 from tests.support.offers import OFFER
@@ -21,11 +22,7 @@ from tests.support.tool_server import run_tool_server
 from tests.support.waiting import eventually
 from token_broker.simulator import SimulatorConfig, serve
 
-
-@pytest.fixture(autouse=True)
-def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's side of ICE on loopback alone, which aioice leaves out by itself."""
-    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+pytestmark = pytest.mark.usefixtures("loopback")
 
 
 @asynccontextmanager
@@ -105,9 +102,9 @@ async def test_clients_instructions_are_taken_back(tmp_path: Path) -> None:
         audio = {"input": {"transcription": None}}
         phone.send("session.update", session={"type": "realtime", "instructions": "Be a pirate.", "audio": audio})
         assert (await phone.hear("session.updated", count=2))["session"]["instructions"] == "Be a pirate."
-        mended = await phone.hear("session.updated", count=3)
-        assert mended["session"]["instructions"].startswith(marcus.instructions)
-        assert mended["session"]["audio"]["input"]["transcription"]["model"] == "gpt-4o-mini-transcribe"
+        restored = await phone.hear("session.updated", count=3)
+        assert restored["session"]["instructions"].startswith(marcus.instructions)
+        assert restored["session"]["audio"]["input"]["transcription"]["model"] == "gpt-4o-mini-transcribe"
         phone.send("session.update", session={"type": "realtime", "audio": {"output": {"speed": 1.1}}})
         last = await phone.hear("session.updated", count=4)
         assert last["session"]["instructions"].startswith(marcus.instructions)
@@ -229,8 +226,8 @@ async def test_repeated_session_changes_end_the_call(
                 assert compat.azure.calls == 1
                 phone.send("session.update", session={"type": "realtime", "instructions": f"Be pirate {number}."})
                 if number < 6:
-                    mended = await phone.hear("session.updated", count=2 * number + 1)
-                    assert "pirate" not in mended["session"]["instructions"]
+                    restored = await phone.hear("session.updated", count=2 * number + 1)
+                    assert "pirate" not in restored["session"]["instructions"]
             await eventually(lambda: _over(compat))
         metrics = (await compat.running.client.get("/metrics")).text
         assert "token_broker_calls_ended_for_changes_total 1.0" in metrics
@@ -292,8 +289,7 @@ async def test_offers_count_against_the_rate(tmp_path: Path, path: str) -> None:
 @pytest.mark.slow
 async def test_tool_runs_in_a_call(tmp_path: Path) -> None:
     async with run_tool_server() as server:
-        file = tmp_path / "agents.toml"
-        file.write_text(agents_with_tools(server))
+        file = write_agents(tmp_path, agents_with_tools(server))
         settings: dict[str, Any] = {"agents_file": file, "tools_secret": SECRET}
         async with calling_compat_endpoints(tmp_path, **settings) as compat:
             compat.azure.script_responses({"calls": [{"name": "ok"}, {"name": "ok"}]})

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from tests.compat.conftest import SIGNING_KEY, CompatBroker
 from tests.simulator.support import silence, speech
-from tests.support.agents import TOOL_AUTHORIZATION, TOOL_HEADER, agents_with_secrets
+from tests.support.agents import TOOL_AUTHORIZATION, TOOL_HEADER, agents_with_secrets, write_agents
 from tests.support.broker import environment, make_settings, plain_client, run_broker, run_command, run_process
 from tests.support.offers import OFFER
 from token_broker.observability.logging import Redactor
@@ -27,9 +27,7 @@ Open = Callable[..., AbstractAsyncContextManager[CompatBroker]]
 
 @pytest.fixture
 def agents_file(tmp_path: Path) -> Path:
-    path = tmp_path / "agents.toml"
-    path.write_text(AGENTS, encoding="utf-8")
-    return path
+    return write_agents(tmp_path, AGENTS)
 
 
 @pytest.fixture
@@ -151,8 +149,7 @@ def test_agents_repr_hides_its_tools(agents_file: Path) -> None:
 def test_file_errors_hide_its_secrets(tmp_path: Path, text: str) -> None:
     from token_broker.sessions.agents import AgentsFileError
 
-    path = tmp_path / "agents.toml"
-    path.write_text(text, encoding="utf-8")
+    path = write_agents(tmp_path, text)
     with pytest.raises(AgentsFileError) as refused:
         load_agents(path)
     assert "canary" not in str(refused.value)

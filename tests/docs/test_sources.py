@@ -1,6 +1,6 @@
 """Relative links lead to files that exist, and anchors to their headings.
 
-Sections of docs/azure.md and docs/api.md that files cite exist, and so do the decisions.
+Sections of docs/azure.md and docs/api.md that files cite exist, and so do the decisions and the files that are named.
 """
 
 import re
@@ -90,6 +90,29 @@ def repository_files() -> Iterator[Path]:
                 pending.append(entry)
             elif entry.suffix in _READ and not entry.name.startswith("package-lock"):
                 yield entry
+
+
+_NAMED_FILE = re.compile(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|js|bicep|toml|yaml))`")
+_OTHERS_FILES = {"docs/azure.md", "tests/simulator/recordings/README.md"}  # they name files of other repositories
+_MADE = {  # by `token-broker demo` and by scripts/pack-client
+    "bundle/voice-talk.js",
+    "node_modules/voice-session/audio/worklets.js",
+    "var/demo-agents.toml",
+    "var/demo-resources.toml",
+}
+
+
+def test_named_files_exist() -> None:
+    """A file may be named by the end of its path."""
+    texts = {name_of(path): path for path in repository_files()}
+    named = {
+        (reader, file)
+        for reader, path in texts.items()
+        if reader not in _OTHERS_FILES
+        for file in _NAMED_FILE.findall(path.read_text("utf-8", errors="replace"))
+    }
+    ends = {"/".join(parts[at:]) for parts in (name.split("/") for name in texts) for at in range(len(parts))}
+    assert sorted((reader, file) for reader, file in named if file not in ends | _MADE) == []
 
 
 def sections(page: str) -> set[str]:

@@ -11,6 +11,7 @@ from standardwebhooks import Webhook
 
 from tests.doctor.support import diagnose, named, settings_for
 from tests.hooks.support import SECRET, Answer, RawServer, answered, raw_server
+from tests.support.agents import write_agents
 from token_broker.doctor.checks import CheckStatus
 from token_broker.doctor.verdicts import judge_hook
 from token_broker.hooks.sender import HookAnswer, HookFailure
@@ -49,8 +50,7 @@ async def server() -> AsyncIterator[RawServer]:
 
 
 def settings(azure: RunningSimulator, server: RawServer, folder: Path, secret: str | None = SECRET) -> Settings:
-    path = folder / "agents.toml"
-    path.write_text(AGENTS.format(url=f"http://127.0.0.1:{server.port}"))
+    path = write_agents(folder, AGENTS.format(url=f"http://127.0.0.1:{server.port}"))
     tools_secret = None if secret is None else SecretStr(secret)
     return settings_for(azure.base_url, agents_file=path, tools_secret=tools_secret)
 

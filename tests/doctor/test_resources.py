@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tests.doctor.support import Tokens, diagnose, failed, named
+from tests.support.agents import write_agents
 from tests.support.resources import settings_of, simulator
 from token_broker.doctor.checks import CheckStatus
 from token_broker.simulator import RunningSimulator
@@ -30,8 +31,7 @@ async def test_each_resource_is_checked(tmp_path: Path) -> None:
 
 
 async def test_residency_is_no_promise_of_azure(azure: RunningSimulator, tmp_path: Path) -> None:
-    agents = tmp_path / "agents.toml"
-    agents.write_text(AGENTS)
+    agents = write_agents(tmp_path, AGENTS)
     settings = settings_of(tmp_path, {"one": azure.base_url}, {"one": {"zone": "eu"}}, agents_file=agents)
     check = named(await diagnose(settings, source=Tokens()), "residency")
     assert (check.status, "Global deployment" in check.finding) == (CheckStatus.NOTE, True)
@@ -41,8 +41,7 @@ async def test_residency_is_no_promise_of_azure(azure: RunningSimulator, tmp_pat
 
 
 async def test_doctor_keeps_residency(tmp_path: Path) -> None:
-    agents = tmp_path / "agents.toml"
-    agents.write_text(AGENTS)
+    agents = write_agents(tmp_path, AGENTS)
     async with simulator("one") as forbidden, simulator("two") as azure:
         endpoints = {"one": forbidden.base_url, "two": azure.base_url}
         zones = {"one": {"zone": "us"}, "two": {"zone": "eu"}}

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from token_broker.hooks.secrets import WebhookSecret, parse_webhook_secrets
 
-__all__ = ["SECRET", "RawServer", "Received", "answered", "raw_server", "secrets"]
+__all__ = ["SECRET", "RawServer", "Received", "answered", "hangs", "raw_server", "secrets"]
 
 SECRET = f"whsec_{base64.b64encode(bytes(range(32))).decode()}"
 
@@ -89,3 +89,8 @@ def answered(body: bytes = b"", *, status: int = 200, headers: str = "") -> Answ
             await writer.drain()
 
     return write
+
+
+async def hangs(_writer: asyncio.StreamWriter) -> None:
+    """No answer."""
+    await asyncio.sleep(60)

@@ -13,6 +13,7 @@ from openai import AsyncOpenAI
 
 from tests.hooks.support import SECRET
 from tests.simulator.support import silence, speech
+from tests.support.agents import write_agents
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.client_secrets import secret_claims
 from tests.support.tool_server import ToolServer, run_tool_server
@@ -85,12 +86,12 @@ class LiveBroker:
         return found
 
     async def all_ended(self) -> None:
-        """No talk and no call is left."""
+        """No talk and no call is left. A call that ended before the broker had joined it is given up after 30 s."""
 
         async def ended() -> bool:
             return not self.running.relay.active and not self.running.talks.active and not self.running.drain.talks
 
-        await eventually(ended)
+        await eventually(ended, within_s=60)
 
     async def usage(self) -> list[dict[str, Any]]:
         """The ledger's rows, all of them written."""
@@ -108,8 +109,7 @@ class LiveBroker:
 async def live_broker(directory: Path, more: str = "", **overrides: Any) -> AsyncIterator[LiveBroker]:
     config = SimulatorConfig(ice_addresses=("127.0.0.1",))
     async with serve(config) as azure, run_tool_server() as tools:
-        path = directory / "agents.toml"
-        path.write_text(agents_file(tools, more), encoding="utf-8")
+        path = write_agents(directory, agents_file(tools, more))
         settings = make_settings(
             directory, azure.base_url, agents_file=path, signing_keys="d" * 40, tools_secret=SECRET, **overrides
         )

@@ -1,7 +1,6 @@
 """Stores and helpers for the memory's tests: each runs on SQLite and on PostgreSQL unless it says otherwise."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ from tests.support import broker
 from tests.support.databases import PostgresServer, sqlite_url
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.service import Memory
 from token_broker.settings import Settings
 
-OpenMemory = Callable[..., AbstractAsyncContextManager[Memory]]
 MakeSettings = Callable[..., Settings]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from sqlalchemy import Update, select, update
 
+from tests.strategies.clock import Clock
 from tests.support.waiting import eventually
 from token_broker.calls.call_row import DELIVERED, ENDED, MADE, CallName, CallRow, TakenCall
 from token_broker.calls.lease_statements import release_calls
@@ -20,21 +21,12 @@ from token_broker.usage.ledger import UsageLedger
 from token_broker.usage.talk_usage import MOVED
 
 OWNER = Owner("session-1", "alice", 7, "Alice", "talk-1")
-LEASE_US = 6_000_000
 
 
 def call_row(number: int = 1, *, owner: Owner = OWNER) -> CallRow:
     return CallRow(
         f"key-{number}", owner, "elena", "alice", "one", "https://azure.example", f"rtc_{number}", "compat", 600.0
     )
-
-
-@dataclass
-class Clock:
-    now_s: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @dataclass

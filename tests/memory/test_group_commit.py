@@ -1,4 +1,4 @@
-"""The group commit, the proxy's buffer and the books, before a database that does what the test says."""
+"""The group commit, the proxy's buffer and the repositories, before a database that does what the test says."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

@@ -153,16 +153,11 @@ async def test_talk_span_is_joined_by_session(azure: RunningSimulator, collector
     assert "error.type" not in seen
 
 
+@pytest.mark.usefixtures("loopback")
 @pytest.mark.parametrize("azure_takes_it", [True, False])
 async def test_offer_span_has_mint_and_answer_beneath(
-    azure: RunningSimulator,
-    collector: Collector,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    azure_takes_it: bool,
+    azure: RunningSimulator, collector: Collector, tmp_path: Path, *, azure_takes_it: bool
 ) -> None:
-    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
     phone = Phone(b"")
     if not azure_takes_it:
         azure.set_faults({"match": "/openai/v1/realtime/calls", "fault": "status", "code": 403})

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.agents import agents_of
 from token_broker.relay.answers.actions import Run
 from token_broker.relay.answers.agent_calls import AgentCalls
 from token_broker.relay.counters import TalkCounters
 from token_broker.security.tokens import Owner
-from token_broker.sessions.agents import AgentRegistry, load_agents
+from token_broker.sessions.agents import AgentRegistry
 from token_broker.tools.runner import ToolCall, ToolOutput
 
 AGENTS = """
@@ -38,9 +39,7 @@ class Runner:
 
 @pytest.fixture
 def agents(tmp_path: Path) -> AgentRegistry:
-    path = tmp_path / "agents.toml"
-    path.write_text(AGENTS)
-    return load_agents(path)
+    return agents_of(tmp_path, AGENTS)
 
 
 async def test_call_is_of_the_agent_that_made_it(agents: AgentRegistry) -> None:

@@ -9,6 +9,7 @@ import pytest
 from strategies.session_model.agent_settings import CLIENT_MAY_SET, ClientSetting, Dialect
 from tests.relay.support.azure import scripted_azure
 from tests.relay.support.broker import build, make_settings, serving
+from tests.support.agents import write_agents
 from token_broker.relay.adapters import CompatAdapter, ToAzure
 from token_broker.relay.dialects.session_settings import client_session
 from token_broker.relay.policy.allowlist import Allowed, examine
@@ -137,8 +138,7 @@ instructions = "You are Cid."
 
 
 async def test_handoff_keeps_what_the_next_agent_permits(tmp_path: Path) -> None:
-    path = tmp_path / "agents.toml"
-    path.write_text(AGENTS)
+    path = write_agents(tmp_path, AGENTS)
     changed = {
         "temperature": 0.5,
         "max_response_output_tokens": 90,

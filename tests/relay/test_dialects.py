@@ -22,7 +22,6 @@ from token_broker.relay.dialects.translation import needs_reading, renamed, to_a
 
 Event = dict[str, Any]
 
-SERVER_MODELS: dict[Dialect, Callable[[Any], None]] = {"ga": ga_server_event, "preview": preview_server_event}
 CLIENT_MODELS: dict[Dialect, Callable[[Any], None]] = {"ga": ga_client_event, "preview": preview_client_event}
 PCM = {"type": "audio/pcm", "rate": 24000}
 PLACE = {"response_id": "resp_1", "item_id": "item_1", "output_index": 0, "content_index": 0}

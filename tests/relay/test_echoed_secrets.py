@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 
 from tests.relay.support.azure import AzureTalk, scripted_azure
 from tests.relay.support.broker import ENTRA_TOKEN, KEY, Client, build, make_settings, serving
-from tests.support.agents import TOOL_AUTHORIZATION, agents_with_secrets
+from tests.support.agents import TOOL_AUTHORIZATION, agents_with_secrets, write_agents
 from token_broker.sessions.agents import load_agents
 from token_broker.web.requests import uuid7
 
@@ -50,8 +50,7 @@ EVENTS: list[dict[str, Any]] = [
 
 @contextlib.asynccontextmanager
 async def talking(path: str, tmp_path: Path, **overrides: Any) -> AsyncIterator[tuple[Client, AzureTalk]]:
-    file = tmp_path / "agents.toml"
-    file.write_text(agents_with_secrets(QUOTED_HEADER), encoding="utf-8")
+    file = write_agents(tmp_path, agents_with_secrets(QUOTED_HEADER))
     async with scripted_azure() as azure:
         prepared = build(make_settings(azure.url, **overrides), agents=load_agents(file))
         async with serving(prepared) as running:

@@ -8,7 +8,7 @@ import pytest
 from tests.relay.support.azure import AzureTalk, answer, scripted_azure
 from tests.relay.support.broker import ENTRA_TOKEN, broker
 from tests.relay.support.media_azure import CREATE, MEDIA, ControlSocket
-from token_broker.sessions.agents import load_agents
+from tests.support.agents import agents_of
 
 AGENTS = """
 default = "elena"
@@ -26,9 +26,7 @@ PATH = (
 
 @pytest.fixture
 def agents(tmp_path: Path) -> Any:
-    file = tmp_path / "agents.toml"
-    file.write_text(AGENTS)
-    return load_agents(file)
+    return agents_of(tmp_path, AGENTS)
 
 
 async def foundry(talk: AzureTalk) -> None:

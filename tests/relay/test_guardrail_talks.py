@@ -11,9 +11,10 @@ from pydantic import SecretStr
 from tests.relay.support.broker import Client, build, make_settings, serving
 from tests.relay.test_whole_talk import say
 from tests.simulator.support import silence, speech
+from tests.support.agents import agents_of
 from token_broker.security.tokens import Owner
 from token_broker.sessions.agent import Guardrail
-from token_broker.sessions.agents import Agent, AgentRegistry, load_agents
+from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.simulator import SimulatorConfig, run_in_thread
 from token_broker.simulator.audio import marked
 from token_broker.tools.verdict import Verdict
@@ -51,9 +52,7 @@ class Hook:
 
 
 def agents(tmp_path: Path) -> AgentRegistry:
-    path = tmp_path / "agents.toml"
-    path.write_text(AGENTS)
-    return load_agents(path)
+    return agents_of(tmp_path, AGENTS)
 
 
 async def answered(client: Client) -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from tests.relay.support.azure import AzureTalk, answer, converse, scripted_azure
 from tests.relay.support.broker import broker, build, make_settings, serving
+from tests.support.agents import agents_of
 from tests.support.waiting import eventually
 from token_broker.relay.session import Talk
-from token_broker.sessions.agents import AgentRegistry, load_agents
+from token_broker.sessions.agents import AgentRegistry
 
 AGENTS = """
 default = "ann"
@@ -33,9 +34,7 @@ instructions = "You are Cid."
 
 
 def agents(tmp_path: Path) -> AgentRegistry:
-    path = tmp_path / "agents.toml"
-    path.write_text(AGENTS)
-    return load_agents(path)
+    return agents_of(tmp_path, AGENTS)
 
 
 async def test_same_voice_updates_session_in_place(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.relay.support.azure import AzureTalk, scripted_azure
 from tests.relay.support.broker import Client, broker
+from tests.support.agents import write_agents
 from token_broker.sessions.agents import load_agents
 
 AGENTS = """
@@ -26,8 +27,7 @@ LIST: dict[str, Any] = {"id": "mcpl_1", "type": "mcp_list_tools", "server_label"
 @contextlib.asynccontextmanager
 async def listing(tmp_path: Path) -> AsyncIterator[tuple[AzureTalk, Client]]:
     """A talk whose server has begun to list its tools."""
-    path = tmp_path / "agents.toml"
-    path.write_text(AGENTS)
+    path = write_agents(tmp_path, AGENTS)
     async with (
         scripted_azure() as azure,
         broker(azure.url, agents=load_agents(path)) as running,

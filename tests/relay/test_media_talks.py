@@ -13,13 +13,13 @@ import structlog
 from tests.relay.support.azure import ScriptedAzure, answer
 from tests.relay.support.broker import KEY, Client, Running, broker
 from tests.relay.support.media_azure import ANSWER, CREATE, MEDIA, ControlSocket, calling, control_azure
+from tests.support.agents import agents_of
 from tests.support.offers import OFFER
 from token_broker.observability.events import Event, TalkEnded
 from token_broker.relay.admission import BLOCKED
 from token_broker.relay.media.media_talk import MediaTalk
 from token_broker.relay.watchdog import BUDGET_USED
 from token_broker.security.tokens import Narrowing, Owner
-from token_broker.sessions.agents import load_agents
 from token_broker.tools.runner import ToolCall, ToolOutput
 from token_broker.usage.ledger import UsageLedger
 
@@ -62,9 +62,7 @@ class Tools:
 
 @pytest.fixture
 def agents(tmp_path: Path) -> Any:
-    file = tmp_path / "agents.toml"
-    file.write_text(AGENTS)
-    return load_agents(file)
+    return agents_of(tmp_path, AGENTS)
 
 
 async def called(azure: ScriptedAzure, name: str, arguments: str = "{}", *, number: int = 1) -> None:

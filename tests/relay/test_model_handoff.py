@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from tests.relay.support.broker import Client, Running, build, make_settings, serving
 from tests.relay.test_whole_talk import say
 from tests.simulator.support import silence, speech
+from tests.support.agents import write_agents
 from token_broker.relay.session import Talk
 from token_broker.sessions.agents import load_agents
 from token_broker.simulator import RunningSimulator, SimulatorConfig, run_in_thread
@@ -52,8 +53,7 @@ MAP: dict[str, Any] = {"name": "show_map", "arguments": {}}
 async def talking(
     tmp_path: Path, *, path: str = "", agent_id: str = "ann", speed: float = 20, **settings: Any
 ) -> AsyncIterator[tuple[RunningSimulator, Running, Client]]:
-    file = tmp_path / "agents.toml"
-    file.write_text(AGENTS)
+    file = write_agents(tmp_path, AGENTS)
     with run_in_thread(SimulatorConfig(answer_speed=speed)) as azure:
         chosen = make_settings(azure.base_url, key=SecretStr("simulated-key"), **settings)
         async with (

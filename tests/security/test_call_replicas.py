@@ -23,6 +23,7 @@ from tests.calls.test_relayed_calls import ANSWER, CallsAzure, calls_azure
 from tests.hooks.support import SECRET
 from tests.live.support import agents_file
 from tests.memory.support.stores import opened
+from tests.support.agents import write_agents
 from tests.support.broker import (
     BrokerProcess,
     RunningBroker,
@@ -337,8 +338,7 @@ async def test_signalled_call_of_a_killed_replica(postgres: PostgresServer, tmp_
 
 async def test_live_session_moves_to_its_sideband(postgres: PostgresServer, tmp_path: Path) -> None:
     """An official client's sideband that reaches another replica than the one that placed the call."""
-    agents = tmp_path / "agents.toml"
-    agents.write_text(agents_file(None), encoding="utf-8")
+    agents = write_agents(tmp_path, agents_file(None))
     async with postgres.lend() as url, serve(SimulatorConfig()) as azure, contextlib.AsyncExitStack() as stack:
         settings = [
             make_settings(

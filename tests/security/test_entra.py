@@ -21,6 +21,7 @@ from jwt.warnings import InsecureKeyLengthWarning
 from pydantic import ValidationError
 
 from tests.security.fakes import AUDIENCE, TENANT, USER, Key, Tenant
+from tests.strategies.clock import Clock
 from tests.support.machine import retry_if_host_busy
 from token_broker.security.authentication import Authenticator, make_authenticator
 from token_broker.security.entra_jwt import (
@@ -34,16 +35,6 @@ from token_broker.settings import Settings, SettingsError
 from token_broker.web.requests import Problem
 
 OTHER_TENANT = "99999999-2222-3333-4444-555555555555"
-
-
-class Clock:
-    """Monotonic seconds that the test turns."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture

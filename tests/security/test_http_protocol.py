@@ -16,10 +16,13 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from websockets.asyncio.client import connect
 
+from tests.conftest import StartBroker
 from tests.support.machine import retry_if_host_busy
 from tests.support.serving import serve_app
 from token_broker.server.http_protocol import MAX_HEAD_BYTES, BoundedHttpProtocol, bounded_http
+from token_broker.server.uvicorn_options import uvicorn_options
 from token_broker.server.websocket_protocol import bounded_websocket
+from token_broker.settings import Settings
 
 HEAD_TIMEOUT_S = 0.4
 WAIT_S = 15  # far more than any of the limits here
@@ -308,6 +311,29 @@ async def test_slow_reader_gets_whole_answer() -> None:
             if time.monotonic() < began_s + 1:
                 await asyncio.sleep(0.05)
         assert taken == 16_000_000
+
+
+async def test_idle_connection_is_kept_as_set(start_broker: StartBroker) -> None:
+    broker = await start_broker(None, keep_alive_s=0.1)
+    async with peer_of(broker.base_url) as peer:
+        peer.send(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert (await peer.answer())[0] == 200
+        assert await peer.rest() == b""
+
+
+async def test_kept_connection_takes_another_request(start_broker: StartBroker) -> None:
+    broker = await start_broker(None, head_timeout_s=0.1)
+    async with peer_of(broker.base_url) as peer:
+        for _ in range(2):
+            peer.send(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert (await peer.answer())[0] == 200
+            await asyncio.sleep(0.3)
+
+
+def test_connection_is_kept_longer_than_by_proxies() -> None:
+    """What closes first loses a request that is on its way: nginx keeps one for 60 s, Azure's ingresses for 240."""
+    options = uvicorn_options(Settings(_env_file=None))
+    assert uvicorn.Config(greet, **options).timeout_keep_alive > 240
 
 
 # What the protocol leans on in uvicorn and httptools.

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.strategies.clock import Clock
 from token_broker.security.limits import (
     PROMPT_REFUSALS_PER_MINUTE,
     RateLimit,
@@ -17,14 +18,6 @@ from token_broker.security.limits import (
     too_many_sessions,
 )
 from token_broker.web.requests import Problem
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ class Phone:
     def send(self, name: str, **fields: Any) -> None:
         self.channel.send(json.dumps({"type": name, **fields}))
 
-    async def hear(self, name: str, timeout_s: float = 10, count: int = 1) -> dict[str, Any]:
+    async def hear(self, name: str, timeout_s: float = 20, count: int = 1) -> dict[str, Any]:
         """The first event of that name, or another."""
         async with asyncio.timeout(timeout_s):
             while True:

@@ -68,7 +68,7 @@ class Caller:
             audio = base64.b64encode(pcm[begin : begin + piece_ms * 48]).decode()
             await self.send("input_audio_buffer.append", audio=audio)
 
-    async def hear(self, name: str, timeout_s: float = 10) -> dict[str, Any]:
+    async def hear(self, name: str, timeout_s: float = 20) -> dict[str, Any]:
         """The next event of that name; those before it are kept as well."""
         async with asyncio.timeout(timeout_s):
             while True:

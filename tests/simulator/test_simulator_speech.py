@@ -10,6 +10,7 @@ import pytest
 
 from tests.simulator.scene import Scene, by_dialect, user_text
 from tests.simulator.support import silence, speech
+from tests.support.agents import write_agents
 from token_broker.cli.demo import demo_agents
 from token_broker.sessions.agents import load_agents
 from token_broker.simulator.audio import duration_ms, level
@@ -188,8 +189,7 @@ def test_markers_and_scripts_still_count() -> None:
 
 
 def test_demo_agents_have_a_card(tmp_path: Path) -> None:
-    file = tmp_path / "agents.toml"
-    file.write_text(demo_agents())
+    file = write_agents(tmp_path, demo_agents())
     agents = load_agents(file)
     assert list(agents) == list(load_agents())
     names = {tool.name for agent in agents.values() for tool in agent.tools if tool.type == "function"}

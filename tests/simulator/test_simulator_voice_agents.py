@@ -30,8 +30,8 @@ async def test_talk_over_socket_in_ga_names(azure: RunningSimulator) -> None:
 
 
 @pytest.mark.slow
-async def test_call_keeps_the_service_own_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+@pytest.mark.usefixtures("loopback")
+async def test_call_keeps_the_service_own_session() -> None:
     phone = Phone(speech(0.5))
     async with (
         serve(SimulatorConfig(ice_addresses=("127.0.0.1",))) as azure,

@@ -22,16 +22,9 @@ from strategies.errors import (
     TransientError,
 )  # fmt: skip
 from strategies.health import BreakerPolicy, BreakerState, Capability, CircuitBreaker, Permit
+from tests.strategies.clock import Clock
 
 POLICY = BreakerPolicy(failures=3, open_s=10, misconfigured_s=60, missing_s=600)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture

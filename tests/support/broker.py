@@ -32,8 +32,7 @@ from token_broker.relay.voice_relay import VoiceRelay
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import TokenSigner
 from token_broker.server.drain import Drain
-from token_broker.server.http_protocol import bounded_http
-from token_broker.server.websocket_protocol import uvicorn_options
+from token_broker.server.uvicorn_options import uvicorn_options
 from token_broker.sessions.agents import AgentRegistry
 from token_broker.settings import Settings
 
@@ -202,11 +201,9 @@ async def run_broker(settings: Settings) -> AsyncIterator[RunningBroker]:
     """Serves the broker in this event loop on a port of its own until the block ends."""
     app = create_app(settings)
     state: Any
-    http = bounded_http(head_timeout_s=settings.head_timeout_s, write_timeout_s=settings.client_write_timeout_s)
-    shipped = {"http": http, **uvicorn_options(settings)}
     async with (
         app.router.lifespan_context(app) as state,
-        serve_app(app, state=state, **shipped) as base_url,
+        serve_app(app, state=state, **uvicorn_options(settings)) as base_url,
         plain_client(base_url) as client,
     ):
         yield RunningBroker(base_url, settings, client, state)

@@ -8,7 +8,7 @@ from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
 from strategies.outbound_proxy import parse_proxy
-from tests.hooks.support import SECRET, Answer, answered, raw_server, secrets
+from tests.hooks.support import SECRET, Answer, answered, hangs, raw_server, secrets
 from tests.support.sockets import refused_port
 from tests.tools.support import MemoryClaims, agent, call, order_tool
 from token_broker.hooks.sender import HookSender, hook_client
@@ -29,10 +29,6 @@ async def _garbage(writer: asyncio.StreamWriter) -> None:
     writer.write(f"{ANSWERED} {HEADER}\r\n\r\n".encode())
 
 
-async def _hangs(_writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(60)
-
-
 ANSWERS: tuple[Answer, ...] = (
     answered(ANSWERED.encode()),
     answered(ANSWERED.encode(), status=500),
@@ -42,7 +38,7 @@ ANSWERS: tuple[Answer, ...] = (
     answered(ANSWERED.encode() * 100),
     _closed,
     _garbage,
-    _hangs,
+    hangs,
 )
 
 

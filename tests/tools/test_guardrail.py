@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 from standardwebhooks import Webhook
 
-from tests.hooks.support import SECRET, Answer, answered, raw_server
+from tests.hooks.support import SECRET, Answer, answered, hangs, raw_server
 from tests.memory.support.turns import SESSION, owner
 from tests.support.sockets import refused_port
 from tests.tools.support import agent
@@ -84,10 +84,6 @@ async def test_ended_connection_is_no_failure(sender: HookSender) -> None:
     assert len({got.headers["webhook-id"] for got in server.received}) == 1
 
 
-async def _hangs(_writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(60)
-
-
 @pytest.mark.parametrize("fail", ["open", "closed"])
 @pytest.mark.parametrize(
     ("answer", "timeout_ms"),
@@ -95,7 +91,7 @@ async def _hangs(_writer: asyncio.StreamWriter) -> None:
         pytest.param(answered(status=500), 10_000, id="500"),
         pytest.param(answered(b'{"action": "perhaps"}'), 10_000, id="malformed"),
         pytest.param(answered(status=302, headers="Location: /\r\n"), 10_000, id="redirect"),
-        pytest.param(_hangs, 300, id="late"),
+        pytest.param(hangs, 300, id="late"),
         pytest.param(None, 10_000, id="refused"),
     ],
 )
@@ -103,7 +99,7 @@ async def test_failure_is_as_the_agent_says(
     sender: HookSender, answer: Answer | None, timeout_ms: int, fail: Literal["open", "closed"]
 ) -> None:
     events: list[Event] = []
-    async with raw_server(answer or _hangs) as server:
+    async with raw_server(answer or hangs) as server:
         with refused_port() as port:
             url = server.url if answer else f"http://127.0.0.1:{port}/"
             ann = agent(guardrail=Guarded(url, timeout_ms, fail))

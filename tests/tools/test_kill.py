@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from pydantic import SecretStr
 
-from tests.hooks.support import RawServer, answered, raw_server
+from tests.hooks.support import RawServer, answered, hangs, raw_server
 from tests.memory.support.stores import opened
 from tests.support.databases import sqlite_url
 from tests.tools.support import agent, call, order_tool
@@ -41,13 +41,9 @@ asyncio.run(main(*json.loads(sys.argv[1])))
 """
 
 
-async def _hangs(_writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(60)
-
-
 @pytest_asyncio.fixture
 async def server() -> AsyncIterator[RawServer]:
-    async with raw_server(_hangs) as running:
+    async with raw_server(hangs) as running:
         yield running
 
 

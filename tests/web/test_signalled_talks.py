@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import StartBroker
 from tests.hooks.support import SECRET
+from tests.support.agents import write_agents
 from tests.support.broker import RunningBroker
 from tests.support.machine import retry_if_host_busy
 from tests.support.tool_server import ToolServer, run_tool_server
@@ -128,8 +129,7 @@ class Stage:
 @asynccontextmanager
 async def stage(kind: str, start_broker: StartBroker, folder: Path) -> AsyncIterator[Stage]:
     async with run_tool_server() as tools:
-        agents = folder / "agents.toml"
-        agents.write_text(AGENTS.format(url=tools.url("ok")))
+        agents = write_agents(folder, AGENTS.format(url=tools.url("ok")))
 
         async def begin(azure: Simulated | Other) -> Stage:
             broker = await start_broker(

@@ -117,7 +117,7 @@ class StateCollector(Collector):
             "talks_left", "Talks whose client left before they were live; not among those.", sources.talk_counters.left
         )
         yield from _relay(relay)
-        yield from _leash(sources)
+        yield from _usage_and_leases(sources)
         yield from memory_metrics(sources.memory.status())
 
     def describe(self) -> Iterable[Metric]:
@@ -281,7 +281,7 @@ def _usage(relay: RelayStatus) -> Iterator[Metric]:
     yield from (responses, tokens, transcriptions, seconds, transcribing)
 
 
-def _leash(sources: StatusSources) -> Iterator[Metric]:
+def _usage_and_leases(sources: StatusSources) -> Iterator[Metric]:
     """What talks use, the budgets that bound them, and the leases on calls: of this replica."""
     ledger, counts = sources.ledger, sources.ledger.counts
     yield _counter("usage_written_rows", "Rows of the usage ledger that were written.", counts.written)

@@ -69,12 +69,12 @@ class TakenCall:
     state: int
     epoch: int
     ending: str | None
-    read_for_s: float = 0.0  # so long a page reads its events at another replica
+    read_for_s: float = 0.0  # for how long a page goes on reading its events at another replica
     age_s: float = 0.0
     was_heard: bool = False  # by its former holder
-    unheard_s: float | None = None  # for which no time is written, of a talk that was heard
-    is_counted: bool = False  # it is to end, and its former holder has written down what it had used until then
-    lost_s: float = 0.0  # since its former holder was last known to hear it, or since it was hung up elsewhere
+    unheard_s: float | None = None  # since the last row of its talk; None where the talk was never heard
+    is_counted: bool = False  # its former holder has written what it used, and wants it to end
+    lost_s: float = 0.0  # since its former holder last heard it for sure, or since it was hung up elsewhere
 
 
 HeldCall = tuple[str, int]

@@ -158,7 +158,7 @@ def _take(
     found = []
     for row in rows:
         heard_us = written_us.get((row.talk_id, row.transport))
-        # Who gave a call up has held it until now; who was killed, until about its last renewal.
+        # A holder that gave the call up held it until now; one that was killed, until about its last renewal.
         held_us = until_us[row.call_key] - lease_us if until_us[row.call_key] else now_us
         known_us = held_us if row.unheard_since_us is None else row.unheard_since_us
         known_us = max(known_us, row.over_at_us or 0)

@@ -42,7 +42,7 @@ class EngagedElsewhereError(Exception):
 
 
 class LeaseWatcher(Protocol):
-    """What a lease's course leads to."""
+    """Is told what becomes of leases, and tells what the store should know of calls."""
 
     def taken(self, found: TakenCall) -> None:
         """A call of a replica that is gone is ours now."""
@@ -155,7 +155,7 @@ class CallLeases:
         self._changed.set()
 
     async def stored(self, name: CallName) -> None:
-        """Returns once the store has this call of ours: at once while the store is silent, and after a second."""
+        """Returns once the store has this call of ours; at once while the store is silent, in a second at most."""
         held = self._held.get(name)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STORED_S):
@@ -346,11 +346,11 @@ class CallLeases:
             log.warning("calls_not_taken", calls=len(leaving))
 
     def _is_unsure(self) -> bool:
-        """Whether so much time has passed unseen that another replica may hold our calls."""
+        """Whether this process may have stood still for so long that another replica holds our calls."""
         return self._was_paused or self._clock() - self._ticked_s > self._lease_s
 
     async def _tick(self) -> None:
-        """Notes whether this process was stopped; a store that is slow stops nobody."""
+        """Notes whether this process was stopped. It runs beside the renewals, which a slow store may hold up."""
         while True:
             self._was_paused = self._is_unsure()
             self._ticked_s = self._clock()

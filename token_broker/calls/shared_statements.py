@@ -25,10 +25,7 @@ from token_broker.memory.store.tables import call_events, calls, insert_for, is_
 from token_broker.memory.types import bucket_of
 from token_broker.security.tokens import Owner
 
-__all__ = ["ToldEvents", "claim_attach", "find_endpoint", "news_of", "note_readers", "settle_attach", "write_events"]
-
-ToldEvents = tuple[PageCall, str, Sequence[tuple[int, Any]]]
-"""A call, the name of its stream, and numbered events."""
+__all__ = ["claim_attach", "find_endpoint", "news_of", "note_readers", "settle_attach", "write_events"]
 
 _OVERLAP_US = 5_000_000  # an event that was told earlier may be committed later
 

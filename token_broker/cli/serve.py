@@ -10,8 +10,7 @@ from starlette.routing import BaseRoute
 
 from token_broker.app import create_app
 from token_broker.server.drain import Drain, DrainingServer
-from token_broker.server.http_protocol import bounded_http
-from token_broker.server.websocket_protocol import uvicorn_options
+from token_broker.server.uvicorn_options import uvicorn_options
 from token_broker.settings import Settings, SettingsError
 
 __all__ = ["run_server"]
@@ -36,7 +35,6 @@ async def run_server(settings: Settings, *, listening: Callable[[], None], also:
         app,
         host=settings.host,
         port=settings.port,
-        http=bounded_http(head_timeout_s=settings.head_timeout_s, write_timeout_s=settings.client_write_timeout_s),
         lifespan="off",  # it is entered below: uvicorn would log a failing start, where the command prints it in a line
         log_config=None,
         access_log=False,

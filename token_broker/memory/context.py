@@ -113,7 +113,7 @@ _SENTENCE_END = re.compile("[.!?…](?=\\s|$)|[\u3002\uff01\uff1f\u061f\u0964\u0
 def fitting_lines(texts: Sequence[str], room_bytes: int, most_bytes: int | None = None) -> list[str]:
     """The first texts that fit, a line each, cut to whole sentences within `most_bytes` and the room that is left.
 
-    Control characters of any kind become blanks: they have their say about a fence.
+    Control characters become blanks: a text with a line break would read as two notes.
     """
     fitting = []
     for text in texts:

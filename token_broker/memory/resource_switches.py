@@ -45,7 +45,7 @@ class ResourceSwitches:
         self._stale = False
 
     def watch(self, on_switched: OnSwitched, on_replicas: OnReplicas | None) -> None:
-        """Who is told of a change."""
+        """Names the callbacks for changes: of what is disabled, and of the number of replicas."""
         self._on_switched = on_switched
         self._on_replicas = None if self._database.dialect == "sqlite" else on_replicas
 

@@ -18,7 +18,6 @@ from token_broker.server import frames
 from token_broker.server.client_wire import MessageSink
 from token_broker.server.close_codes import CLIENT_STALLED
 from token_broker.server.framed_websocket import READ, FramedWebSocket
-from token_broker.settings import Settings
 
 __all__ = [
     "GIVE_UP_EXTENSION",
@@ -26,7 +25,6 @@ __all__ = [
     "BrokerWebSocketProtocol",
     "ClientGoneError",
     "bounded_websocket",
-    "uvicorn_options",
 ]
 
 log = structlog.get_logger("token_broker.relay")
@@ -43,22 +41,6 @@ class ClientGoneError(ClientDisconnected):
     def __init__(self, code: int) -> None:
         super().__init__()
         self.code = code
-
-
-def uvicorn_options(settings: Settings) -> dict[str, Any]:
-    """The options of `uvicorn.Config` that the relay depends on."""
-    return {
-        "ws": bounded_websocket(
-            frames_per_second=settings.frames_per_second,
-            control_frames_per_second=settings.control_frames_per_second,
-            write_timeout_s=settings.client_write_timeout_s,
-            image_bytes=settings.image_bytes,
-        ),
-        "ws_max_size": settings.client_message_bytes,
-        "ws_ping_interval": settings.ping_interval_s,
-        "ws_ping_timeout": settings.ping_interval_s,
-        "ws_per_message_deflate": False,
-    }
 
 
 class BrokerWebSocketProtocol(FramedWebSocket):

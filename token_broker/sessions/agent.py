@@ -132,7 +132,7 @@ class Agent(AgentKeys):
 
     @cached_property
     def declared_tools(self) -> tuple[dict[str, Any], ...]:
-        """The tools as Azure's session gets them, with the credentials of MCP servers: not for a page's eyes."""
+        """The tools as Azure's session gets them, with the credentials of MCP servers: never shown to a page."""
         own = [
             tool.declared(with_secrets=True) if isinstance(tool, McpTool) else tool.declared() for tool in self.tools
         ]

@@ -68,7 +68,7 @@ class RunningSimulator:
         """WebRTC calls that have not ended."""
         return self.simulator.calls
 
-    async def until(self, running: int, timeout_s: float = 5.0) -> None:
+    async def until(self, running: int, timeout_s: float = 20.0) -> None:
         """Waits until exactly so many requests and WebSockets are running; only in the simulator's own event loop.
 
         Raises:
@@ -78,7 +78,7 @@ class RunningSimulator:
         async with asyncio.timeout(timeout_s):
             await self.simulator.until(running)
 
-    async def until_calls(self, count: int, timeout_s: float = 5.0) -> None:
+    async def until_calls(self, count: int, timeout_s: float = 20.0) -> None:
         """As `until`, for WebRTC calls."""
         async with asyncio.timeout(timeout_s):
             await self.simulator.until_calls(count)

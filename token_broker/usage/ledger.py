@@ -36,7 +36,7 @@ _FLUSH_S = 5.0  # at shutdown
 
 
 async def _sure() -> None:
-    """No call moves."""
+    """The default of `confirm`, where no call can move to another replica."""
 
 
 @dataclass(slots=True)
@@ -238,7 +238,7 @@ class UsageLedger:
         self._wake.set()
 
     def give(self, secret: GivenSecret) -> None:
-        """A page is given a secret of Azure's: where nothing is seen of the talk, the ledger knows of it so."""
+        """Notes that a page gets a secret of Azure's: its row stands for the talk while nothing of that is seen."""
         if self._database is None:
             return
         if len(self._secrets) >= self._most_closed:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sqlalchemy import Connection, and_, case, delete, distinct, exists, func, or_, select, text, update
 
@@ -11,13 +11,12 @@ from token_broker.memory.types import bucket_of
 from token_broker.usage.billed import ANSWER_COUNTS, TRANSCRIPTION_COUNTS
 from token_broker.usage.talk_usage import BILLED_BY_TIME, MOVED, UNSEEN
 
-__all__ = ["USAGE_GROUPS", "AnswerClaim", "UsageGroup", "claim_answers", "sum_usage", "write_usage"]
+__all__ = ["AnswerClaim", "UsageGroup", "claim_answers", "sum_usage", "write_usage"]
 
 UsageGroup = Literal["principal", "agent", "resource", "day", "session"]
 AnswerClaim = tuple[str, str, str, str]
 """A session, its talk, Azure's id of an answer or a transcription, and the writer's part."""
 
-USAGE_GROUPS: tuple[UsageGroup, ...] = get_args(UsageGroup)
 _KEY = ("bucket", "talk_id", "part", "resource", "day")
 _FIXED = (*_KEY, "session_id", "principal", "agent_id", "transport", "started_at_us")
 _SUMMED = ("responses", "unmeasured", *ANSWER_COUNTS, *TRANSCRIPTION_COUNTS[1:], "tools_run")
@@ -42,8 +41,8 @@ def write_usage(
 
     `billed` are the milliseconds that Azure bills, in all so far, by row and by session of Azure's.
 
-    Whose talk it is stays as it was written first: an erasure may have made it anonymous. So does the time of a row
-    whose call another replica has taken since: that one counts from `updated_at_us` on, until when a row has the time.
+    Session and principal stay as they were written first: an erasure may have made them anonymous. The time of a row
+    stays, too, once another replica has taken its call: that replica counts from the row's `updated_at_us` on.
     """
     now_us = int(connection.scalar(text(f"SELECT {NOW_US[connection.dialect.name]}")) or 0)
     now_s = monotonic_s()
@@ -55,7 +54,7 @@ def write_usage(
     changing["updated_at_us"] = case((is_taken, usage.c.updated_at_us), else_=changing["updated_at_us"])
     upsert = insert.on_conflict_do_update(index_elements=list(_KEY), set_=changing)
     values = [{**row, "bucket": bucket_of(row["session_id"])} for row in rows]
-    for row in values:  # the store may be slow, and who takes a call counts from there on
+    for row in values:  # the row's time ends here, not now: the store may be slow
         row["updated_at_us"] = now_us - round((now_s - row.pop("looked_s")) * 1_000_000)
     connection.execute(upsert, sorted(values, key=lambda row: tuple(row[name] for name in _KEY)))
     reports = [(row, *report) for row, of_row in zip(values, billed, strict=False) for report in of_row.items()]

@@ -16,7 +16,7 @@ BILLED_BY_TIME = "live"
 LEAST_ANSWER_TOKENS = 4096
 """What an answer is taken to have cost whose usage nobody knows, unless the talk had a larger one."""
 
-_ANSWER_US = 1_000_000  # who misses less has heard an answer's beginning, or its end
+_ANSWER_US = 1_000_000  # a gap of less can't hide a whole answer: its beginning or its end was heard
 _MOST_BILLED_S = 604_800.0
 _KEPT = 10_000  # ids of answers and items: more than a talk of two hours has
 
@@ -97,8 +97,8 @@ class TalkUsage:
 
     `seen` is false where the broker does not hear the talk: then its seconds and tokens are unknown. `changed` is
     called where something should be written soon: also with each answer of a call, which outlives its process.
-    `on_answer` where an answer has ended, `on_closed` at the end. A call `may_move`: another replica may hear the same
-    answers, so each is claimed in the store (`unclaimed`).
+    `on_answer` is called where an answer has ended, `on_closed` at the end. A call `may_move`: another replica may hear
+    the same answers, so each is claimed in the store (`unclaimed`).
 
     A call goes on without its sideband, or has ended with it. So the time in which no call of the talk is in sight
     counts only once the call is heard again, or is known to have gone on.
@@ -215,8 +215,8 @@ class TalkUsage:
         """From now on the talk is at this resource: at its start, and whenever it has moved.
 
         `by` is the call that is heard from now on, or again; empty for a talk over a socket.
-        `unheard_s`: a call of another process, which went on for so long since that one wrote how long it was.
-        `lost_s`: so long ago that process was last known to hear the call, which is not heard here yet.
+        Of a call that another process held: `unheard_s` is the time since that process wrote the call's time, `lost_s`
+        the time since it last heard the call for sure.
         """
         self.went_on(by)
         self.look()
@@ -299,7 +299,7 @@ class TalkUsage:
     def end(self, how: str, *, by: str = "") -> None:
         """An observer is done, of the call `by`; with the last one the rows are closed. `how` is the first given.
 
-        Who takes a call counts its time from the last row that was written on; what came after that is not kept here.
+        A replica that takes a call counts its time from the last row that was written; what came after is not kept.
         """
         self.look()
         self.out_of_sight(by)
@@ -336,7 +336,7 @@ class TalkUsage:
         return -(-live_us // 1000), sum(row.tokens for row in rows) + unknown
 
     def values(self, row: UsageRow) -> dict[str, Any]:
-        """The row as the store keeps it, and `looked_s`: until when, by the monotonic clock, it has the time."""
+        """The row as the store keeps it. It has the time until `looked_s` of the monotonic clock."""
         live_ms = None if row.live_us is None else row.live_us // 1000
         is_over = self.observers <= 0
         return {

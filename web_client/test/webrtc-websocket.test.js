@@ -78,7 +78,7 @@ callTest("an offer whose candidates never come is sent after three seconds all t
   assert.deepEqual(socket.sent.map(({ sdp_offer }) => sdp_offer), ["v=0 without candidates"]);
 });
 
-callTest("the answer's line ends are mended", async () => {
+callTest("the answer's line ends are restored", async () => {
   const { peer } = await live();
   assert.equal(peer.answer, "v=0\r\no=-\r\nm=audio\r\n");
 });

@@ -90,7 +90,7 @@ export class Peer {
    */
   async take(answer, signal) {
     try {
-      await within(this.#peer.setRemoteDescription({ type: "answer", sdp: mended(answer) }), SDP_TIMEOUT_MS, signal);
+      await within(this.#peer.setRemoteDescription({ type: "answer", sdp: withLineEnds(answer) }), SDP_TIMEOUT_MS, signal);
     } catch {
       signal.throwIfAborted();
       throw failure("sdp_refused", "Azure's answer to the call can't be understood.");
@@ -240,7 +240,7 @@ export class Peer {
  * An answer with the line ends that browsers want: CRLF after each line, the last one too.
  * @param {string} sdp
  */
-export function mended(sdp) {
+export function withLineEnds(sdp) {
   return sdp.split(/[\r\n]+/).filter(Boolean).map((line) => `${line}\r\n`).join("");
 }
 

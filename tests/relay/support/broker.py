@@ -44,7 +44,7 @@ from token_broker.relay.voice_relay import VoiceRelay, websocket_not_found
 from token_broker.security.limits import RateLimiter, SessionLimits
 from token_broker.security.tokens import Owner, TokenSigner
 from token_broker.server.drain import Drain, DrainingServer
-from token_broker.server.websocket_protocol import uvicorn_options
+from token_broker.server.uvicorn_options import uvicorn_options
 from token_broker.sessions.agents import AgentRegistry, load_agents
 from token_broker.settings import Settings
 from token_broker.simulator.server import shut_down
@@ -272,7 +272,7 @@ def build(
         FixedBlocklist(),
         TokenSigner(settings.signing_keys),
     )
-    book = agents or load_agents()
+    registry = agents or load_agents()
     running: Running
 
     def origin_refusal(scope: Scope) -> Problem | None:
@@ -283,7 +283,7 @@ def build(
 
     admission = Admission(
         settings=settings,
-        agents=book,
+        agents=registry,
         signer=signer,
         tickets=tickets,
         limits=limits,
@@ -292,10 +292,10 @@ def build(
         origin_refusal=origin_refusal,
         blocklist=blocklist,
     )
-    add_agents_routes(settings, connector, book.values())
+    add_agents_routes(settings, connector, registry.values())
     relay = VoiceRelay(
         settings=settings,
-        agents=book,
+        agents=registry,
         admission=admission,
         ingest=ingest,
         recall=recall,
@@ -321,7 +321,7 @@ def build(
         level=relay._level,
     )
     running = Running(
-        settings, relay, calls, connector, drain, limits, ingest, recall, tickets, blocklist, signer, book
+        settings, relay, calls, connector, drain, limits, ingest, recall, tickets, blocklist, signer, registry
     )
     return running
 

@@ -12,7 +12,7 @@ import uvloop
 
 from tests.relay.support.broker import application, build, make_settings
 from token_broker.server.drain import DrainingServer
-from token_broker.server.websocket_protocol import uvicorn_options
+from token_broker.server.uvicorn_options import uvicorn_options
 
 
 async def main(azure_url: str, grace_s: float) -> None:

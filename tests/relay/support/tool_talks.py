@@ -11,6 +11,7 @@ from websockets.asyncio.client import connect
 
 from tests.hooks.support import secrets
 from tests.relay.support.broker import Client, Running, broker
+from tests.support.agents import write_agents
 from tests.support.tool_server import ToolServer, run_tool_server
 from token_broker.hooks.sender import HookSender, hook_client
 from token_broker.memory.tool_claims import CallId, ClaimedCall
@@ -119,8 +120,7 @@ async def run_tool_talks(
     claims = OnceClaims()
     with run_in_thread(SimulatorConfig(answer_speed=20)) as azure:
         async with run_tool_server() as server, hook_client() as http:
-            file = folder / "agents.toml"
-            file.write_text(agents_with_tools(server, client_s=client_s, timeout_s=timeout_s))
+            file = write_agents(folder, agents_with_tools(server, client_s=client_s, timeout_s=timeout_s))
             runner = HttpToolRunner(HookSender(http, secrets()), claims, None)
             settings = {"key": SecretStr("simulated-key")} | overrides
             try:

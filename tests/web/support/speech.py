@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Samples", "at_rate", "best_match", "first_words", "pieces_match", "read_wav", "speech", "write_wav"]
+__all__ = ["Samples", "at_rate", "best_match", "first_words", "pieces_match", "speech", "write_wav"]
 
 Samples = NDArray[np.float64]
 """Mono, from -1 to 1."""
@@ -37,12 +37,6 @@ def write_wav(path: Path, sound: Samples, rate: int) -> Path:
         file.setframerate(rate)
         file.writeframes((np.clip(sound, -1, 1) * 32_767).astype("<i2").tobytes())
     return path
-
-
-def read_wav(path: Path) -> tuple[Samples, int]:
-    with wave.open(str(path), "rb") as file:
-        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32_768
-        return samples, file.getframerate()
 
 
 def at_rate(sound: Samples, rate: int, wanted: int) -> Samples:

@@ -213,7 +213,7 @@ class DeliveryWorker:
         return len(erasures)
 
     async def _due_buckets(self, now_us: int) -> list[int]:
-        """Where sessions wait; nowhere while the sink rests, at whichever replica's request."""
+        """The buckets in which sessions wait; none while any replica has found that the sink needs a pause."""
         sink = self.sink.name
         buckets = await self._database.read(partial(outbox.due_buckets, sink=sink, now_us=now_us))
         if not buckets:
@@ -333,7 +333,7 @@ class DeliveryWorker:
             backlog = replace(backlog, failures=backlog.attempts)  # while a task runs, failures count the questions
         if failure is None:
             batch = min(self.sink.max_turns, backlog.batch * 2)
-            # Of a greater batch that nobody knows the fate of, the sink may have turns that are still to go.
+            # The sink may also have the later turns of a larger batch, to which no answer came.
             uncertain = claim.uncertain and backlog.batch < self.sink.max_turns
             return Settlement(now_us, Backlog(batch=batch), delivered=ids, uncertain=uncertain, noticed=True)
         verdict = after_failure(

@@ -114,8 +114,8 @@ class ZepCloudMemory:
     async def _add(self, thread: str, batch: DeliveryBatch) -> str | None:
         """Adds the batch's messages; the tasks that work on them, if not all have succeeded yet.
 
-        What is repeated has the key of the first time, so that Zep answers with the task of the first time. Only behind
-        a task that failed it has another, and leaves out what Zep has worked on.
+        A repeated call has the idempotency key of the first, so that Zep answers with the first one's task. After a
+        task that failed, the key is another one, and what Zep has worked on already is left out.
         """
         said = [message for turn in batch.turns for message in _messages(turn, batch.user_id)]
         done: set[tuple[str, str]] = set()

@@ -1,9 +1,9 @@
 """The tables, once for SQLite and PostgreSQL, and what statements about them share; `migrate` makes or upgrades them.
 
 Every row of a session carries the session's `bucket` (`bucket_of`), first in each key: claims stay local, and the
-tables can be distributed on it (Citus, in elastic clusters of Azure Database for PostgreSQL) as they are. `blocks`,
-`disabled_resources`, `replicas`, `sink_rests` and `erased_users` are small: there they are reference tables. Times are
-whole microseconds since 1970.
+tables can be distributed on it (Citus, in elastic clusters of Azure Database for PostgreSQL) as they are. `calls` has
+none, and is not distributed. `blocks`, `disabled_resources`, `replicas`, `sink_rests` and `erased_users` are small:
+there they are reference tables. Times are whole microseconds since 1970.
 
 Alembic (`migrations/`) is imported only where an upgrade is needed.
 """

@@ -18,14 +18,14 @@ from token_broker.memory.words.terms import Pattern, Term, is_decisive, terms_of
 
 __all__ = ["Search"]
 
-_COMPARED = 60  # turns
-_HITS_A_TERM = 400  # a term that so many of the newest turns have says little: it is looked for no further
-_COVERED = 0.34  # of what was asked, by weight: at least so much has a turn that answers
-_ENOUGH = 2.04  # of weight: about two rare words answer a long question, however much else it says
-_LEAST = 0.33
-_BESIDE_BEST = 0.8  # of the best one's score: what is less is not told beside it
-_MOST_COVERED = 0.8
-_ECHO = 0.4  # a turn that only asks the same answers nothing
+_COMPARED = 60  # turns whose words are compared: those that have most of the question
+_HITS_A_TERM = 400  # a term that is in so many of the newest turns says little: the search for it stops
+_COVERED = 0.34  # a turn that answers has at least this share of the question's weight
+_ENOUGH = 2.04  # of weight, about two rare words: they answer a long question
+_LEAST = 0.33  # of weight: a common word alone answers nothing
+_BESIDE_BEST = 0.8  # a turn with a smaller share of the best score is left out
+_MOST_COVERED = 0.8  # the share that a question of frame words alone, or of little weight, needs
+_ECHO = 0.4  # weighs a turn that only repeats the question: it answers nothing
 
 
 @dataclass(slots=True)
@@ -35,11 +35,11 @@ class Search:
     question: str
     terms: tuple[Term, ...] = ()
     turns: int = 0
-    _counts: list[int] = field(default_factory=list)  # turns that have a term's pattern, a term
-    _seen: list[int] = field(default_factory=list)  # turns that were looked through, a term
-    _starts: list[int] = field(default_factory=list)  # of the chunks, as if all were one text
+    _counts: list[int] = field(default_factory=list)  # by term: turns that have its pattern
+    _seen: list[int] = field(default_factory=list)  # by term: turns that were searched
+    _starts: list[int] = field(default_factory=list)  # where each chunk starts, as if all were one text
     _chunks: list[tuple[str, str]] = field(default_factory=list)
-    _hits: dict[int, int] = field(default_factory=dict)  # by where a turn's line starts: a bit a term
+    _hits: dict[int, int] = field(default_factory=dict)  # by the start of a turn's line: one bit for each term found
     _scores: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -119,7 +119,7 @@ class Search:
         return [arrival for arrival in ranked if scores[arrival] >= least][:limit]
 
     def _score(self, words: str, said: list[str], hits: int, weights: list[float], needed: float) -> float:
-        """The weight of what the turn has of the question; 0 where it is too little."""
+        """The weight of the terms that the turn has; 0 where it is too little for an answer."""
         score, decided = 0.0, False
         for number, term in enumerate(self.terms):
             if hits >> number & 1 and (alike := term.likeness(words, said)) >= ALIKE:
