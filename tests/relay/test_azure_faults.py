@@ -25,6 +25,7 @@ from tests.relay.support.azure import AzureTalk, answer, converse, scripted_azur
 from tests.relay.support.broker import (
     ENTRA_TOKEN,
     KEY,
+    FixedEntra,
     Running,
     broker,
     build,
@@ -358,3 +359,23 @@ async def test_failed_lookup_keeps_last_addresses() -> None:
     await names.aclose()
     with pytest.raises(OSError, match="no such name"):
         await names.resolve("another", 80)
+
+
+async def test_silent_entra_is_no_resources_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(_self: FixedEntra) -> AccessToken:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(FixedEntra, "fetch", hang)
+    options: dict[str, Any] = {
+        "key": None,
+        "azure_auth": "entra",
+        "breaker_failures": 1,
+        "proxy_connect_timeout_s": 0.3,
+    }
+    async with scripted_azure() as azure, broker(azure.url, **options) as running:
+        async with running.client() as client:
+            assert await client.closed() == 4408
+        (resource,) = running.connector.pool.snapshot()
+        assert resource.health.value == "good"
+        assert all(breaker.would_admit for breaker in running.connector.breakers.values())

@@ -39,6 +39,7 @@ from strategies.session_model.agent_settings import Dialect
 from strategies.session_model.session_fields import model_reasons
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.opening import (
+    LateCredentialError,
     SessionRefusedError,
     clock_skew_s,
     current_authorization,
@@ -463,7 +464,7 @@ class _Handshakes:
 def ending_of(error: MintError) -> Ending:
     """What the client is told where Azure took no talk."""
     match error:
-        case TimedOutError():
+        case TimedOutError() | LateCredentialError():
             return Ending(UPSTREAM_TIMED_OUT, "Azure did not answer in time: ask for a new plan")
         case RateLimitedError():
             return Ending(UPSTREAM_FAILED, "Azure takes no more talks just now: ask for a new plan in a moment")

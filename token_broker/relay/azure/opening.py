@@ -26,6 +26,7 @@ from token_broker.relay.confirmation.early_answers import EarlyAnswers
 from token_broker.relay.event_text import SESSION_EVENTS, event_of, event_type, parsed
 
 __all__ = [
+    "LateCredentialError",
     "SessionRefusedError",
     "TakenSession",
     "clock_skew_s",
@@ -40,19 +41,29 @@ __all__ = [
 log = structlog.get_logger("token_broker.relay")
 
 SESSION_EVENT_ID = "broker_session"
+_LAST_WORD_S = 0.05
 _LONGEST_SESSION_S = 86_400.0
 _CLOCKS_AGREE_S = 5.0  # `Date` has whole seconds, and the answer takes its time
 _FIRST_FRAMES_AT_MOST = 64  # Azure sends two or three; all are held until the session is accepted
 
 
+class LateCredentialError(CredentialError):
+    """The credential's source took all the time of an attempt: Azure was not asked."""
+
+
 async def current_authorization(credentials: Credentials, deadline_s: float) -> Authorization:
-    """The credential for one attempt; TimeoutError where its source took all the time."""
+    """The credential for one attempt. Raises CredentialError, LateCredentialError where its source took all the time.
+
+    It ends a little before the deadline, whose own error would blame Azure.
+    """
     loop = asyncio.get_running_loop()
+    left_s = deadline_s - loop.time()
+    ends_s = deadline_s - min(_LAST_WORD_S, left_s / 20)
     try:
-        return await credentials.current(timeout_s=deadline_s - loop.time())
-    except CredentialError:
-        if loop.time() >= deadline_s:
-            raise TimeoutError from None
+        return await credentials.current(timeout_s=ends_s - loop.time())
+    except CredentialError as error:
+        if loop.time() >= ends_s:
+            raise LateCredentialError(str(error)) from None
         raise
 
 

@@ -20,7 +20,7 @@ from strategies.session_model.live_session import LIVE_ROUTE, live_session
 from strategies.session_model.refused_field import field_to_leave_out, shown_path, without
 from strategies.session_model.session_fields import overlaid
 from strategies.session_model.session_paths import Path
-from token_broker.relay.azure.opening import SessionRefusedError, clock_skew_s, expiry_of
+from token_broker.relay.azure.opening import LateCredentialError, SessionRefusedError, clock_skew_s, expiry_of
 from token_broker.relay.azure.route import ConnectionHealth, NoUpstreamError
 from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.azure.stated_faults import stated_fault
@@ -228,6 +228,6 @@ def _refusal(error: Any, session: Mapping[str, Any]) -> MintError:
 def _ending(error: MintError) -> Ending:
     if isinstance(error, SessionRefusedError):
         return SESSION_REFUSED
-    if isinstance(error, TimedOutError):
+    if isinstance(error, TimedOutError | LateCredentialError):
         return Ending(UPSTREAM_TIMED_OUT, "Azure did not answer in time: ask for a new plan")
     return Ending(UPSTREAM_FAILED, "Azure refused the connection: ask for a new plan")
