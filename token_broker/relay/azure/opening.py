@@ -42,6 +42,7 @@ log = structlog.get_logger("token_broker.relay")
 
 SESSION_EVENT_ID = "broker_session"
 _LAST_WORD_S = 0.05
+_TIMER_S = 0.005  # a loop's timers may be that early
 _LONGEST_SESSION_S = 86_400.0
 _CLOCKS_AGREE_S = 5.0  # `Date` has whole seconds, and the answer takes its time
 _FIRST_FRAMES_AT_MOST = 64  # Azure sends two or three; all are held until the session is accepted
@@ -62,7 +63,7 @@ async def current_authorization(credentials: Credentials, deadline_s: float) -> 
     try:
         return await credentials.current(timeout_s=ends_s - loop.time())
     except CredentialError as error:
-        if loop.time() >= ends_s:
+        if loop.time() >= ends_s - _TIMER_S:
             raise LateCredentialError(str(error)) from None
         raise
 
