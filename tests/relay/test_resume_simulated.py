@@ -106,8 +106,9 @@ async def test_text_after_restored_turns_proves_nothing() -> None:
                 await answered(client)
 
 
+@pytest.mark.slow
 async def test_ignored_settings_are_no_talk() -> None:
-    limit: dict[str, Any] = SIMULATED | {"proxy_connect_timeout_s": 1.0}
+    limit: dict[str, Any] = SIMULATED | {"proxy_connect_timeout_s": 3.0}
     with run_in_thread(FAST) as azure:
         async with broker(azure.base_url, **limit) as running, running.client() as client:
             await client.ready()

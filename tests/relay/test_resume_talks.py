@@ -241,7 +241,7 @@ def living(seconds: float) -> Any:
 
 
 async def test_talk_leaves_an_ending_session_unasked() -> None:
-    async with talking(living(20), idle_timeout_s=2) as (azure, running, client):
+    async with talking(living(20), idle_timeout_s=5) as (azure, running, client):
         assert (await client.until("broker.resuming"))["reason"] == "expiring"
         await resumed(client)
         await (await azure.talk()).closed.wait()
