@@ -87,7 +87,7 @@ def test_route_of_a_busy_resource_stays_in_the_contest() -> None:
     ways = [(each, route) for route in routes for each in pool.resources]
     attempt = cast("Any", None)
     wanted = Wanted("s", "elena", running=True)
-    contest = _Handshakes(pool, wanted, ways, attempt, deadline_s=clock() + 5, clock=clock)
+    contest = _Handshakes(pool, wanted, ways, attempt, last=(), deadline_s=clock() + 5, clock=clock)
     asked = [contest.next_call(busy) for busy in ((), ("a",), ("a", "b"), ("a",), ())]
     assert [call and call.name for call in asked] == [
         "connect-a-voice_live",

@@ -77,10 +77,10 @@ class Fleet:
             wanted,
             [(each, ROUTE) for each in pool.order(wanted)],
             cast("Any", self.azure.connect),
+            last=[(each, ROUTE) for each in pool.left_out(wanted)] if wanted.running else [],
             deadline_s=hedger.clock() + 5,
             clock=hedger.clock,
         )
-        contest.resting = [(each, ROUTE) for each in pool.left_out(wanted)] if wanted.running else []
         if (found := await hedger.race(contest, is_handshake=True, always=wanted.running)) is None:
             raise NoUpstreamError(contest.ending or Ending(UPSTREAM_FAILED, "nobody"))
         return cast("str", found)

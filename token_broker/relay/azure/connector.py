@@ -195,9 +195,9 @@ class UpstreamConnector:
         candidates.sort(key=unfit_until_s)
         attempt = partial(self._attempt_for, wanted.agent_id, on_refused, supply=supply, model=wanted.model)
         deadline_s = began_s + self._timeout_s
-        contest = _Handshakes(self.pool, wanted, candidates, attempt, deadline_s=deadline_s, clock=self._hedger.clock)
-        if wanted.running:
-            contest.resting = ways(self.pool.left_out(wanted))
+        last = ways(self.pool.left_out(wanted)) if wanted.running else []
+        clock = self._hedger.clock
+        contest = _Handshakes(self.pool, wanted, candidates, attempt, last=last, deadline_s=deadline_s, clock=clock)
         # Somebody waits in the middle of a talk, and a resource has just failed it.
         upstream = await self._hedger.race(contest, is_handshake=True, always=wanted.running)
         if upstream is not None and contest.winner is not None:
@@ -349,7 +349,10 @@ class UpstreamConnector:
 
 
 class _Handshakes:
-    """The handshakes of one talk, as a contest: `candidates` in their order, until `deadline_s` of the clock."""
+    """The handshakes of one talk, as a contest: `candidates` in their order, until `deadline_s` of the clock.
+
+    `last` are those that fail, which are asked as well before a running talk is given up.
+    """
 
     def __init__(
         self,
@@ -358,15 +361,16 @@ class _Handshakes:
         candidates: Sequence[_Candidate],
         attempt: Callable[..., Coroutine[Any, Any, UpstreamConnection]],
         *,
+        last: Sequence[_Candidate],
         deadline_s: float,
         clock: Callable[[], float],
     ) -> None:
         self.ending: Ending | None = None  # for the client, where nothing was connected
-        self.resting: list[_Candidate] = []  # for faults: asked before a running talk is given up
         self.winner: PoolPermit | None = None
         self._pool = pool
         self._wanted = wanted
         self._left = list(candidates)
+        self._last: Sequence[_Candidate] | None = last  # None once they are among those that are left
         # Whether it asks what rests for faults, too.
         self._early = pool.all_fail(wanted, ((resource, route.name) for resource, route in candidates))
         self._attempt = attempt
@@ -374,20 +378,19 @@ class _Handshakes:
         self._clock = clock
         self._made = 0
         self._refused: list[_Candidate] = []  # they got no permit
-        self._has_looked_again = False
         self._waits_for_quota = False
         self._closing: set[asyncio.Task[None]] = set()
 
     def next_call(self, busy: Collection[str]) -> Call[UpstreamConnection] | None:
         """The next handshake at a resource that is not `busy` with one; None where there is none."""
         call = self._next_admitted(busy)
-        if call is None and not self._has_looked_again and (self._wanted.running or not self._made):
+        if call is None and self._last is not None and (self._wanted.running or not self._made):
             # All others are silent, or have failed: what rests for faults is the last way, and may be well again.
-            self._has_looked_again = True
             if not self._made:  # the last ways that are left rest shorter than others
                 self._pool.ease(self._wanted, list(dict.fromkeys(route.name for _, route in self._refused)))
-            resting = [] if self._waits_for_quota else self.resting
-            self._left, self._refused = [*self._left, *self._refused, *resting], []  # left are those at busy resources
+            last = [] if self._waits_for_quota else self._last
+            self._left, self._refused = [*self._left, *self._refused, *last], []  # left are those at busy resources
+            self._last = None
             self._early = len(self._pool.resources) > 1
             call = self._next_admitted(busy)
         if self._refused and self.ending is None:
