@@ -22,7 +22,10 @@ __all__ = [
     "SessionSpec",
     "SignallingGrant",
     "SpecSupplier",
+    "own_limit_s",
 ]
+
+_LAST_WORD_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +107,11 @@ class Attempt:
     request_id: str | None = None
     tries: int = 0
     resource: str = ""
+
+
+def own_limit_s(limit_s: float) -> float:
+    """How long an attempt that may take `limit_s` waits by itself, in seconds: up to 50 ms less, at most a twentieth.
+
+    So it can say what it waited for in vain, on a busy broker as well, before it is ended from outside.
+    """
+    return limit_s - min(_LAST_WORD_S, limit_s / 20)

@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 
 import tenacity
 
-from strategies.base import Attempt, EphemeralGrant, Grant, ProxyGrant, SessionSpec, SpecSupplier
+from strategies.base import Attempt, EphemeralGrant, Grant, ProxyGrant, SessionSpec, SpecSupplier, own_limit_s
 from strategies.endpoint import Target
 from strategies.errors import CredentialError, MintError, RateLimitedError, TimedOutError, TransientError
 from strategies.health import CircuitBreaker
@@ -58,9 +58,6 @@ class OnLeftOut(Protocol):
 
 # Reserved from the budget for making the plan itself.
 _RESERVE_S = 0.02
-# An attempt ends this much before its share does, at most a twentieth of it: a busy broker, too, hears then what it
-# waited for in vain.
-_LAST_WORD_S = 0.05
 _ANYBODY = Wanted(session_id="", agent_id="")
 
 
@@ -348,16 +345,16 @@ class _Minting:
             grant = await retry(
                 lambda timeout_s: link.strategy.mint(spec, timeout_s=timeout_s),
                 policy=self._chain.policy,
-                deadline_s=call.began_s + share_s - min(_LAST_WORD_S, share_s / 20),
+                deadline_s=call.began_s + own_limit_s(share_s),
                 tries=tries,
                 clock=self._chain.clock,
                 may_repeat=partial(self._chain.pool.may_repeat, permit),
             )
             if isinstance(grant, EphemeralGrant) and grant.left_out:
                 self._chain.pool.repeated(permit)  # it was asked twice
-            if isinstance(grant, EphemeralGrant) and grant.left_out and self._chain.on_left_out is not None:
-                about = {"resource": link.resource.name, "agent_id": self._wanted.agent_id}
-                self._chain.on_left_out(grant.left_out, **about)
+                if self._chain.on_left_out is not None:
+                    about = {"resource": link.resource.name, "agent_id": self._wanted.agent_id}
+                    self._chain.on_left_out(grant.left_out, **about)
             return grant
 
         call = Call(f"mint-{link.resource.name}-{link.strategy.name}", permit, mint, share_s)

@@ -70,7 +70,7 @@ class Pool:
         """Those to ask, in order: allowed, enabled, healthy; by priority and the session's own preference.
 
         Slow ones come behind the others, and so do recovering ones for most sessions at first. Where all that are
-        allowed and enabled seem to fail, or can not be asked, it has all of them.
+        allowed and enabled seem to fail, or cannot be asked, it has all of them.
         """
         enabled = self.allowed(wanted)
         if self._disabled:
@@ -83,7 +83,7 @@ class Pool:
             # One whose rest is over is asked in its own place by the first request that comes: its probe.
             asked = [each for each in preferred if failing[each.name].would_admit]
             if len(asked) < len(preferred) and all(self._rests(each, wanted) for each in asked):
-                # Those that do not fail can not be asked either: one that fails may be well again.
+                # Those that do not fail cannot be asked either: one that fails may be well again.
                 asked += [each for each in preferred if each not in asked]
         else:
             asked = sorted(preferred, key=lambda each: not failing[each.name].would_admit)

@@ -689,7 +689,7 @@ class Settings(BaseSettings):
     keep_alive_s: _Seconds = Field(
         300,
         alias="BROKER_KEEP_ALIVE_S",
-        description="an idle HTTP connection is kept; longer than a proxy in front does, which would answer 502 else",
+        description="an idle HTTP connection is closed after this; a proxy that keeps it longer may answer 502",
     )
 
     # --- observability

@@ -9,6 +9,7 @@ from typing import Any
 import picows
 import structlog
 
+from strategies.base import own_limit_s
 from strategies.credentials import Authorization, Credentials
 from strategies.errors import (
     CredentialError,
@@ -41,7 +42,6 @@ __all__ = [
 log = structlog.get_logger("token_broker.relay")
 
 SESSION_EVENT_ID = "broker_session"
-_LAST_WORD_S = 0.05
 _TIMER_S = 0.005  # a loop's timers may be that early
 _LONGEST_SESSION_S = 86_400.0
 _CLOCKS_AGREE_S = 5.0  # `Date` has whole seconds, and the answer takes its time
@@ -58,10 +58,10 @@ async def current_authorization(credentials: Credentials, deadline_s: float) -> 
     It ends a little before the deadline, whose own error would blame Azure.
     """
     loop = asyncio.get_running_loop()
-    left_s = deadline_s - loop.time()
-    ends_s = deadline_s - min(_LAST_WORD_S, left_s / 20)
+    timeout_s = own_limit_s(deadline_s - loop.time())
+    ends_s = loop.time() + timeout_s
     try:
-        return await credentials.current(timeout_s=ends_s - loop.time())
+        return await credentials.current(timeout_s=timeout_s)
     except CredentialError as error:
         if loop.time() >= ends_s - _TIMER_S:
             raise LateCredentialError(str(error)) from None

@@ -1,6 +1,6 @@
 """What Azure says of itself in a session's events: a limit that is reached, or a failure of its own. Pure."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Reversible
 from itertools import islice
 from typing import Any
 
@@ -31,9 +31,9 @@ def stated_fault(error: object, *, in_talk: bool = False) -> MintError | None:
     return None
 
 
-def last_word(frames: Collection[str]) -> MintError | None:
+def last_word(frames: Reversible[str]) -> MintError | None:
     """The fault of which Azure told last. `frames` are the events that wait to be read, in order."""
-    for text in islice(reversed([*frames]), _LOOKED_AT):
+    for text in islice(reversed(frames), _LOOKED_AT):
         kind = event_type(text)
         if kind not in {"error", "response.done"}:
             continue

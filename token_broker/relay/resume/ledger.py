@@ -358,14 +358,13 @@ class TalkLedger:
                 steps.append(Listen(tuple(rest)))
         return tuple(steps)
 
-    def restate(self, settings: dict[str, Any]) -> None:
-        """The next session has these changes of the client's, in its own dialect."""
-        self._changes.restated(settings)
+    def moved(self, *, replayed_chars: int, listened_chars: int, settings: dict[str, Any] | None = None) -> None:
+        """The new session has got that much audio: of finished utterances, and of the one under way.
 
-    def moved(self, *, replayed_chars: int, listened_chars: int) -> None:
-        """The new session has got that much audio: of finished utterances, and of the one under way."""
+        `settings` are the client's changes in the new session's dialect; None where they are as before.
+        """
         self._offset = self.audio.end - listened_chars - replayed_chars
-        self._changes.restated(self.settings)
+        self._changes.restated(self.settings if settings is None else settings)
         self.was_asked = bool(self._answers)
         if self._speaking is not None:  # the new session tells of it once more
             self._unheard, self._speaking = self._speaking.item_id, None

@@ -381,13 +381,12 @@ class Resumption:
         if old_dialect != new.route.dialect:
             may_set = self._hooks.next_agent().client_may_set
             changes = client_settings(changes, old=old_dialect, new=new.route.dialect, may_set=may_set)
-        ledger.restate(changes)
         if self._creates_held:  # the client's own question answers all that was said
             ledger.stop_asking()
         steps = ledger.steps()
         self._has_asked = any(isinstance(step, Ask) for step in steps)
         made = replay(steps, session, old=old_dialect, restored=self._restored)
-        ledger.moved(replayed_chars=made.committed_chars, listened_chars=made.open_chars)
+        ledger.moved(replayed_chars=made.committed_chars, listened_chars=made.open_chars, settings=changes)
         for notice in self._notices:
             new.socket.put(notice)
         self._notices.clear()
