@@ -198,6 +198,7 @@ async def test_partial_words_reach_the_memory(quiet_browser: Browser) -> None:
     async with run_fake(transports=(DIRECT,)) as server, _talk_page(quiet_browser, server) as page:
         await page.click("talk")
         await page.wait_for_text("state", "live")
+        await server.calls[-1].until_channel()
         await server.partners[-1].begin_to_say("And furthermore")
         await page.wait_for(
             "document.querySelector('.line[data-final=false] .words')?.textContent.includes('furthermore')"

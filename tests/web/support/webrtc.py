@@ -97,9 +97,13 @@ class Call:
         return sdp
 
     async def close_channel(self) -> None:
-        """Closes it once it is here: for the client it may be open a moment earlier."""
-        await self._has_channel.wait()
+        """Closes the data channel."""
+        await self.until_channel()
         self._channel.close()
+
+    async def until_channel(self) -> None:
+        """Returns once the data channel is here: for the client it may be open a moment earlier."""
+        await self._has_channel.wait()
 
     def vanish(self) -> None:
         """Sends nothing more, and tells nobody: its network has gone."""
